@@ -1,0 +1,101 @@
+"""Invertible residual flows for Pyro and nflows.
+
+A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro ``TransformModule``
+(:func:`iresnet`, :class:`IResNet`) and as an nflows ``Transform`` (:class:`IResNetTransform`).
+"""
+
+from .adapters import InverseIResNet, IResNet, IResNetTransform, iresnet
+from .block import Evaluation, ResidualBlock
+from .contractive import (
+    ELU,
+    Activation,
+    Contraction,
+    DenseContraction,
+    Frobenius,
+    Gram,
+    LipSwish,
+    Norm,
+    PowerIteration,
+    Sine,
+    SingularValue,
+    Softplus,
+    Tanh,
+    wrap,
+)
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ContractionError,
+    HigherOrderError,
+    InversionError,
+    IResNetError,
+    LinearSolveError,
+    TracingError,
+)
+from .flows import ActNorm, actnorm, iresnet_stack
+from .inverse import FixedPoint, Solver, auto_solver, solve
+from .linearization import Linearization, linearize_by_autograd
+from .logdet import (
+    Adaptive,
+    ByMode,
+    Exact,
+    LogDet,
+    PowerSeries,
+    Roulette,
+    Truncation,
+    auto_logdet,
+)
+from .solution import Result, Solution, Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELU",
+    "ActNorm",
+    "Activation",
+    "Adaptive",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ByMode",
+    "Contraction",
+    "ContractionError",
+    "DenseContraction",
+    "Evaluation",
+    "Exact",
+    "FixedPoint",
+    "Frobenius",
+    "Gram",
+    "HigherOrderError",
+    "IResNet",
+    "IResNetError",
+    "IResNetTransform",
+    "InverseIResNet",
+    "InversionError",
+    "LinearSolveError",
+    "Linearization",
+    "LipSwish",
+    "LogDet",
+    "Norm",
+    "PowerIteration",
+    "PowerSeries",
+    "ResidualBlock",
+    "Result",
+    "Roulette",
+    "Sine",
+    "SingularValue",
+    "Softplus",
+    "Solution",
+    "Solver",
+    "Stats",
+    "Tanh",
+    "TracingError",
+    "Truncation",
+    "actnorm",
+    "auto_logdet",
+    "auto_solver",
+    "iresnet",
+    "iresnet_stack",
+    "linearize_by_autograd",
+    "solve",
+    "wrap",
+]

@@ -1,0 +1,31 @@
+"""One block with a dense contraction, as the builders of both hosts make it."""
+
+from collections.abc import Callable, Sequence
+
+from ..block import ResidualBlock
+from ..contractive import Activation, DenseContraction, Norm
+from ..inverse import Solver
+from ..logdet import LogDet
+
+
+def dense_block(
+    dim: int,
+    hidden_dims: Sequence[int] | None,
+    *,
+    context_dim: int | None,
+    lipschitz: float,
+    activation: Callable[[], Activation],
+    norm: Norm,
+    logdet: LogDet | None,
+    solver: Solver | None,
+) -> ResidualBlock:
+    """A :class:`ResidualBlock` over a :class:`DenseContraction`; arguments as theirs."""
+    contraction = DenseContraction(
+        dim,
+        hidden_dims,
+        context_dim=context_dim,
+        lipschitz=lipschitz,
+        activation=activation,
+        norm=norm,
+    )
+    return ResidualBlock(contraction, logdet=logdet, solver=solver)

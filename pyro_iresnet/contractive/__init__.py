@@ -1,0 +1,24 @@
+"""Contractive networks ``g`` with a proven Lipschitz bound, and the norms that prove it."""
+
+from .activations import ELU, Activation, LipSwish, Sine, Softplus, Tanh
+from .base import Contraction
+from .mlp import DenseContraction
+from .norms import Frobenius, Gram, Norm, PowerIteration, SingularValue
+from .wrapped import wrap
+
+__all__ = [
+    "ELU",
+    "Activation",
+    "Contraction",
+    "DenseContraction",
+    "Frobenius",
+    "Gram",
+    "LipSwish",
+    "Norm",
+    "PowerIteration",
+    "Sine",
+    "SingularValue",
+    "Softplus",
+    "Tanh",
+    "wrap",
+]

@@ -1,0 +1,139 @@
+"""What can go wrong, and its words: the error classes and the checks of arguments.
+
+Every error that this package raises is an :class:`IResNetError`, and also the built-in error a
+caller would expect (``ValueError`` for a value, ``TypeError`` for a type).
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class IResNetError(Exception):
+    """Base class of every error of this package."""
+
+
+class ArgumentError(IResNetError, ValueError):
+    """An argument has the right type and a wrong value, shape or combination."""
+
+
+class ArgumentTypeError(IResNetError, TypeError):
+    """An argument has the wrong type or dtype."""
+
+
+class ContractionError(IResNetError, ValueError):
+    """``g`` is not known to be a contraction, so the inverse has no certificate."""
+
+
+class InversionError(IResNetError, RuntimeError):
+    """The inverse missed the tolerance for some samples; ``solution`` holds what was reached."""
+
+    def __init__(self, message: str, solution: Any = None) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+class LinearSolveError(IResNetError, RuntimeError):
+    """``(I + J) w = v`` was not solved to the tolerance."""
+
+
+class TracingError(IResNetError, RuntimeError):
+    """A tracer would freeze a data-dependent loop or a random draw in silence."""
+
+
+class HigherOrderError(IResNetError, RuntimeError):
+    """A derivative was asked whose value would be wrong."""
+
+
+def check_lipschitz(value: float, name: str = "lipschitz") -> float:
+    """Return ``value`` as a float, or raise unless it is a number with ``0 < value < 1``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(f"Expected {name} to be a number in (0, 1); got {value!r}.")
+    if not 0.0 < value < 1.0:
+        raise ArgumentError(
+            f"Expected {name} in (0, 1); got {value}. "
+            "x + g(x) is invertible when Lip(g) < 1; 0.9 to 0.99 is usual."
+        )
+    return float(value)
+
+
+def check_positive(value: float, name: str) -> float:
+    """Return ``value`` as a float, or raise unless it is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(f"Expected {name} to be a number above 0; got {value!r}.")
+    if not 0.0 < value < float("inf"):
+        raise ArgumentError(f"Expected {name} to be finite and above 0; got {value}.")
+    return float(value)
+
+
+def check_positive_int(value: int, name: str) -> int:
+    """Return ``value``, or raise unless it is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"Expected {name} to be an integer of at least 1; got {value!r}.")
+    if value < 1:
+        raise ArgumentError(f"Expected {name} to be at least 1; got {value}.")
+    return value
+
+
+def check_dims(values: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return ``values`` as a tuple, or raise unless they are positive integers (possibly none)."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ArgumentTypeError(
+            f"Expected {name} to be a sequence of widths such as [64, 64]; got {values!r}."
+        )
+    return tuple(check_positive_int(v, f"{name}[{i}]") for i, v in enumerate(values))
+
+
+def check_instance(value: object, kind: type[T], name: str, example: str) -> T:
+    """Return ``value``, or raise unless it is a ``kind``; ``example`` shows a right one."""
+    if isinstance(value, type) and issubclass(value, kind):
+        raise ArgumentTypeError(
+            f"Expected {name} to be an object such as {example}; got the class {value.__name__}. "
+            "Call it."
+        )
+    if not isinstance(value, kind):
+        raise ArgumentTypeError(
+            f"Expected {name} to be a {kind.__name__} such as {example}; "
+            f"got {type(value).__name__} {value!r}."
+        )
+    return value
+
+
+def check_tensor(
+    value: Tensor, event_shape: tuple[int, ...], like: Tensor | None, name: str
+) -> None:
+    """Raise unless ``value`` is a tensor that ends in ``event_shape`` with the dtype of ``like``.
+
+    A size of -1 in ``event_shape`` stands for any size.
+    """
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            f"Expected {name} to be a torch.Tensor; got {type(value).__name__}."
+        )
+    size = len(event_shape)
+    tail = tuple(value.shape)[max(value.dim() - size, 0) :]
+    if len(tail) != size or any(e not in (-1, t) for e, t in zip(event_shape, tail, strict=True)):
+        expected = "(" + ", ".join("any" if e == -1 else str(e) for e in event_shape)
+        expected += ",)" if size == 1 else ")"
+        raise ArgumentError(
+            f"Expected {name} with event shape {expected}; got {tuple(value.shape)}."
+        )
+    if like is not None and value.dtype != like.dtype:
+        raise ArgumentTypeError(
+            f"Expected {name} of dtype {like.dtype}, that of the parameters; got {value.dtype}. "
+            f"Convert one of them: {name}.to({like.dtype}), or module.to({value.dtype})."
+        )
+
+
+def refuse_tracing(what: str) -> None:
+    """Raise under ``torch.jit.trace``, which would record one run of ``what`` as if it were all."""
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        raise TracingError(
+            f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
+            "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
+            "inverse out of the trace."
+        )

@@ -1,0 +1,149 @@
+"""Linear maps as objects: the pieces of which a Jacobian is made, to multiply with.
+
+A map acts on the event dimensions of its argument. Extra leading dimensions of the argument
+(several probes, the columns of a basis) broadcast against the batch of the map.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class LinearMap(ABC):
+    """``A``, one matrix for every sample of a batch or one for all, known by its products.
+
+    To write one: ``mv`` and ``vm`` as linear functions of ``v`` that broadcast over leading
+    dimensions, ``select``, and ``trace`` if it costs no more than a few products.
+    """
+
+    @abstractmethod
+    def mv(self, v: Tensor) -> Tensor:
+        """``A v``, shape ``(*lead, *batch, *event_out)``."""
+
+    @abstractmethod
+    def vm(self, v: Tensor) -> Tensor:
+        """``A^T v``, shape ``(*lead, *batch, *event_in)``."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> "LinearMap":
+        """The map of the samples ``index``, positions in the flattened batch, repeats allowed."""
+
+    def trace(self) -> Tensor | None:
+        """``tr A``, broadcastable to ``(*batch,)``, or None if it would cost too much."""
+        return None
+
+    @property
+    def transpose_is_cheaper(self) -> bool:
+        """Whether a dense matrix is cheaper to form by ``vm``, row by row, than by ``mv``."""
+        return True
+
+
+@dataclass(frozen=True)
+class Dense(LinearMap):
+    """One matrix for all samples.
+
+    Arguments:
+        weight: the matrix, shape ``(event_out, event_in)``.
+    """
+
+    weight: Tensor
+
+    def mv(self, v: Tensor) -> Tensor:
+        return v @ self.weight.T
+
+    def vm(self, v: Tensor) -> Tensor:
+        return v @ self.weight
+
+    def select(self, index: Tensor) -> "Dense":
+        return self
+
+    def trace(self) -> Tensor:
+        return self.weight.trace()
+
+
+@dataclass(frozen=True)
+class Diagonal(LinearMap):
+    """A diagonal matrix for each sample, such as the slopes of an activation.
+
+    Arguments:
+        diagonal: its entries, shape ``(*batch, event)``.
+    """
+
+    diagonal: Tensor
+
+    def mv(self, v: Tensor) -> Tensor:
+        return self.diagonal * v
+
+    def vm(self, v: Tensor) -> Tensor:
+        return self.diagonal * v
+
+    def select(self, index: Tensor) -> "Diagonal":
+        return Diagonal(self.diagonal.reshape(-1, self.diagonal.shape[-1])[index])
+
+    def trace(self) -> Tensor:
+        return self.diagonal.sum(-1)
+
+
+@dataclass(frozen=True)
+class Chain(LinearMap):
+    """The product ``A_n ... A_2 A_1`` of maps, given in the order they act: ``(A_1, ..., A_n)``."""
+
+    maps: tuple[LinearMap, ...]
+
+    def mv(self, v: Tensor) -> Tensor:
+        for a in self.maps:
+            v = a.mv(v)
+        return v
+
+    def vm(self, v: Tensor) -> Tensor:
+        for a in reversed(self.maps):
+            v = a.vm(v)
+        return v
+
+    def select(self, index: Tensor) -> "Chain":
+        return Chain(tuple(a.select(index) for a in self.maps))
+
+    def trace(self) -> Tensor | None:
+        r"""The exact trace of a network with at most two hidden layers, else None.
+
+        With the trace cyclic, :math:`\mathrm{tr}(W_2 S W_1) = s^\top \mathrm{diag}(W_1 W_2)` and
+        :math:`\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1`:
+        one product of the size of a hidden layer for each sample.
+        """
+        match self.maps:
+            case (Dense() | Diagonal() as only,):
+                return only.trace()
+            case (Dense(w1), Diagonal(s), Dense(w2)):
+                return s @ (w1 * w2.T).sum(1)
+            case (Dense(w1), Diagonal(s1), Dense(w2), Diagonal(s2), Dense(w3)):
+                return ((s2 @ (w2 * (w1 @ w3).T)) * s1).sum(-1)
+            case _:
+                return None
+
+    @property
+    def transpose_is_cheaper(self) -> bool:
+        # Every dense factor costs a product for each sample but the first one applied, whose
+        # product with the identity is the same for all samples: start from the larger end.
+        def size(a: LinearMap) -> int:
+            return a.weight.numel() if isinstance(a, Dense) else 0
+
+        return size(self.maps[-1]) >= size(self.maps[0])
+
+    def __iter__(self) -> Iterator[LinearMap]:
+        return iter(self.maps)
+
+
+def basis(shape: tuple[int, ...], batch_dims: int, like: Tensor) -> Tensor:
+    """The standard basis of an event space, shape ``(size, 1, ..., 1, *shape)``.
+
+    Arguments:
+        shape: the event shape.
+        batch_dims: how many dimensions of size 1 to put in the middle.
+        like: the tensor whose dtype and device to take.
+    """
+    size = torch.Size(shape).numel()
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    return eye.reshape(size, *(1,) * batch_dims, *shape)

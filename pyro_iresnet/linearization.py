@@ -1,0 +1,169 @@
+"""``g`` at a point: its value, and its Jacobian as a linear map."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from .linear_maps import LinearMap, basis
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """``g(x)`` and ``J = dg/dx`` at ``x``, both differentiable in ``x``, parameters and context.
+
+    Arguments:
+        value: ``g(x)``, shape ``(*batch, *event)``.
+        jacobian: ``J`` as a :class:`~pyro_iresnet.linear_maps.LinearMap`.
+        event_dim: how many trailing dimensions form one event.
+    """
+
+    value: Tensor
+    jacobian: LinearMap
+    event_dim: int = 1
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.value.shape[: self.value.dim() - self.event_dim]
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self.value.shape[self.value.dim() - self.event_dim :]
+
+    @property
+    def event_size(self) -> int:
+        return self.event_shape.numel()
+
+    def mv(self, v: Tensor) -> Tensor:
+        """``J v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
+        return self.jacobian.mv(v)
+
+    def vm(self, v: Tensor) -> Tensor:
+        """``J^T v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
+        return self.jacobian.vm(v)
+
+    def as_matrix(self) -> Tensor:
+        """``J`` with events flattened, shape ``(*batch, D, D)``, in one batched pass."""
+        size = self.event_size
+        eye = basis(tuple(self.event_shape), len(self.batch_shape), self.value)
+        if self.jacobian.transpose_is_cheaper:
+            rows = self.jacobian.vm(eye).expand(size, *self.value.shape)
+            return rows.reshape(size, *self.batch_shape, size).movedim(0, -2)
+        columns = self.jacobian.mv(eye).expand(size, *self.value.shape)
+        return columns.reshape(size, *self.batch_shape, size).movedim(0, -1)
+
+    def trace(self) -> Tensor | None:
+        """``tr J``, shape ``(*batch,)``, where it costs no more than a few products, else None."""
+        trace = self.jacobian.trace()
+        return None if trace is None else trace.expand(self.batch_shape)
+
+    def select(self, index: Tensor) -> "Linearization":
+        """That of the samples ``index`` (positions in the flattened batch, repeats allowed)."""
+        flat = self.value.reshape(-1, *self.event_shape)
+        return Linearization(flat[index], self.jacobian.select(index), self.event_dim)
+
+    def sum_event(self, v: Tensor) -> Tensor:
+        """``v`` summed over its event dimensions."""
+        return v.flatten(v.dim() - self.event_dim).sum(-1)
+
+    def norm(self, v: Tensor) -> Tensor:
+        """The Euclidean norm of ``v`` over its event dimensions."""
+        return torch.linalg.vector_norm(v.flatten(v.dim() - self.event_dim), dim=-1)
+
+
+class Linearizable(Protocol):
+    """What the log-determinants and the inverse need of ``g`` with its acting weights in place."""
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``g(x)``, shape ``(*batch, *event)``."""
+        ...
+
+    def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        """``g(x)`` and the Jacobian at ``x``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Autograd(LinearMap):
+    """The Jacobian of any function by automatic differentiation, one sweep for each product.
+
+    Arguments:
+        function: ``g``, acting on each sample by itself.
+        x: where to linearize, shape ``(*batch, *event)``.
+        context: the context, shape ``(*batch, size)``, or None.
+        event_dim: how many trailing dimensions of ``x`` form one event.
+        pullback: ``v -> J^T v``.
+    """
+
+    function: Callable[..., Tensor]
+    x: Tensor
+    context: Tensor | None
+    event_dim: int
+    pullback: Callable[[Tensor], tuple[Tensor]]
+
+    def mv(self, v: Tensor) -> Tensor:
+        # The pullback is linear in its argument, so its own pullback is J itself: no
+        # forward-mode rule is asked of the user's layers, and g is not evaluated again.
+        pushforward = vjp(lambda u: self.pullback(u)[0], torch.zeros_like(self.x))[1]
+        return self._over_leading(lambda u: pushforward(u)[0], v)
+
+    def vm(self, v: Tensor) -> Tensor:
+        return self._over_leading(lambda u: self.pullback(u)[0], v)
+
+    def _over_leading(self, product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        shape = self.x.shape
+        if v.dim() <= self.x.dim():
+            return product(v.expand(shape))
+        lead = v.shape[: v.dim() - self.x.dim()]
+        flat = v.expand(*lead, *shape).reshape(-1, *shape)
+        return vmap(product)(flat).reshape(*lead, *shape)
+
+    def select(self, index: Tensor) -> "Autograd":
+        event = self.x.shape[self.x.dim() - self.event_dim :]
+        x = self.x.reshape(-1, *event)[index]
+        context = self.context
+        if context is not None:
+            batch = self.x.shape[: self.x.dim() - self.event_dim]
+            context = context.expand(*batch, context.shape[-1])
+            context = context.reshape(-1, context.shape[-1])[index]
+        return autograd_map(self.function, x, context, self.event_dim)[1]
+
+
+def autograd_map(
+    function: Callable[..., Tensor], x: Tensor, context: Tensor | None, event_dim: int
+) -> tuple[Tensor, Autograd]:
+    """The value of ``function`` at ``x`` and its Jacobian as an :class:`Autograd` map."""
+
+    def at_context(point: Tensor) -> Tensor:
+        return function(point) if context is None else function(point, context)
+
+    pulled = vjp(at_context, x)
+    return pulled[0], Autograd(function, x, context, event_dim, pulled[1])
+
+
+def linearize_by_autograd(
+    function: Callable[..., Tensor], x: Tensor, context: Tensor | None = None, event_dim: int = 1
+) -> Linearization:
+    """Linearize any ``g`` whose samples do not mix, by automatic differentiation.
+
+    Arguments:
+        function: ``g(x)``, or ``g(x, context)`` when a context is given.
+        x: where, shape ``(*batch, *event)``.
+        context: passed on to ``function``, shape ``(*batch, size)``.
+        event_dim: how many trailing dimensions of ``x`` form one event.
+
+    Returns:
+        A :class:`Linearization`; each ``mv`` or ``vm`` costs one sweep through ``function``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 1.0]])
+        >>> linearize_by_autograd(lambda x: 0.5 * x**2, x).as_matrix()
+        tensor([[[0., 0.],
+                 [0., 1.]]])
+    """
+    value, jacobian = autograd_map(function, x, context, event_dim)
+    return Linearization(value, jacobian, event_dim)

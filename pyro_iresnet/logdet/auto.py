@@ -1,0 +1,29 @@
+"""The default choice of an estimator."""
+
+from .base import ByMode
+from .exact import Exact
+from .series import PowerSeries, Roulette
+
+# Up to here the dense Jacobian costs less than a stochastic series, and has no variance.
+EXACT_IN_TRAINING = 16
+# Up to here an exact evaluation is affordable.
+EXACT_IN_EVALUATION = 1024
+
+
+def auto_logdet(event_size: int) -> ByMode:
+    """The default estimator for events of a given size, as a :class:`ByMode` to read or replace.
+
+    In train mode ``Exact()`` up to 16 coordinates, ``Roulette()`` above; in eval mode ``Exact()``
+    up to 1024 coordinates, and a long deterministic ``PowerSeries`` above.
+
+    Arguments:
+        event_size: the number of coordinates of one event.
+
+    Example:
+        >>> auto_logdet(64).evaluate
+        Exact()
+    """
+    return ByMode(
+        train=Exact() if event_size <= EXACT_IN_TRAINING else Roulette(),
+        evaluate=Exact() if event_size <= EXACT_IN_EVALUATION else PowerSeries(terms=100, probes=4),
+    )

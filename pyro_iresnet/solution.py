@@ -1,0 +1,101 @@
+"""What a solver returns: ``Solution(value, result, stats)``, and what its results mean."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Result(IntEnum):
+    """How the solve of one sample ended. The order is the order of severity.
+
+    ``message`` says what was seen, the usual cause, and the remedy.
+    """
+
+    CONVERGED = 0, "The inverse reached the tolerance."
+    MAX_STEPS = (
+        1,
+        "The inverse did not reach the tolerance. The contraction is probably close to "
+        "Lipschitz 1, or the tolerance below what the dtype can resolve. Raise max_steps or rtol, "
+        "lower lipschitz, or use float64.",
+    )
+    NON_FINITE = (
+        2,
+        "The inverse met NaN or infinity. Either y holds one, or the network overflows there. "
+        "Check y and the parameters.",
+    )
+    NOT_A_CONTRACTION = (
+        3,
+        "g stretched a pair of points by more than its Lipschitz bound. The bound given with it "
+        "is wrong. Correct the bound, or constrain the network.",
+    )
+
+    message: str
+
+    def __new__(cls, value: int, message: str) -> "Result":
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.message = message
+        return member
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of a solve, one entry per sample; each has the batch shape of ``y``.
+
+    Arguments:
+        results: the :class:`Result` of each sample, as int64.
+        steps: solver steps taken.
+        evaluations: evaluations of ``g``.
+        residual: ``||x + g(x) - y||`` at the returned ``x``.
+        error_bound: certified bound of ``||x - x*||``, that is ``residual / (1 - L)``.
+        tolerance: the bound that was asked, never below the floor of the arithmetic.
+    """
+
+    results: Tensor
+    steps: Tensor
+    evaluations: Tensor
+    residual: Tensor
+    error_bound: Tensor
+    tolerance: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The outcome of a solve.
+
+    Arguments:
+        value: the best ``x`` found, shape ``(*batch, *event)``.
+        result: the worst :class:`Result` over the batch.
+        stats: the :class:`Stats` per sample.
+        lipschitz: the proven bound of ``Lip(g)`` that the certificate rests on.
+    """
+
+    value: Tensor
+    result: Result
+    stats: Stats
+    lipschitz: float
+
+    @property
+    def converged(self) -> Tensor:
+        """The mask of the samples that reached the tolerance, shape ``(*batch,)``."""
+        return self.stats.results == Result.CONVERGED
+
+    def describe(self) -> str:
+        """One sentence with the numbers: how many samples failed, how far off, and what to do."""
+        stats = self.stats
+        failed = stats.results.reshape(-1) == self.result
+        where = torch.nonzero(failed).reshape(-1)[:5].tolist()
+        parts = [f"{int(failed.sum())} of {failed.numel()} samples, first at {where}"]
+        if self.result in (Result.MAX_STEPS, Result.NOT_A_CONTRACTION):
+            steps = int(stats.steps.reshape(-1)[failed].max())
+            worst = int(torch.where(failed, stats.error_bound.reshape(-1), -1.0).argmax())
+            bound = float(stats.error_bound.reshape(-1)[worst])
+            residual = float(stats.residual.reshape(-1)[worst])
+            asked = float(stats.tolerance.reshape(-1)[worst])
+            parts.append(
+                f"{steps} steps; worst error bound {bound:.1e}, residual {residual:.1e}, "
+                f"asked {asked:.1e}"
+            )
+        return f"{self.result.message} ({'; '.join(parts)}.)"

@@ -1,0 +1,163 @@
+"""The contract that a new contraction, estimator or solver must meet, as checks to run.
+
+Each check raises ``AssertionError`` with the figure that is off, and returns nothing. They are for
+your own test suite:
+
+    from pyro_iresnet import testing
+
+    def test_my_contraction():
+        testing.check_contraction(MyContraction(3).double(), torch.randn(50, 3).double())
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from .contractive import Contraction
+from .inverse import Solver, solve
+from .linearization import Linearization
+from .logdet import LogDet
+
+ROUNDING = 1e-5
+
+
+def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
+    """All that a contraction promises, at the points ``x``: shapes, Jacobian, bound and purity.
+
+    Arguments:
+        contraction: what to check; in float64, so that rounding does not hide a fault.
+        x: some 50 points, shape ``(n, *event)``.
+        context: shape ``(n, size)``, for a conditional contraction.
+    """
+    check_linearization(contraction, x, context)
+    check_lipschitz_bound(contraction, x, context)
+    check_purity(contraction, x, context)
+
+
+def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
+    """``linearize`` agrees with ``forward`` and with automatic differentiation."""
+    event_dim = contraction.event_dim
+    linearization = contraction.linearize(x, context)
+    torch.testing.assert_close(linearization.value, contraction(x, context))
+
+    def one(point: Tensor, its_context: Tensor | None) -> Tensor:
+        batch = None if its_context is None else its_context[None]
+        return contraction(point[None], batch)[0]
+
+    in_dims = (0, None if context is None else 0)
+    size = linearization.event_size
+    expected = vmap(jacrev(one), in_dims=in_dims)(x, context).reshape(len(x), size, size)
+    torch.testing.assert_close(linearization.as_matrix(), expected)
+    v = torch.randn(3, *x.shape, dtype=x.dtype)
+    flat = v.flatten(v.dim() - event_dim)
+    mv = (expected @ flat[..., None])[..., 0].reshape(v.shape)
+    vm = (expected.mT @ flat[..., None])[..., 0].reshape(v.shape)
+    torch.testing.assert_close(linearization.mv(v), mv)
+    torch.testing.assert_close(linearization.vm(v), vm)
+    trace = linearization.trace()
+    if trace is not None:
+        torch.testing.assert_close(trace, expected.diagonal(dim1=-2, dim2=-1).sum(-1))
+    index = torch.tensor([len(x) - 1, 0, 0])
+    torch.testing.assert_close(linearization.select(index).mv(v[0][index]), mv[0][index])
+
+
+def check_lipschitz_bound(
+    contraction: Contraction, x: Tensor, context: Tensor | None = None
+) -> None:
+    """The proven bound is at most ``lipschitz``, and no pair of points is stretched by more."""
+    bound = float(contraction.lipschitz_bound())
+    _require(
+        bound <= contraction.lipschitz + ROUNDING,
+        f"the proven bound {bound} exceeds the promised {contraction.lipschitz}",
+    )
+    norms = torch.linalg.matrix_norm(contraction.linearize(x, context).as_matrix(), ord=2)
+    _require(
+        float(norms.max()) <= bound + ROUNDING,
+        f"a local stretch {float(norms.max())} exceeds the proven bound {bound}",
+    )
+    for scale in (1e-3, 1.0, 1e2):
+        other = x + scale * torch.randn_like(x)
+        apart = (contraction(x, context) - contraction(other, context)).flatten(1).norm(dim=1)
+        stretch = float((apart / (x - other).flatten(1).norm(dim=1)).max())
+        _require(
+            stretch <= bound + ROUNDING,
+            f"a pair of points is stretched by {stretch}, the proven bound is {bound}",
+        )
+
+
+def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
+    """Calls change neither the contraction nor their inputs, in train and in eval mode."""
+    state = {name: value.clone() for name, value in contraction.state_dict().items()}
+    before = x.clone()
+    training = contraction.training
+    first = contraction.train()(x, context)
+    linearized = contraction.linearize(x, context).value
+    contraction.lipschitz_bound()
+    second = contraction.eval()(x, context)
+    contraction.train(training)
+    _require(torch.equal(first, second), "train and eval mode give different values")
+    torch.testing.assert_close(linearized, first)
+    _require(torch.equal(x, before), "a call changed its input")
+    for name, value in contraction.state_dict().items():
+        _require(torch.equal(value, state[name]), f"a call changed {name}")
+
+
+def check_logdet(
+    estimator: LogDet, linearization: Linearization, *, lipschitz: float, draws: int = 2000
+) -> None:
+    """The mean of the estimator is the log-determinant, within four of its standard errors.
+
+    The bound ``4 / sqrt(draws)`` is per sample, so pass few: 10 samples fail by chance in one of
+    1,500 runs.
+
+    Arguments:
+        estimator: what to check.
+        linearization: of a contraction, in float64, shape ``(n, *event)``.
+        lipschitz: its bound.
+        draws: how many estimates to average.
+    """
+    size = linearization.event_size
+    matrix = torch.eye(size, dtype=linearization.value.dtype) + linearization.as_matrix()
+    exact = torch.linalg.slogdet(matrix).logabsdet
+    with torch.no_grad():
+        estimates = torch.stack(
+            [estimator(linearization, lipschitz=lipschitz) for _ in range(draws)]
+        )
+    _require(
+        estimates.shape[1:] == linearization.batch_shape,
+        f"expected the batch shape, got {tuple(estimates.shape[1:])}",
+    )
+    error = estimates.std(0) / math.sqrt(draws)
+    off = ((estimates.mean(0) - exact).abs() / (error + ROUNDING)).max()
+    _require(float(off) <= 4.0, f"the mean is off by {float(off):.1f} standard errors")
+
+
+def check_solver(solver: Solver, contraction: Contraction, x: Tensor) -> None:
+    """The solver finds ``x`` again, and its certified error bound holds.
+
+    Arguments:
+        solver: what to check.
+        contraction: of vectors or images without context.
+        x: shape ``(n, *event)``.
+    """
+    y = (x + contraction(x)).detach()
+    solution = solve(contraction, y, solver)
+    stats = solution.stats
+    error = (solution.value - x).flatten(1).norm(dim=1)
+    # x + g(x) itself is rounded, which moves its exact solution.
+    rounding = 64 * torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1) / (1 - solution.lipschitz)
+    _require(
+        bool((error <= stats.error_bound + rounding).all()),
+        f"an error of {float(error.max()):.1e} exceeds its certified bound",
+    )
+    _require(
+        bool((stats.error_bound <= stats.tolerance).all()),
+        f"an error bound of {float(stats.error_bound.max()):.1e} exceeds the tolerance",
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
