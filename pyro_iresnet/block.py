@@ -164,4 +164,6 @@ class ResidualBlock(nn.Module):
         solution = solve(self.contraction, y, self.solver, x0=x0, context=context, acting=g)
         if not torch.is_grad_enabled():
             return solution.value
-        return implicit_inverse(g, solution.value, y, context, lipschitz=solution.lipschitz)
+        return implicit_inverse(
+            self.contraction, g, solution.value, y, context, lipschitz=solution.lipschitz
+        )

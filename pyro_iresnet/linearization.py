@@ -118,7 +118,7 @@ class Autograd(LinearMap):
         if v.dim() <= self.x.dim():
             return product(v.expand(shape))
         lead = v.shape[: v.dim() - self.x.dim()]
-        flat = v.expand(*lead, *shape).reshape(-1, *shape)
+        flat = v.expand(*lead, *shape).flatten(0, len(lead) - 1)
         return vmap(product)(flat).reshape(*lead, *shape)
 
     def select(self, index: Tensor) -> "Autograd":

@@ -73,6 +73,9 @@ class Gram(Norm):
         check_positive_int(self.squarings, "squarings")
 
     def norm(self, weight: Tensor) -> Tensor:
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            # The tracer records operations, and knows no autograd function written in Python.
+            return _gram(weight, self.squarings)[0]
         return _GramNorm.apply(weight, self.squarings)[0]
 
 

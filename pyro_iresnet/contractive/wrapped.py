@@ -24,6 +24,7 @@ class Wrapped(Contraction):
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x, context = self.check(x, context)
         value = self.module(x) if context is None else self.module(x, context)
         if value.shape != x.shape:
             raise ArgumentError(

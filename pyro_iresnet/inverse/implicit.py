@@ -8,20 +8,33 @@ g at fixed x through parameters and context. So a backward pass is one linear so
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
+from torch.func import functional_call, vjp
 
-from ..linear_solve import LinearSolve, auto_linear_solve
+from ..errors import HigherOrderError
+from ..linear_solve import DenseSolve, LinearSolve, auto_linear_solve
 from ..linearization import Linearizable, Linearization
+
+Adjoint = Callable[..., tuple[Tensor | None, ...]]
 
 
 def implicit_inverse(
-    g: Linearizable, solution: Tensor, y: Tensor, context: Tensor | None, *, lipschitz: float
+    contraction: nn.Module,
+    g: Linearizable,
+    solution: Tensor,
+    y: Tensor,
+    context: Tensor | None,
+    *,
+    lipschitz: float,
 ) -> Tensor:
-    """The solution of ``x + g(x) = y``, differentiable to any order in y, parameters and context.
+    r"""The solution of ``x + g(x) = y``, differentiable in y, parameters and context.
+
+    To second order for every D, to any order up to 32 coordinates; what is not, raises.
 
     Arguments:
-        g: with the weights that act in place.
+        contraction: ``g`` as a module, called as ``contraction(x, context)``.
+        g: the same with the weights that act in place.
         solution: ``x``, solved without gradients; receives none.
         y: shape ``(*batch, *event)``.
         context: shape ``(*batch, size)``, or None.
@@ -29,44 +42,68 @@ def implicit_inverse(
     """
     at_solution = g.linearize(solution.detach(), context)
     linear_solve = auto_linear_solve(at_solution.event_size)
+    named = {name: p for name, p in contraction.named_parameters() if p.requires_grad}
+    needs_context = context is not None and context.requires_grad
+    held = (*named.values(), *((context,) if needs_context else ()))
 
-    def adjoint(grad: Tensor, x: Tensor) -> Tensor:
-        # A second derivative needs J as a function of x; a first one its numbers only.
-        j = g.linearize(x, context) if torch.is_grad_enabled() else at_solution
-        return _solve(j, grad, transpose=True, lipschitz=lipschitz, by=linear_solve)
+    def adjoint(grad: Tensor, x: Tensor, *held: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            w = linear_solve(at_solution, grad, transpose=True, lipschitz=lipschitz)
+            return w, *(None for _ in held)
+        # A second derivative is under way, so J has to be a function of x, not numbers only.
+        w = _solve_transposed(g.linearize(x, context), grad, lipschitz=lipschitz, by=linear_solve)
 
-    return _Implicit.apply(y - at_solution.value, solution.detach(), adjoint)
+        def gradient_at(point: Tensor) -> tuple[Tensor, ...]:
+            def minus_g(*held: Tensor) -> Tensor:
+                parameters = dict(zip(named, held, strict=False))
+                its_context = held[-1] if needs_context else context
+                return -functional_call(contraction, parameters, (point, its_context))
+
+            return vjp(minus_g, *held)[1](w)
+
+        # The gradient reaches parameters and context through z, at x held fixed. What x adds to
+        # its derivative is the same gradient as a function of x, less its value.
+        moving, still = gradient_at(x), gradient_at(x.detach())
+        return w, *(a - b for a, b in zip(moving, still, strict=True))
+
+    return _Implicit.apply(y - at_solution.value, solution.detach(), adjoint, *held)
 
 
-def _solve(
-    j: Linearization, v: Tensor, *, transpose: bool, lipschitz: float, by: LinearSolve
-) -> Tensor:
-    """``(I + J)^{-1} v`` or its transpose, differentiable in ``v`` and in all that J depends on."""
+def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: LinearSolve) -> Tensor:
+    """``(I + J)^{-T} v``, differentiable in ``v`` and in all that J depends on."""
+    if isinstance(by, DenseSolve):
+        return by(j, v, transpose=True, lipschitz=lipschitz)
     with torch.no_grad():
-        w = by(j, v, transpose=transpose, lipschitz=lipschitz)
-    if not torch.is_grad_enabled():
-        return w
-    product = j.vm if transpose else j.mv
+        w = by(j, v, transpose=True, lipschitz=lipschitz)
 
-    def adjoint(grad: Tensor, _: Tensor) -> Tensor:
-        return _solve(j, grad, transpose=not transpose, lipschitz=lipschitz, by=by)
+    def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled():
+            raise HigherOrderError(
+                "The inverse has first and second derivatives; a third one, with more than 32 "
+                "coordinates, would be wrong. Call backward without create_graph the second time."
+            )
+        return (by(j, grad, transpose=False, lipschitz=lipschitz),)
 
-    return _Implicit.apply(v - product(w), w, adjoint)
+    return _Implicit.apply(v - j.vm(w), w, adjoint)
 
 
 class _Implicit(Function):
-    """A known solution of ``x + A(x) = z`` as a function of ``z = y - A(x)`` at fixed ``x``."""
+    """A known solution of ``x + A(x) = z`` as a function of ``z = y - A(x)`` at fixed ``x``.
+
+    ``adjoint(grad, x, *held)`` gives the gradients of ``z`` and of the tensors ``held``.
+    """
 
     @staticmethod
-    def forward(z: Tensor, solution: Tensor, adjoint: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def forward(z: Tensor, solution: Tensor, adjoint: Adjoint, *held: Tensor) -> Tensor:
         return solution.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.adjoint = inputs[2]
-        ctx.save_for_backward(output)
+        _, _, ctx.adjoint, *held = inputs
+        ctx.save_for_backward(output, *held)
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        return ctx.adjoint(*grad_outputs, x), None, None
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, *held = ctx.saved_tensors
+        of_z, *of_held = ctx.adjoint(*grad_outputs, x, *held)
+        return of_z, None, None, *of_held

@@ -1,7 +1,6 @@
-"""The loop that inverts ``y = x + g(x)``, with a certified stop for each sample."""
+"""``solve``: the inverse of ``y = x + g(x)`` to a certified error."""
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,6 +20,7 @@ from ..linearization import Linearizable
 from ..solution import Result, Solution, Stats
 from .base import Problem, Solver
 from .fixed_point import FixedPoint
+from .loop import Tolerance, iterate
 
 
 class Contractive(Protocol):
@@ -55,7 +55,9 @@ def solve(
     :math:`\lVert x - x^* \rVert \le \lVert x + g(x) - y \rVert / (1 - L)`, is at most
     :math:`\text{atol} + \text{rtol} \lVert y \rVert`; it then leaves the batch. Below
     :math:`8 \epsilon / (1 - L)`, relative to the larger of ``x`` and ``y``, rounding hides the
-    residual: there a sample counts as done, and ``stats.tolerance`` says what was used.
+    residual: there a sample counts as done, and so does one whose residual has stopped shrinking
+    within 32 times that (or of 1, if ``x`` and ``y`` are smaller). ``stats.tolerance`` says what
+    was used.
 
     Without gradients: :meth:`ResidualBlock.inverse` is the differentiable inverse.
 
@@ -101,7 +103,7 @@ def solve(
         context=None if context is None else context.reshape(-1, context.shape[-1]),
         lipschitz=lipschitz,
     )
-    tolerance = _Tolerance(
+    tolerance = Tolerance(
         atol=check_positive(atol, "atol") if atol is not None else solver.atol or 0.0,
         rtol=check_positive(rtol, "rtol")
         if rtol is not None
@@ -110,7 +112,7 @@ def solve(
     )
     limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
     start = flat if x0 is None else x0.reshape(flat.shape)
-    value, rows = _iterate(problem, start, solver, tolerance, limit)
+    value, rows = iterate(problem, start, solver, tolerance, limit)
     stats = Stats(**{name: figure.reshape(batch) for name, figure in rows.items()})
     worst = Result(int(stats.results.max())) if flat.shape[0] else Result.CONVERGED
     solution = Solution(value.reshape(y.shape), worst, stats, lipschitz)
@@ -133,92 +135,3 @@ def _proven_bound(contraction: Contractive) -> float:
             f"1 or more; {cause}. Use Gram(), SingularValue() or Frobenius()."
         )
     return bound
-
-
-@dataclass(frozen=True)
-class _Tolerance:
-    atol: float
-    rtol: float
-    floor: float
-
-    def at(self, x_norm: Tensor, y_norm: Tensor) -> Tensor:
-        asked = self.atol + self.rtol * y_norm
-        return torch.maximum(asked, self.floor * torch.maximum(x_norm, y_norm))
-
-
-def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v.flatten(1), dim=1)
-
-
-def _iterate(
-    problem: Problem, x: Tensor, solver: Solver, tolerance: _Tolerance, limit: int | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Iterate until every sample is done or ``limit`` steps are: values, and figures by row."""
-    value = x.clone()
-    counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    size = x.new_zeros(len(x))
-    names = ("residual", "error_bound", "tolerance")
-    figures = {"results": counts, "steps": counts.clone(), "evaluations": counts.clone()}
-    figures |= {name: size.clone() for name in names}
-    rows = torch.arange(len(x), device=x.device)
-    state = solver.init(problem, x)
-    gx = problem.g(x, problem.context)
-    stretched = torch.zeros_like(rows, dtype=torch.bool)
-    step = 0
-    while True:
-        residual = x + gx - problem.y
-        residual_norm = _norm(residual)
-        error_bound = residual_norm / (1 - problem.lipschitz)
-        allowed = tolerance.at(_norm(x), _norm(problem.y))
-        if limit is None:
-            limit = _limit(solver, problem, error_bound, allowed, tolerance, residual_norm)
-        results = torch.full_like(rows, Result.MAX_STEPS)
-        results[error_bound <= allowed] = Result.CONVERGED
-        results[stretched] = Result.NOT_A_CONTRACTION
-        # Last, since infinity is within a tolerance of infinity.
-        results[~(residual_norm.isfinite() & allowed.isfinite())] = Result.NON_FINITE
-        going = results == Result.MAX_STEPS
-        ended = torch.ones_like(going) if step >= limit else ~going
-        if bool(ended.any()):
-            done = rows[ended]
-            value[done] = x[ended]
-            figures["results"][done] = results[ended]
-            figures["steps"][done] = step
-            figures["evaluations"][done] = step + 1
-            for name, row in zip(names, (residual_norm, error_bound, allowed), strict=True):
-                figures[name][done] = row[ended]
-            kept = torch.nonzero(~ended).reshape(-1)
-            rows, x, gx, residual = rows[kept], x[kept], gx[kept], residual[kept]
-            problem, state = problem.select(kept), tuple(s[kept] for s in state)
-        if len(rows) == 0:
-            return value, figures
-        new, state = solver.step(problem, x, residual, state)
-        g_new = problem.g(new, problem.context)
-        stretched = _stretched(problem, new - x, g_new - gx, x, gx)
-        x, gx = new, g_new
-        step += 1
-
-
-def _limit(
-    solver: Solver,
-    problem: Problem,
-    error_bound: Tensor,
-    allowed: Tensor,
-    tolerance: _Tolerance,
-    residual_norm: Tensor,
-) -> int:
-    """The solver's own number of steps for the worst sample of the batch."""
-    # Where y is 0 the solution is about as large as the first residual, g(0).
-    allowed = torch.maximum(allowed, tolerance.floor * residual_norm)
-    ratio = error_bound / allowed
-    ratio = ratio[ratio.isfinite()]
-    worst = float(ratio.max()) if len(ratio) else 1.0
-    return solver.default_max_steps(worst, problem.lipschitz)
-
-
-def _stretched(problem: Problem, dx: Tensor, dg: Tensor, x: Tensor, gx: Tensor) -> Tensor:
-    """Where ``||g(a) - g(b)||`` exceeds the bound times ``||a - b||`` by more than rounding can."""
-    slack = 16 * math.sqrt(torch.finfo(x.dtype).eps)
-    dx_norm = _norm(dx)
-    resolved = dx_norm > slack * torch.maximum(_norm(x), _norm(gx))
-    return resolved & (_norm(dg) > (problem.lipschitz + slack) * dx_norm)

@@ -1,0 +1,156 @@
+import pytest
+import torch
+from torch.func import functional_call
+
+from pyro_iresnet import Exact, FixedPoint, HigherOrderError, LinearSolveError, ResidualBlock, wrap
+from pyro_iresnet.linear_solve import DenseSolve, NeumannSolve
+
+from . import zoo
+
+TIGHT = FixedPoint(rtol=1e-13)
+NAMES = ["linear", "two_hidden", "three_hidden", "dense_sine", "scalar", "wrapped"]
+
+
+def inverse_of(block, context=None):
+    """The inverse as a function of ``y`` and all parameters (those that it depends on)."""
+    names = [n for n, _ in block.named_parameters()]
+
+    class Inverse(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block
+
+        def forward(self, y):
+            return self.block.inverse(y, context)
+
+    module = Inverse()
+
+    def call(y, *parameters):
+        named = {f"block.{n}": p for n, p in zip(names, parameters, strict=True)}
+        return functional_call(module, named, (y,))
+
+    return call, [p.detach().clone().requires_grad_() for p in block.parameters()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_derivatives_against_finite_differences(name):
+    block = ResidualBlock(zoo.CONTRACTIONS[name](), solver=TIGHT)
+    y = torch.randn(2, *zoo.event_shape(name), requires_grad=True)
+    call, parameters = inverse_of(block)
+    assert torch.autograd.gradcheck(call, (y, *parameters))
+
+
+@pytest.mark.parametrize("name", ["two_hidden", "dense_sine", "wrapped"])
+def test_second_derivatives_against_finite_differences(name):
+    block = ResidualBlock(zoo.CONTRACTIONS[name](), solver=TIGHT)
+    y = torch.randn(2, zoo.DIM, requires_grad=True)
+    assert torch.autograd.gradgradcheck(block.inverse, (y,))
+
+
+def test_second_derivatives_in_the_parameters():
+    block = ResidualBlock(zoo.dense(2, (3,)), solver=TIGHT)
+    call, parameters = inverse_of(block)
+    y = torch.randn(1, 2, requires_grad=True)
+    assert torch.autograd.gradgradcheck(call, (y, *parameters))
+
+
+@pytest.mark.parametrize("name", zoo.CONDITIONAL)
+def test_derivatives_in_the_context(name):
+    block = ResidualBlock(zoo.CONDITIONAL[name](), solver=TIGHT)
+    y = torch.randn(2, zoo.DIM, requires_grad=True)
+    context = torch.randn(2, zoo.CONTEXT, requires_grad=True)
+    assert torch.autograd.gradcheck(block.inverse, (y, context))
+
+
+def test_the_logdet_of_the_inverse_has_its_gradient():
+    block = ResidualBlock(zoo.dense(3), solver=TIGHT, logdet=Exact())
+    y = torch.randn(2, 3, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: block.inverse_and_logdet(y)[1], (y,))
+    x, logdet = block.inverse_and_logdet(y)
+    torch.testing.assert_close(-block.forward_and_logdet(x)[1], logdet)
+
+
+def test_above_the_dense_size_the_neumann_series_gives_the_same():
+    block = ResidualBlock(zoo.dense(40, (30,), lipschitz=0.9), solver=TIGHT)
+    y = torch.randn(3, 40, requires_grad=True)
+    weights = torch.randn(3, 40)
+    (implicit,) = torch.autograd.grad((weights * block.inverse(y)).sum(), y)
+    x = block.inverse(y).detach()
+    matrix = torch.eye(40) + block.contraction.linearize(x).as_matrix()
+    expected = torch.linalg.solve(matrix.mT, weights[..., None])[..., 0]
+    torch.testing.assert_close(implicit, expected)
+    second = torch.autograd.functional.hvp(lambda y: (block.inverse(y) ** 2).sum(), y, weights)[1]
+    h = 1e-5
+    step = [
+        torch.autograd.grad((block.inverse(y + s * h * weights) ** 2).sum(), y)[0] for s in (1, -1)
+    ]
+    torch.testing.assert_close(second, (step[0] - step[1]) / (2 * h), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("method", [DenseSolve(), NeumannSolve(), NeumannSolve(rtol=1e-12)])
+def test_linear_solves(method, transpose):
+    g = zoo.dense(lipschitz=0.95)
+    linearization = g.linearize(torch.randn(3, 4, zoo.DIM))
+    v = torch.randn(3, 4, zoo.DIM)
+    v[0, 0] = 0.0
+    w = method(linearization, v, transpose=transpose, lipschitz=0.95)
+    back = w + (linearization.vm(w) if transpose else linearization.mv(w))
+    torch.testing.assert_close(back, v, atol=1e-8, rtol=0)
+
+
+def test_a_neumann_series_that_cannot_converge_says_so():
+    linearization = wrap(zoo.Scaled(1.0, torch.eye(2)), bound=0.9).linearize(torch.randn(3, 2))
+    with pytest.raises(LinearSolveError, match="did not reach the tolerance"):
+        NeumannSolve()(linearization, torch.randn(3, 2), transpose=False, lipschitz=0.9)
+
+
+def test_memory_does_not_grow_with_the_steps():
+    g = zoo.dense(lipschitz=0.99)
+    y = torch.randn(10, zoo.DIM, requires_grad=True)
+
+    def saved(rtol):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            ResidualBlock(g, solver=FixedPoint(rtol=rtol)).inverse(y)
+        return sum(sizes)
+
+    assert saved(1e-12) == saved(1e-2)
+
+
+def test_without_grad_nothing_is_recorded():
+    block = zoo.block()
+    with torch.no_grad():
+        x = block.inverse(torch.randn(3, zoo.DIM, requires_grad=True))
+    assert not x.requires_grad
+
+
+def test_second_derivatives_in_the_context():
+    block = ResidualBlock(zoo.dense(2, (3,), context_dim=2), solver=TIGHT)
+    y = torch.randn(1, 2, requires_grad=True)
+    context = torch.randn(1, 2, requires_grad=True)
+    assert torch.autograd.gradgradcheck(block.inverse, (y, context))
+
+
+def test_a_third_derivative_is_right_or_refused():
+    def third(dim):
+        block = ResidualBlock(zoo.dense(dim, (4,), lipschitz=0.7), solver=TIGHT)
+        y = torch.randn(1, dim, requires_grad=True)
+        direction = torch.randn(1, dim)
+
+        def along(t, order):
+            value = (block.inverse(y + t * direction) ** 3).sum()
+            for _ in range(order):
+                (value,) = torch.autograd.grad(value, t, create_graph=True)
+            return value
+
+        zero = torch.zeros((), requires_grad=True)
+        h = 1e-4
+        ends = [along(torch.tensor(s * h, requires_grad=True), 2) for s in (1.0, -1.0)]
+        return along(zero, 3), (ends[0] - ends[1]) / (2 * h)
+
+    torch.testing.assert_close(*third(3), rtol=1e-5, atol=1e-5)
+    with pytest.raises(HigherOrderError, match="third one"):
+        third(40)

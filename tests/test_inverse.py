@@ -1,0 +1,218 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_iresnet import (
+    DenseContraction,
+    FixedPoint,
+    InversionError,
+    Result,
+    TracingError,
+    solve,
+    testing,
+    wrap,
+)
+
+from . import zoo
+
+SOLVERS = {"fixed_point": FixedPoint()}
+
+
+def fixed(factor, matrix):
+    return wrap(zoo.Scaled(factor, matrix), bound=abs(factor))
+
+
+ROTATION = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+HARD = {
+    "minus": lambda: fixed(-0.97, torch.eye(2, dtype=torch.float64)),
+    "plus": lambda: fixed(0.97, torch.eye(2, dtype=torch.float64)),
+    "rotation": lambda: fixed(0.97, ROTATION),
+    "kink": lambda: wrap(zoo.Kink(), bound=0.9),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lipschitz", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 7)])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_round_trip_within_the_certified_bound(solver, hidden, lipschitz, dtype):
+    g = zoo.dense(zoo.DIM, hidden, lipschitz=lipschitz).to(dtype)
+    testing.check_solver(SOLVERS[solver], g, torch.randn(50, zoo.DIM, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", zoo.CONTRACTIONS)
+def test_round_trip_over_the_zoo(name):
+    x = torch.randn(10, *zoo.event_shape(name))
+    testing.check_solver(FixedPoint(), zoo.CONTRACTIONS[name](), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+@pytest.mark.parametrize("name", HARD)
+def test_hard_cases(name, scale, dtype):
+    testing.check_solver(
+        FixedPoint(), HARD[name]().to(dtype), scale * torch.randn(20, 2, dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize(("dtype", "asked"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_the_true_error(dtype, asked):
+    g = zoo.dense(lipschitz=0.9)
+    x = torch.randn(100, zoo.DIM)
+    y = x + g(x)
+    value = solve(g.to(dtype), y.to(dtype)).value
+    # The float32 weights are another network: hold the answer against its own equation in float64.
+    residual = value.double() + g.double()(value.double()) - y.to(dtype).double()
+    assert (residual.norm(dim=-1) / (1 - 0.9) <= asked * y.norm(dim=-1)).all()
+
+
+def test_the_steps_of_equation_36():
+    solution = solve(HARD["minus"](), torch.randn(3, 2))
+    assert solution.stats.steps.tolist() == [871] * 3
+    assert solution.stats.evaluations.tolist() == [872] * 3
+
+
+def test_a_looser_tolerance_takes_fewer_steps_and_is_kept():
+    g, y = zoo.dense(lipschitz=0.9), torch.randn(20, zoo.DIM)
+    loose, tight = (solve(g, y, FixedPoint(rtol=r)) for r in (1e-2, 1e-12))
+    assert (loose.stats.steps < tight.stats.steps).all()
+    error = (loose.value - tight.value).norm(dim=-1)
+    assert (error <= 1e-2 * y.norm(dim=-1)).all()
+    override = solve(g, y, FixedPoint(rtol=1e-12), rtol=1e-2)
+    assert torch.equal(override.value, loose.value)
+
+
+def test_an_absolute_tolerance_stands_beside_the_relative_one():
+    g, y = zoo.dense(lipschitz=0.9), torch.randn(20, zoo.DIM)
+    solution = solve(g, y, FixedPoint(atol=0.5))
+    torch.testing.assert_close(solution.stats.tolerance, 0.5 + 1e-10 * y.norm(dim=-1))
+
+
+def test_below_the_floor_of_the_arithmetic_a_solve_converges_and_says_what_it_reached():
+    g = zoo.dense(lipschitz=0.99).float()
+    y = torch.randn(20, zoo.DIM, dtype=torch.float32)
+    solution = solve(g, y, FixedPoint(rtol=1e-30))
+    assert solution.result == Result.CONVERGED
+    assert (solution.stats.tolerance >= 8 * 2**-23 * y.norm(dim=-1) / (1 - 0.99)).all()
+
+
+@pytest.mark.parametrize("name", ["two_hidden", "wrapped"])
+def test_a_sample_does_not_depend_on_its_neighbours(name):
+    g = zoo.CONTRACTIONS[name]()
+    y = torch.randn(16, zoo.DIM)
+    together = solve(g, y)
+    alone = [solve(g, row) for row in y]
+    torch.testing.assert_close(together.value, torch.stack([a.value for a in alone]))
+    assert together.stats.steps.tolist() == [int(a.stats.steps) for a in alone]
+    swapped = solve(g, torch.cat([1e6 * y[:8], y[8:]]))
+    torch.testing.assert_close(swapped.value[8:], together.value[8:])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_fails_alone(bad):
+    g, y = zoo.dense(), torch.randn(6, zoo.DIM)
+    clean = solve(g, y)
+    y[2, 1] = bad
+    solution = solve(g, y, throw=False)
+    assert solution.result == Result.NON_FINITE
+    assert solution.converged.tolist() == [True, True, False, True, True, True]
+    rest = torch.arange(6) != 2
+    torch.testing.assert_close(solution.value[rest], clean.value[rest])
+    assert torch.equal(solution.stats.steps[rest], clean.stats.steps[rest])
+    with pytest.raises(InversionError, match=r"NaN or infinity.*1 of 6 samples, first at \[2\]"):
+        solve(g, y)
+
+
+def test_too_few_steps_raise_with_the_numbers():
+    g, y = zoo.dense(lipschitz=0.95), torch.randn(3, 4, zoo.DIM)
+    with pytest.raises(InversionError) as caught:
+        solve(g, y, max_steps=2)
+    words = str(caught.value)
+    assert "did not reach the tolerance" in words
+    assert "12 of 12 samples" in words
+    assert "2 steps" in words
+    assert "Raise max_steps" in words
+    solution = solve(g, y, FixedPoint(max_steps=2), throw=False)
+    assert solution.result == caught.value.solution.result == Result.MAX_STEPS
+    assert not solution.converged.any()
+    assert solution.converged.shape == (3, 4)
+    bound = (y - solution.value - g(solution.value)).norm(dim=-1) / (1 - solution.lipschitz)
+    torch.testing.assert_close(solution.stats.error_bound, bound)
+
+
+class Expanding(nn.Module):
+    def forward(self, x):
+        return 2.0 * x.sin()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_expanding_g_is_found_out(dtype):
+    y = torch.randn(20, 2, dtype=dtype)
+    solution = solve(wrap(Expanding(), bound=0.9), y, throw=False)
+    assert solution.result == Result.NOT_A_CONTRACTION
+    with pytest.raises(InversionError, match="stretched a pair of points"):
+        solve(wrap(Expanding(), bound=0.9), y)
+
+
+def test_the_start_may_be_given_and_does_not_change_the_answer():
+    g, x = zoo.dense(lipschitz=0.9), torch.randn(10, zoo.DIM)
+    y = x + g(x)
+    warm, cold = solve(g, y, x0=x), solve(g, y)
+    assert (warm.stats.steps == 0).all()
+    torch.testing.assert_close(warm.value, cold.value)
+    block = zoo.ResidualBlock(g)
+    torch.testing.assert_close(block.inverse(y, x0=x + 1.0), cold.value)
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (3, 4), (0,)])
+@pytest.mark.parametrize("name", ["two_hidden", "wrapped_image"])
+def test_any_batch_shape(name, batch):
+    g = zoo.CONTRACTIONS[name]()
+    y = torch.randn(*batch, *zoo.event_shape(name))
+    solution = solve(g, y)
+    assert solution.value.shape == y.shape
+    assert solution.stats.steps.shape == batch
+    torch.testing.assert_close(solution.value + g(solution.value), y)
+
+
+@pytest.mark.parametrize("name", zoo.CONDITIONAL)
+def test_under_a_context(name):
+    g = zoo.CONDITIONAL[name]()
+    x, context = torch.randn(4, zoo.DIM), torch.randn(3, 1, zoo.CONTEXT)
+    y = x + g(x, context)
+    assert y.shape == (3, 4, zoo.DIM)
+    value = solve(g, y, context=context).value
+    torch.testing.assert_close(value, x.expand(3, 4, zoo.DIM))
+
+
+def test_zero_is_solved_exactly():
+    g = DenseContraction(3, [8])
+    nn.init.zeros_(g.layers[0].bias)
+    nn.init.zeros_(g.layers[1].bias)
+    solution = solve(g, torch.zeros(2, 3))
+    assert (solution.value == 0).all()
+    assert (solution.stats.steps == 0).all()
+
+
+def test_a_zero_y_with_a_solution_that_is_not_zero():
+    g = zoo.dense(lipschitz=0.9)
+    solution = solve(g, torch.zeros(2, zoo.DIM))
+    assert solution.value.norm() > 0.1
+    torch.testing.assert_close(g(solution.value), -solution.value)
+
+
+class Inverse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = zoo.block()
+
+    def forward(self, y):
+        return self.block.inverse(y)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracing_is_refused():
+    with pytest.raises(TracingError, match="The inverse cannot be traced"):
+        torch.jit.trace(Inverse(), (torch.randn(2, zoo.DIM),))

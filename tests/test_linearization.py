@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from pyro_iresnet import linearize_by_autograd, testing
+from pyro_iresnet.linear_maps import Chain, Dense, Diagonal
+
+from . import zoo
+
+BATCHES = [(), (5,), (3, 4), (0,)]
+
+
+@pytest.mark.parametrize("name", zoo.CONTRACTIONS)
+def test_agrees_with_automatic_differentiation(name):
+    testing.check_linearization(zoo.CONTRACTIONS[name](), torch.randn(6, *zoo.event_shape(name)))
+
+
+@pytest.mark.parametrize("name", zoo.CONDITIONAL)
+def test_agrees_with_automatic_differentiation_under_a_context(name):
+    g = zoo.CONDITIONAL[name]()
+    testing.check_linearization(g, torch.randn(6, zoo.DIM), torch.randn(6, zoo.CONTEXT))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", zoo.CONTRACTIONS)
+def test_any_batch_shape(name, batch):
+    g = zoo.CONTRACTIONS[name]()
+    event = zoo.event_shape(name)
+    x = torch.randn(*batch, *event)
+    linearization = g.linearize(x)
+    size = linearization.event_size
+    assert linearization.value.shape == (*batch, *event)
+    assert linearization.as_matrix().shape == (*batch, size, size)
+    assert linearization.mv(x).shape == x.shape
+    flat = g.linearize(x.reshape(-1, *event))
+    torch.testing.assert_close(linearization.as_matrix().reshape(-1, size, size), flat.as_matrix())
+
+
+def test_the_closed_form_and_the_fallback_have_the_same_parameter_gradients():
+    g = zoo.dense()
+    x = torch.randn(4, zoo.DIM)
+    v, w = torch.randn(4, zoo.DIM), torch.randn(4, zoo.DIM)
+    gradients = []
+    for linearization in (g.linearize(x), linearize_by_autograd(g.forward, x)):
+        scalar = (w * linearization.mv(v)).sum() + (v * linearization.vm(w)).sum().sin()
+        scalar = scalar + linearization.as_matrix().pow(2).sum()
+        gradients.append(torch.autograd.grad(scalar, list(g.parameters())[:-1], allow_unused=True))
+    for closed, fallback in zip(*gradients, strict=True):
+        torch.testing.assert_close(closed, fallback)
+
+
+def test_the_fallback_survives_no_grad():
+    g = zoo.CONTRACTIONS["wrapped"]()
+    x = torch.randn(4, zoo.DIM)
+    with torch.no_grad():
+        linearization = g.linearize(x)
+        product = linearization.vm(x)
+    assert not product.requires_grad
+    torch.testing.assert_close(product, g.linearize(x).vm(x))
+
+
+def test_the_trace_of_a_deep_network_is_left_to_probes():
+    assert zoo.dense(hidden_dims=(4, 4, 4)).linearize(torch.randn(2, zoo.DIM)).trace() is None
+
+
+def test_a_dense_matrix_starts_from_the_larger_end():
+    s = Diagonal(torch.ones(2, 3))
+    assert Chain((Dense(torch.ones(3, 2)), s, Dense(torch.ones(9, 3)))).transpose_is_cheaper
+    assert not Chain((Dense(torch.ones(3, 9)), s, Dense(torch.ones(2, 3)))).transpose_is_cheaper

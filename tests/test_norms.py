@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from pyro_iresnet import Frobenius, Gram, PowerIteration, SingularValue
+
+from . import zoo
+
+SHAPES = [(1, 1), (3, 8), (8, 3), (16, 16), (64, 64), (1, 7)]
+
+
+def matrices(shape):
+    low_rank = torch.randn(shape[0], 1) @ torch.randn(1, shape[1])
+    return {
+        "random": torch.randn(shape),
+        "low_rank": low_rank,
+        "orthogonal": torch.nn.init.orthogonal_(torch.empty(shape)),
+        "large": 1e6 * torch.randn(shape),
+        "tiny": 1e-6 * torch.randn(shape),
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
+def test_certified_norms_are_upper_bounds(name, shape):
+    for weight in matrices(shape).values():
+        exact = torch.linalg.matrix_norm(weight, ord=2)
+        norm = zoo.CERTIFIED_NORMS[name].norm(weight)
+        assert norm >= exact * (1 - 1e-12)
+        torch.testing.assert_close(zoo.CERTIFIED_NORMS[name].proven(weight), norm)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("squarings", [1, 3, 6, 10])
+def test_gram_is_the_schatten_norm(shape, squarings):
+    order = 2 ** (squarings + 2)
+    for weight in matrices(shape).values():
+        singular = torch.linalg.svdvals(weight)
+        largest = singular.max()
+        expected = largest * (singular / largest).pow(order).sum().pow(1 / order)
+        torch.testing.assert_close(Gram(squarings).norm(weight), expected)
+        assert expected <= largest * min(shape) ** (1 / order)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+@pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
+def test_gradients_of_the_norm(name, shape):
+    weight = torch.randn(shape, requires_grad=True)
+    norm = zoo.CERTIFIED_NORMS[name]
+    assert torch.autograd.gradcheck(norm.norm, (weight,))
+    assert torch.autograd.gradgradcheck(norm.norm, (weight,))
+
+
+def test_gram_in_float32_neither_overflows_nor_loses_the_bound():
+    for weight in matrices((64, 64)).values():
+        weight = weight.float().requires_grad_()
+        norm = Gram(squarings=10).norm(weight)
+        norm.backward()
+        assert norm >= torch.linalg.matrix_norm(weight.double(), ord=2) * (1 - 1e-6)
+        assert weight.grad.isfinite().all()
+
+
+def test_gram_batches_under_vmap():
+    weights = torch.randn(4, 6, 3)
+    batched = torch.func.vmap(Gram().norm)(weights)
+    torch.testing.assert_close(batched, torch.stack([Gram().norm(w) for w in weights]))
+
+
+def test_power_iteration_is_a_lower_bound_and_reports_the_exact_norm():
+    weight = torch.randn(30, 20)
+    exact = torch.linalg.matrix_norm(weight, ord=2)
+    values = [PowerIteration(steps).norm(weight) for steps in (1, 2, 5, 20, 500)]
+    assert all(value <= exact * (1 + 1e-12) for value in values)
+    torch.testing.assert_close(values[-1], exact)
+    torch.testing.assert_close(PowerIteration(1).proven(weight), exact)
+
+
+def test_the_gradient_of_power_iteration_is_that_of_the_largest_singular_value():
+    weight = torch.randn(6, 4, requires_grad=True)
+    (power,) = torch.autograd.grad(PowerIteration(500).norm(weight), weight)
+    (exact,) = torch.autograd.grad(SingularValue().norm(weight), weight)
+    torch.testing.assert_close(power, exact)
+
+
+@pytest.mark.parametrize("name", zoo.NORMS)
+def test_zero_weights_stay_zero_with_finite_gradients(name):
+    weight = torch.zeros(4, 3, requires_grad=True)
+    acting = zoo.NORMS[name].constrain(weight, 0.9)
+    acting.sum().backward()
+    assert (acting == 0).all()
+    assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", zoo.NORMS)
+def test_soft_scaling_leaves_small_weights_alone(name):
+    norm = zoo.NORMS[name]
+    small = 1e-3 * torch.randn(4, 3)
+    assert torch.equal(norm.constrain(small, 0.9), small)
+    large = norm.constrain(1e3 * torch.randn(4, 3), 0.9)
+    torch.testing.assert_close(norm.norm(large), torch.tensor(0.9))
+
+
+def test_frobenius_is_the_footnote():
+    torch.testing.assert_close(Frobenius().norm(torch.tensor([[3.0, 4.0]])), torch.tensor(5.0))

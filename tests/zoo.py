@@ -1,0 +1,164 @@
+"""Named factories of what the properties are tested on. Each takes no argument and draws afresh."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from pyro_iresnet import (
+    ELU,
+    DenseContraction,
+    Frobenius,
+    Gram,
+    InverseIResNet,
+    IResNet,
+    IResNetTransform,
+    LipSwish,
+    PowerIteration,
+    ResidualBlock,
+    Sine,
+    SingularValue,
+    Softplus,
+    Tanh,
+    actnorm,
+    iresnet,
+    iresnet_stack,
+    wrap,
+)
+
+DIM = 5
+CONTEXT = 3
+
+
+def trained(contraction, gain=4.0):
+    """Weights large enough that every bound is active, as after training."""
+    with torch.no_grad():
+        for name, parameter in contraction.named_parameters():
+            if name.endswith("weight"):
+                parameter.mul_(gain)
+            if name.endswith("bias"):
+                parameter.normal_()
+    return contraction
+
+
+class Scaled(nn.Module):
+    """``factor * A x`` with a fixed matrix A."""
+
+    def __init__(self, factor, matrix):
+        super().__init__()
+        self.register_buffer("matrix", factor * matrix)
+
+    def forward(self, x):
+        return x @ self.matrix.T
+
+
+class Kink(nn.Module):
+    """``0.9 |x|``, a contraction that is not differentiable at 0."""
+
+    def forward(self, x):
+        return 0.9 * x.abs()
+
+
+class SineNet(nn.Module):
+    """A user's network: layers of unit norm, context added, sines."""
+
+    def __init__(self, dim, context_dim=None):
+        super().__init__()
+        orthogonal = nn.utils.parametrizations.orthogonal
+        self.first = orthogonal(nn.Linear(dim, dim))
+        self.last = orthogonal(nn.Linear(dim, dim))
+        self.context = None if context_dim is None else nn.Linear(context_dim, dim)
+
+    def forward(self, x, context=None):
+        h = self.first(x)
+        if self.context is not None:
+            h = h + self.context(context)
+        return 0.9 * self.last(h.sin())
+
+
+def dense(dim=DIM, hidden_dims=(8, 7), **options):
+    return trained(DenseContraction(dim, hidden_dims, **options))
+
+
+ACTIVATIONS = {
+    "lipswish": LipSwish,
+    "lipswish_sharp": partial(LipSwish, beta=5.0),
+    "elu": ELU,
+    "softplus": Softplus,
+    "tanh": Tanh,
+    "sine": partial(Sine, frequency=2.0),
+}
+
+CERTIFIED_NORMS = {
+    "gram": Gram(),
+    "gram_one_squaring": Gram(squarings=1),
+    "singular_value": SingularValue(),
+    "frobenius": Frobenius(),
+}
+
+NORMS = {**CERTIFIED_NORMS, "power_iteration": PowerIteration(steps=100)}
+
+CONTRACTIONS = {
+    "linear": partial(dense, hidden_dims=()),
+    "one_hidden": partial(dense, hidden_dims=(8,)),
+    "two_hidden": dense,
+    "three_hidden": partial(dense, hidden_dims=(6, 9, 8)),
+    "wide_first": partial(dense, hidden_dims=(20, 4)),
+    "wide_last": partial(dense, hidden_dims=(4, 20)),
+    "scalar": partial(dense, dim=1),
+    **{f"dense_{n}": partial(dense, activation=a) for n, a in ACTIVATIONS.items()},
+    **{f"dense_{n}": partial(dense, norm=s) for n, s in CERTIFIED_NORMS.items()},
+    "wrapped": lambda: wrap(SineNet(DIM), bound=0.9),
+    "wrapped_image": lambda: wrap(SineNet(4), bound=0.9, event_dim=3),
+}
+
+CONDITIONAL = {
+    "conditional_dense": partial(dense, context_dim=CONTEXT),
+    "conditional_linear": partial(dense, hidden_dims=(), context_dim=CONTEXT),
+    "conditional_wrapped": lambda: wrap(SineNet(DIM, CONTEXT), bound=0.9, context_dim=CONTEXT),
+}
+
+EVENT_SHAPES = {"scalar": (1,), "wrapped_image": (2, 3, 4)}
+
+
+def event_shape(name):
+    return EVENT_SHAPES.get(name, (DIM,))
+
+
+def block(dim=DIM, **options):
+    return ResidualBlock(dense(dim), **options)
+
+
+def spread(transform):
+    """A stack whose ActNorms are no identity, and whose bounds are active."""
+    with torch.no_grad():
+        for name, parameter in transform.named_parameters():
+            if name.endswith("log_scale"):
+                parameter.normal_(std=0.3)
+                parameter.data.clamp_(-0.5, 0.5)
+            if name.endswith("shift"):
+                parameter.normal_()
+    for module in transform.modules():
+        if isinstance(module, DenseContraction):
+            trained(module)
+        if "initialized" in dict(module.named_buffers(recurse=False)):
+            module.get_buffer("initialized").fill_(True)
+    return transform
+
+
+PYRO_TRANSFORMS = {
+    "iresnet": lambda: IResNet(block()),
+    "inverse": lambda: InverseIResNet(block()),
+    "wrapped": lambda: IResNet(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
+    "actnorm": lambda: spread(actnorm(DIM)),
+    "stack": lambda: spread(iresnet_stack(DIM, 2, [8, 8])),
+    "default": lambda: iresnet(DIM),
+}
+
+NFLOWS_TRANSFORMS = {
+    "default": lambda: IResNetTransform(DIM),
+    "width": lambda: IResNetTransform(DIM, 8),
+    "widths": lambda: IResNetTransform(DIM, [8]),
+    "from_block": lambda: IResNetTransform.from_block(block()),
+    "wrapped": lambda: IResNetTransform.from_block(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
+}
