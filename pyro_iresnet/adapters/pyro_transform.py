@@ -36,7 +36,9 @@ class _OfBlock(MemoTransform):
         """The same transform, parameters shared, with that cache."""
         if cache_size == self._cache_size:
             return self
-        return type(self)(self.block, cache_size=cache_size)
+        other = type(self)(self.block, cache_size=cache_size)
+        other.training = self.training
+        return other
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """``shape``, or raise unless it ends in the event shape."""

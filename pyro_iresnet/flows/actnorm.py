@@ -57,7 +57,8 @@ class ActNorm(MemoTransform):
             return self
         other = ActNorm(self.input_dim, cache_size=cache_size)
         other._parameters, other._buffers = self._parameters, self._buffers
-        return other.train(self.training)
+        other.training = self.training
+        return other
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}"

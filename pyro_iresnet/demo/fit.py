@@ -1,0 +1,39 @@
+"""One training loop for the flows of the demo."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from tqdm import trange
+
+
+def fit(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    lr: float = 2e-3,
+) -> float:
+    """Minimise ``loss()`` by Adam with a one-cycle learning rate, and a progress bar.
+
+    Returns:
+        The seconds it took.
+    """
+    held = list(parameters)
+    optimizer = torch.optim.Adam(held, lr=lr)
+    # The first phase needs a step of its own, or the schedule divides by zero.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 4))
+    start = time.perf_counter()
+    with trange(steps, desc=name, unit="step", mininterval=0.5) as progress:
+        for step in progress:
+            value = loss()
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(held, 10.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+    return time.perf_counter() - start

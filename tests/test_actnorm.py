@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from pyro_iresnet import ArgumentError, actnorm, iresnet_stack
+
+
+def test_the_first_batch_is_standardised():
+    transform = actnorm(3)
+    x = torch.tensor([1.0, -5.0, 1e3]) + torch.tensor([1e-3, 1.0, 50.0]) * torch.randn(200, 3)
+    y = transform(x)
+    torch.testing.assert_close(y.mean(0), torch.zeros(3), atol=1e-8, rtol=0)
+    torch.testing.assert_close(y.std(0), torch.ones(3))
+    other = transform(10 * x)
+    assert (other.std(0) > 5).all()
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 1, 3)])
+def test_a_single_point_has_no_spread_and_settles_it_at_the_identity(shape):
+    transform = actnorm(3)
+    x = torch.randn(shape)
+    assert torch.equal(transform(x), x)
+    batch = 5 + torch.randn(50, 3)
+    assert torch.equal(transform(batch), batch)
+
+
+def test_a_constant_coordinate_keeps_its_scale():
+    y = actnorm(2)(torch.stack([torch.ones(20), torch.randn(20)], dim=1))
+    assert y.isfinite().all()
+    torch.testing.assert_close(y[:, 0], torch.zeros(20))
+
+
+def test_eval_mode_and_the_inverse_do_not_start_it():
+    transform = actnorm(2).eval()
+    x = 3 + torch.randn(50, 2)
+    assert torch.equal(transform(x), x)
+    transform.train()
+    assert torch.equal(transform.inv(x.clone()), x)
+    assert not transform.initialized
+    torch.testing.assert_close(transform(x.clone()).mean(0), torch.zeros(2), atol=1e-8, rtol=0)
+
+
+def test_the_start_survives_a_round_trip_of_the_state():
+    first, second = actnorm(2), actnorm(2)
+    x = 3 + torch.randn(50, 2)
+    first(x)
+    second.load_state_dict(first.state_dict())
+    other = torch.randn(50, 2)
+    assert torch.equal(second(other), first(other))
+
+
+def test_a_batch_with_nan_does_not_spoil_the_start_of_the_other_coordinates():
+    x = torch.randn(50, 2)
+    x[3, 0] = float("nan")
+    transform = actnorm(2)
+    transform(x)
+    assert all(p.isfinite().all() for p in transform.parameters())
+
+
+def test_the_event_is_checked():
+    with pytest.raises(ArgumentError, match=r"event shape \(3,\); got \(5, 2\)"):
+        actnorm(3)(torch.randn(5, 2))
+
+
+def test_a_stack_starts_from_data():
+    stack = iresnet_stack(2, 3)
+    z = stack(100 + 7 * torch.randn(500, 2))
+    assert z.mean(0).abs().max() < 1e-6
+    assert (z.std(0) - 1).abs().max() < 1e-6

@@ -1,0 +1,154 @@
+"""Wrong input gets words that name the argument, what was expected, what came, what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_iresnet
+from pyro_iresnet import (
+    Adaptive,
+    ArgumentError,
+    ArgumentTypeError,
+    ByMode,
+    DenseContraction,
+    Exact,
+    FixedPoint,
+    Gram,
+    IResNet,
+    IResNetError,
+    IResNetTransform,
+    LipSwish,
+    PowerIteration,
+    PowerSeries,
+    ResidualBlock,
+    Roulette,
+    Sine,
+    actnorm,
+    iresnet,
+    iresnet_stack,
+    solve,
+    wrap,
+)
+
+from . import zoo
+
+
+class Shrinks(nn.Module):
+    def forward(self, x):
+        return x[..., :1]
+
+
+VALUES = {
+    "lipschitz_one": (lambda: iresnet(2, lipschitz=1.0), r"lipschitz in \(0, 1\); got 1.0"),
+    "lipschitz_zero": (lambda: iresnet(2, lipschitz=0.0), r"lipschitz in \(0, 1\); got 0.0"),
+    "lipschitz_nan": (lambda: iresnet(2, lipschitz=float("nan")), "got nan"),
+    "dim": (lambda: iresnet(0), "input dimension to be at least 1; got 0"),
+    "hidden": (lambda: iresnet(2, [8, 0]), r"hidden_dims\[1\] to be at least 1; got 0"),
+    "hidden_features": (lambda: IResNetTransform(2, 0), "hidden_features to be at least 1"),
+    "context": (lambda: IResNetTransform(2, 8, 0), "context_dim to be at least 1"),
+    "num_blocks": (lambda: iresnet_stack(2, 0), "num_blocks to be at least 1; got 0"),
+    "actnorm": (lambda: actnorm(0), "input_dim to be at least 1; got 0"),
+    "terms": (lambda: PowerSeries(terms=0), "terms to be at least 1"),
+    "probes": (lambda: Roulette(probes=0), "probes to be at least 1"),
+    "threshold": (lambda: Adaptive(threshold=0.0), "threshold to be finite and above 0"),
+    "exact_terms": (lambda: Adaptive(exact_terms=0), "exact_terms to be at least 1"),
+    "squarings": (lambda: Gram(0), "squarings to be at least 1"),
+    "steps": (lambda: PowerIteration(0), "steps to be at least 1"),
+    "rtol": (lambda: FixedPoint(rtol=-1.0), "rtol to be finite and above 0; got -1.0"),
+    "max_steps": (lambda: FixedPoint(max_steps=0), "max_steps to be at least 1"),
+    "beta": (lambda: LipSwish(beta=0.0), "beta to be finite and above 0"),
+    "frequency": (lambda: Sine(frequency=-1.0), "frequency to be finite and above 0"),
+    "bound": (lambda: wrap(nn.Identity(), bound=1.5), r"bound in \(0, 1\); got 1.5"),
+    "event_dim": (lambda: wrap(nn.Identity(), bound=0.5, event_dim=0), "event_dim"),
+    "event": (
+        lambda: zoo.block(2)(torch.randn(256, 3)),
+        r"Expected x with event shape \(2,\); got \(256, 3\)",
+    ),
+    "event_of_y": (
+        lambda: zoo.block(2).inverse(torch.randn(256, 3)),
+        r"Expected y with event shape \(2,\); got \(256, 3\)",
+    ),
+    "no_event": (lambda: zoo.block(2)(torch.tensor(1.0)), r"event shape \(2,\); got \(\)"),
+    "image": (
+        lambda: zoo.CONTRACTIONS["wrapped_image"]()(torch.randn(3, 4)),
+        r"event shape \(any, any, any\); got \(3, 4\)",
+    ),
+    "keeps_shape": (
+        lambda: wrap(Shrinks(), bound=0.5)(torch.randn(4, 3)),
+        r"module to keep the shape \(4, 3\) of x; it returned \(4, 1\)",
+    ),
+    "context_missing": (
+        lambda: zoo.CONDITIONAL["conditional_dense"]()(torch.randn(4, zoo.DIM)),
+        "context of size 3; got none",
+    ),
+    "context_superfluous": (
+        lambda: zoo.block()(torch.randn(4, zoo.DIM), torch.randn(4, 3)),
+        "Expected no context",
+    ),
+    "context_batch": (
+        lambda: zoo.CONDITIONAL["conditional_dense"]()(
+            torch.randn(4, zoo.DIM), torch.randn(5, zoo.CONTEXT)
+        ),
+        "batch shapes that broadcast",
+    ),
+    "x0": (
+        lambda: solve(zoo.dense(), torch.randn(4, zoo.DIM), x0=torch.randn(1, zoo.DIM)),
+        r"x0 of the shape \(4, 5\) of y; got \(1, 5\)",
+    ),
+    "forward_shape": (lambda: iresnet(2).forward_shape((7, 3)), r"got \(7, 3\)"),
+}
+
+TYPES = {
+    "lipschitz": (lambda: iresnet(2, lipschitz="0.9"), "lipschitz to be a number"),
+    "dim": (lambda: iresnet(2.0), "input dimension to be an integer"),
+    "hidden": (
+        lambda: iresnet(2, 64),
+        r"hidden_dims to be a sequence of widths such as \[64, 64\]",
+    ),
+    "hidden_string": (lambda: iresnet(2, "64"), "hidden_dims to be a sequence"),
+    "norm": (lambda: iresnet(2, norm="gram"), r"norm to be a Norm such as Gram\(\); got str"),
+    "norm_class": (lambda: iresnet(2, norm=Gram), "got the class Gram. Call it"),
+    "logdet": (lambda: iresnet(2, logdet="exact"), r"logdet to be a LogDet such as Exact\(\)"),
+    "solver": (lambda: iresnet(2, solver=5), r"solver to be a Solver such as FixedPoint\(\)"),
+    "by_mode": (lambda: ByMode(train=Exact, evaluate=Exact()), "got the class Exact"),
+    "truncation": (lambda: Roulette(truncation=0.3), "truncation to be a Truncation"),
+    "activation": (lambda: iresnet(2, activation=LipSwish()), "pass the class"),
+    "activation_function": (lambda: iresnet(2, activation=nn.ReLU), "it made a ReLU"),
+    "activation_name": (lambda: iresnet(2, activation="elu"), "activation to be a class"),
+    "block": (lambda: IResNet(DenseContraction(2)), "block to be a ResidualBlock"),
+    "from_block": (lambda: IResNetTransform.from_block(2), "block to be a ResidualBlock"),
+    "contraction": (lambda: ResidualBlock(nn.Linear(2, 2)), r"or wrap\(module, bound=0.9\)"),
+    "module": (lambda: wrap(torch.tanh, bound=0.5), "module to be a Module"),
+    "dtype": (
+        lambda: zoo.block(2)(torch.randn(3, 2, dtype=torch.float32)),
+        "x of dtype torch.float64, that of the parameters; got torch.float32",
+    ),
+    "integers": (lambda: zoo.block(2)(torch.ones(3, 2, dtype=torch.int64)), "got torch.int64"),
+    "list": (lambda: zoo.block(2)([[1.0, 2.0]]), "x to be a torch.Tensor; got list"),
+    "option": (lambda: iresnet(2, lipshitz=0.9), "unexpected keyword argument 'lipshitz'"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_wrong_values(name):
+    call, words = VALUES[name]
+    with pytest.raises(ArgumentError, match=words) as caught:
+        call()
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, IResNetError)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_wrong_types(name):
+    call, words = TYPES[name]
+    with pytest.raises(TypeError, match=words) as caught:
+        call()
+    assert isinstance(caught.value, ArgumentTypeError) or name == "option"
+
+
+def test_every_error_has_one_base():
+    errors = [
+        e for e in vars(pyro_iresnet).values() if isinstance(e, type) and issubclass(e, Exception)
+    ]
+    assert len(errors) == 8
+    assert all(issubclass(e, IResNetError) for e in errors)

@@ -1,0 +1,122 @@
+"""Nothing is changed but what is trained; torch's seed alone decides; what is saved comes back."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from pyro_iresnet import Exact, ResidualBlock, Roulette, iresnet, iresnet_stack
+
+from . import zoo
+
+BLOCKS = {
+    "exact": lambda: zoo.block(logdet=Exact()),
+    "roulette": lambda: zoo.block(20, logdet=Roulette()),
+    "wrapped": lambda: ResidualBlock(zoo.CONTRACTIONS["wrapped"]()),
+}
+
+
+def size_of(block):
+    return block.contraction.event_size or zoo.DIM
+
+
+def train_a_step(block):
+    optimizer = torch.optim.Adam(block.parameters(), lr=1e-2)
+    y, logdet = block.forward_and_logdet(torch.randn(8, size_of(block)))
+    (y.pow(2).sum(-1) - logdet).mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_calls_change_neither_inputs_nor_state(name):
+    block = BLOCKS[name]()
+    x = torch.randn(6, size_of(block))
+    before, state = x.clone(), {k: v.clone() for k, v in block.state_dict().items()}
+    y, _ = block.forward_and_logdet(x)
+    kept = y.detach().clone()
+    block.inverse_and_logdet(y)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    assert torch.equal(y, kept)
+    assert all(torch.equal(v, state[k]) for k, v in block.state_dict().items())
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_forward_is_the_same_in_both_modes_and_over_calls(name):
+    block = BLOCKS[name]()
+    x = torch.randn(6, size_of(block))
+    values = [block.train()(x), block.eval()(x), block(x), block.forward_and_logdet(x)[0]]
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+    torch.testing.assert_close(values[0], values[3])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_seed_of_torch_decides_alone(name):
+    block = BLOCKS[name]()
+    x = torch.randn(6, size_of(block))
+
+    def draw():
+        torch.manual_seed(3)
+        return block.forward_and_logdet(x)[1]
+
+    assert torch.equal(draw(), draw())
+    torch.manual_seed(3)
+    block.eval().forward_and_logdet(x)
+    block.inverse(x)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    assert torch.equal(state, torch.get_rng_state()) or name == "roulette"
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_each_weight_is_saved_once_and_comes_back(name):
+    block, fresh = BLOCKS[name](), BLOCKS[name]()
+    state = block.state_dict()
+    storages = [v.untyped_storage().data_ptr() for v in state.values() if v.numel()]
+    assert len(storages) == len(set(storages))
+    fresh.load_state_dict(copy.deepcopy(state))
+    x = torch.randn(6, size_of(block))
+    assert torch.equal(fresh(x), block(x))
+    assert torch.equal(fresh.inverse(x), block.inverse(x))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))])
+@pytest.mark.parametrize("name", ["exact", "roulette"])
+def test_copies_and_pickles_after_a_training_step(name, duplicate):
+    block = BLOCKS[name]()
+    train_a_step(block)
+    twin = duplicate(block)
+    x = torch.randn(6, size_of(block))
+    assert torch.equal(twin(x), block(x))
+    train_a_step(twin)
+    assert not torch.equal(twin(x), block(x))
+
+
+@pytest.mark.parametrize("make", [lambda: iresnet(3), lambda: iresnet_stack(3, 2)])
+def test_transforms_copy_and_pickle_after_a_training_step(make):
+    transform = make()
+    x = torch.randn(8, 3)
+    y = transform(x)
+    transform.log_abs_det_jacobian(x, y).sum().backward()
+    torch.optim.Adam(transform.parameters()).step()
+    y = transform(x)
+    file = io.BytesIO()
+    torch.save(transform, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(x), y)
+    assert torch.equal(copy.deepcopy(transform)(x), y)
+
+
+def test_conversion_of_dtype():
+    block = zoo.block(3)
+    x = torch.randn(4, 3)
+    y = block(x)
+    low = block.float()(x.float())
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), y, atol=1e-5, rtol=1e-5)
+    assert block.forward_and_logdet(x.float())[1].dtype == torch.float32
+    assert block.inverse(low).dtype == torch.float32
