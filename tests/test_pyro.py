@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.transforms import iterated
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalizingFlow
-from torch.distributions import constraints
+from torch.distributions import AffineTransform, ExpTransform, constraints
 
 from pyro_iresnet import (
     ArgumentError,
@@ -47,7 +47,8 @@ def test_both_directions_and_shapes(name, batch):
     assert transform.forward_shape(x.shape) == x.shape
     assert transform.inverse_shape(x.shape) == x.shape
     assert transform.domain.event_dim == transform.codomain.event_dim == 1
-    assert transform.domain.check(x).shape == batch
+    if x.numel():  # torch's own check cannot reshape an empty batch
+        assert transform.domain.check(x).shape == batch
     assert transform.bijective
     assert transform.sign == 1
 
@@ -225,11 +226,7 @@ def test_images():
 
 def test_torch_transforms_around_it():
     transform = torch.distributions.ComposeTransform(
-        [
-            torch.distributions.AffineTransform(1.0, 2.0),
-            iresnet(3),
-            torch.distributions.ExpTransform(),
-        ]
+        [AffineTransform(1.0, 2.0), iresnet(3), ExpTransform()]
     )
     flow = torch.distributions.TransformedDistribution(base(3), [transform])
     assert flow.log_prob(flow.sample((4,))).shape == (4,)

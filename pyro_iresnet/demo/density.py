@@ -2,13 +2,15 @@
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from nflows.distributions import StandardNormal
-from nflows.flows import Flow, SimpleRealNVP
-from nflows.transforms import ActNorm, CompositeTransform
+from nflows.flows import Flow
+from nflows.nn.nets import ResidualNet
+from nflows.transforms import ActNorm, AffineCouplingTransform, CompositeTransform
 from torch import Tensor, nn
 
 from ..adapters import IResNetTransform
@@ -32,8 +34,8 @@ def run(table: Table, steps: int, output: Path) -> tuple[list[Row], list[Path]]:
     size = _size(ours)
     if table.features > 1:
         # A coupling layer transforms one part of the coordinates given the other.
-        rows.append(_flow("RealNVP", realnvp(table.features, size), table, steps))
-    rows.append(_flow("i-ResNet", ours, table, steps))
+        rows.append(_flow("RealNVP", realnvp(table.features, size), table, steps, lr=1e-3))
+    rows.append(_flow("i-ResNet", ours, table, steps, lr=2e-3))
     with torch.no_grad():
         samples = table.decode(ours.sample(64 if table.image_shape else 500))
     path = output / "density_samples.png"
@@ -50,10 +52,21 @@ def iresnet_flow(features: int) -> Flow:
 
 
 def realnvp(features: int, size: int) -> Flow:
-    """Six affine coupling layers, as wide as brings them nearest to ``size`` parameters."""
+    """Six affine coupling layers, as wide as brings them nearest to ``size`` parameters.
+
+    With the ActNorms, the dropout and the learning rate that score best on the digits, of those
+    tried: without dropout it memorises the 1,500 rows.
+    """
 
     def make(width: int) -> Flow:
-        return SimpleRealNVP(features, width, num_layers=6, num_blocks_per_layer=2)
+        net = partial(ResidualNet, hidden_features=width, dropout_probability=0.5)
+        mask = torch.ones(features)
+        mask[::2] = -1
+        parts: list[nn.Module] = []
+        for _ in range(6):
+            parts += [ActNorm(features), AffineCouplingTransform(mask, net)]
+            mask = -mask
+        return Flow(CompositeTransform([*parts, ActNorm(features)]), StandardNormal([features]))
 
     with torch.random.fork_rng(devices=[]):
         sizes = {width: _size(make(width)) for width in range(8, 257, 4)}
@@ -64,7 +77,7 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _flow(name: str, flow: Flow, table: Table, steps: int) -> Row:
+def _flow(name: str, flow: Flow, table: Table, steps: int, *, lr: float) -> Row:
     # ActNorm starts from its first batch; a large one gives it good statistics.
     with torch.no_grad():
         flow.log_prob(table.encode(table.train[:CHUNK]))
@@ -73,7 +86,7 @@ def _flow(name: str, flow: Flow, table: Table, steps: int) -> Row:
         batch = table.train[torch.randint(0, len(table.train), (BATCH,))]
         return -flow.log_prob(table.encode(batch)).mean()
 
-    seconds = fit(f"1 {table.name}: {name}", flow.parameters(), loss, steps=steps)
+    seconds = fit(f"1 {table.name}: {name}", flow.parameters(), loss, steps=steps, lr=lr)
     flow.eval()
     return _score(name, table, flow.log_prob, _size(flow), seconds)
 

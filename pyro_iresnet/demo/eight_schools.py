@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,9 @@ from . import pictures
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-NUM_BLOCKS = 6
+NUM_BLOCKS = 8
 PARTICLES = 16
 DRAWS = 20_000
-LEARNING_RATE = (1e-2, 1e-4)
 
 
 def model() -> None:
@@ -42,14 +42,30 @@ def model() -> None:
 
 def iresnet_guide() -> AutoNormalizingFlow:
     """One hidden layer for each block: on funnels it fits better than two."""
-    stack = partial(iresnet_stack, num_blocks=NUM_BLOCKS, hidden_dims=[64])
+    stack = partial(iresnet_stack, num_blocks=NUM_BLOCKS, hidden_dims=[32])
     return AutoNormalizingFlow(model, stack)
 
 
-GUIDES: dict[str, Callable[[], AutoGuide]] = {
-    "AutoNormal": partial(AutoNormal, model),
-    "AutoMultivariateNormal": partial(AutoMultivariateNormal, model),
-    "i-ResNet guide": iresnet_guide,
+@dataclass(frozen=True)
+class Recipe:
+    """A guide, and how it is trained.
+
+    Arguments:
+        make: the guide.
+        lr: the learning rate at the start; a hundredth of it at the end.
+        share: steps for each step of the flow guide. The Gaussian guides take less time for a
+            step, so they get more of them.
+    """
+
+    make: Callable[[], AutoGuide]
+    lr: float
+    share: int
+
+
+RECIPES = {
+    "AutoNormal": Recipe(partial(AutoNormal, model), lr=5e-2, share=3),
+    "AutoMultivariateNormal": Recipe(partial(AutoMultivariateNormal, model), lr=5e-2, share=3),
+    "i-ResNet guide": Recipe(iresnet_guide, lr=2e-2, share=1),
 }
 
 
@@ -58,10 +74,10 @@ def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.
     log_evidence, truth = exact_posterior(4000)
     rows, draws = [], {}
     summary = pd.DataFrame()
-    for name, make in GUIDES.items():
+    for name, recipe in RECIPES.items():
         pyro.clear_param_store()
-        guide = make()
-        seconds = _train(name, guide, steps)
+        guide = recipe.make()
+        seconds = _train(name, guide, recipe.lr, steps * recipe.share)
         guide.eval()
         log_weights, sites = _weights(guide)
         elbo = float(log_weights.mean())
@@ -84,11 +100,10 @@ def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.
     return rows, [path], summary
 
 
-def _train(name: str, guide: AutoGuide, steps: int) -> float:
-    first, last = LEARNING_RATE
-    decay = (last / first) ** (1 / max(steps, 1))
+def _train(name: str, guide: AutoGuide, lr: float, steps: int) -> float:
+    decay = 0.01 ** (1 / steps)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(model, guide, ClippedAdam({"lr": first, "lrd": decay}), elbo)
+    svi = SVI(model, guide, ClippedAdam({"lr": lr, "lrd": decay}), elbo)
     start = time.perf_counter()
     with trange(steps, desc=f"3 eight schools: {name}", unit="step", mininterval=0.5) as progress:
         for step in progress:

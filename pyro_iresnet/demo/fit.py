@@ -14,7 +14,7 @@ def fit(
     loss: Callable[[], Tensor],
     *,
     steps: int,
-    lr: float = 2e-3,
+    lr: float,
 ) -> float:
     """Minimise ``loss()`` by Adam with a one-cycle learning rate, and a progress bar.
 

@@ -113,4 +113,4 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.08)

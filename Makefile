@@ -1,0 +1,56 @@
+# make demo: the main job. make test: the tests. Each does all the set-up it needs, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The first of these that is a Python 3.11 to 3.13; or say it: make demo PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+ARGS ?=
+
+.PHONY: demo test test-slow lint format build clean help
+
+help:
+	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
+	@echo 'make test         run the tests (ARGS="-k inverse")'
+	@echo 'make test-slow    run the slow tests as well'
+	@echo 'make lint         check style, format, types and import layers'
+	@echo 'make format       mend style and format where a tool can'
+	@echo 'make build        build the wheel and the sdist into dist/'
+	@echo 'make clean        remove what make made'
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m pyro_iresnet.demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(VENV)/.dev
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist demo-output
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 found. Install one, or say: make PYTHON=/path/to/python' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each extra: it is installed again only when what it depends on changes.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing pyro-iresnet[$*] into $(VENV), once; torch takes a while.'
+	$(PIP) -e '.[$*]'
+	@touch $@

@@ -1,0 +1,178 @@
+"""The demo's parts run, follow the seed, and refuse what they cannot use."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pyro_iresnet.demo import data, density, eight_schools
+from pyro_iresnet.demo.__main__ import app
+
+
+@pytest.fixture(autouse=True)
+def _single_precision(_fresh_state):
+    torch.set_default_dtype(torch.float32)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def metrics(folder):
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in results]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    torch.set_default_dtype(torch.float32)
+    folders = [tmp_path_factory.mktemp("demo") for _ in range(2)]
+    outputs = [run("--steps", 20, "--output", folder, "--seed", 3) for folder in folders]
+    return folders, outputs
+
+
+def test_the_three_parts_run_and_name_their_files(short):
+    (folder, _), (result, _) = short
+    assert result.exit_code == 0, result.output
+    for name in ("density_samples.png", "checkerboard.png", "eight_schools.png", "metrics.json"):
+        assert (folder / name).stat().st_size > 1000
+        assert f"wrote {folder / name}" in result.output
+    rows = metrics(folder)
+    models = [(row["data"], row["model"]) for row in rows]
+    assert models == [
+        ("digits", "Gaussian"),
+        ("digits", "RealNVP"),
+        ("digits", "i-ResNet"),
+        ("checkerboard", "entropy of the data"),
+        ("checkerboard", "i-ResNet"),
+        ("eight schools", "AutoNormal"),
+        ("eight schools", "AutoMultivariateNormal"),
+        ("eight schools", "i-ResNet guide"),
+    ]
+    assert 20 < rows[0]["held_out_nats"] < 23
+    numbers = [v for row in rows for v in row.values() if isinstance(v, float)]
+    assert all(math.isfinite(v) for v in numbers)
+    sizes = [row["parameters"] for row in rows[1:3]]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.05
+    assert "ArviZ summary" in result.output
+    assert "theta[7]" in result.output
+
+
+def test_every_number_follows_the_seed(short):
+    folders, _ = short
+    assert metrics(folders[0]) == metrics(folders[1])
+
+
+def table_file(tmp_path, text, name="table.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def numbers(rows=40, columns=3, header=True):
+    values = torch.randn(rows, columns).tolist()
+    lines = [",".join(f"c{i}" for i in range(columns))] if header else []
+    return "\n".join(lines + [",".join(map(str, row)) for row in values]) + "\n"
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_table_with_or_without_a_header(tmp_path, header):
+    table = data.load_table(table_file(tmp_path, numbers(header=header)))
+    assert len(table.train) + len(table.test) == 40
+    assert table.names == (("c0", "c1", "c2") if header else ("column 0", "column 1", "column 2"))
+    z = table.encode(table.train)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(table.decode(z), table.train)
+    slopes = torch.func.vmap(torch.func.jacrev(table.encode))(table.train)
+    torch.testing.assert_close(table.log_slope(z), torch.linalg.slogdet(slopes).logabsdet)
+
+
+def test_an_array(tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, torch.randn(40, 2).numpy())
+    assert data.load_table(path).features == 2
+
+
+def test_the_demo_models_the_users_table(tmp_path):
+    path = table_file(tmp_path, numbers(60, 2))
+    result = run("--data", path, "--steps", 3, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert metrics(tmp_path / "out")[2]["data"] == "table"
+
+
+def test_a_single_column_has_no_coupling_flow(tmp_path):
+    table = data.load_table(table_file(tmp_path, numbers(60, 1)))
+    rows, files = density.run(table, 3, tmp_path)
+    assert [row["model"] for row in rows] == ["Gaussian", "i-ResNet"]
+    assert files[0].exists()
+
+
+REFUSED = {
+    "nan": ("a,b\n" + "1,2\n" * 11 + "3,\n" + "4,5\n" * 3, r"in 1 of 15 rows.*: 12\. Drop or fill"),
+    "constant": ("a,flat\n" + "".join(f"{i},7\n" for i in range(20)), r"constant.*: flat\. Drop"),
+    "text": ("a,b\n" + "".join(f"{i},x{i}\n" for i in range(20)), r"hold text: b\. Drop or encode"),
+    "short": ("a,b\n1,2\n3,4\n", "at least 12 rows"),
+    "empty": ("", "Expected a table of numbers"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_modelled_is_refused_with_names_and_numbers(tmp_path, name):
+    text, words = REFUSED[name]
+    path = table_file(tmp_path, text)
+    with pytest.raises(ValueError, match=words):
+        data.load_table(path)
+    result = run("--data", path, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "Error:" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a \.csv or \.npy file"):
+        data.load_table(table_file(tmp_path, "1", "table.txt"))
+    with pytest.raises(ValueError, match="there is none"):
+        data.load_table(tmp_path / "absent.csv")
+    np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"2-D array.*\(2, 3, 4\)"):
+        data.load_table(tmp_path / "cube.npy")
+
+
+def test_the_digits_are_those_of_the_design():
+    table = data.digits()
+    assert table.train.shape == (1500, 64)
+    assert table.test.shape == (297, 64)
+    z = table.encode(table.train)
+    assert torch.equal(table.decode(z), table.train)
+    slopes = torch.func.vmap(torch.func.jacrev(lambda x: 0.5 * torch.logit(0.05 + 0.9 * x / 17)))(
+        (torch.sigmoid(2 * z[:3]) - 0.05) / 0.9 * 17
+    )
+    torch.testing.assert_close(
+        table.log_slope(z[:3]), torch.linalg.slogdet(slopes).logabsdet, atol=1e-3, rtol=1e-4
+    )
+
+
+def test_the_checkerboard_fills_its_eight_squares():
+    points = data.checkerboard(20_000)
+    squares = torch.floor(points / 2)
+    assert ((squares.sum(1) % 2) == 0).all()
+    _, counts = torch.unique(squares, dim=0, return_counts=True)
+    assert len(counts) == 8
+    assert (counts - 2500).abs().max() < 250
+
+
+def test_the_exact_posterior_agrees_with_importance_sampling():
+    log_evidence, draws = eight_schools.exact_posterior(20_000)
+    n = 400_000
+    mu, tau = 5 * torch.randn(n).double(), 5 * torch.randn(n).abs().double()
+    tau = tau / torch.randn(n).abs()
+    scale = (eight_schools.ERRORS.double()[:, None] ** 2 + tau**2).sqrt()
+    likelihood = torch.distributions.Normal(mu, scale)
+    log_weights = likelihood.log_prob(eight_schools.EFFECTS.double()[:, None]).sum(0)
+    assert abs(torch.logsumexp(log_weights, 0).item() - math.log(n) - log_evidence) < 0.01
+    weights = log_weights.softmax(0)
+    assert abs((weights * tau.log()).sum() - draws[:, 1].log().mean()) < 0.05

@@ -1,0 +1,55 @@
+"""The examples of README and CONTRIBUTING run, and what they point at is there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_iresnet
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+
+
+def examples():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for i, match in enumerate(EXAMPLE.finditer((ROOT / name).read_text())):
+            indent, code = match.groups()
+            yield pytest.param(re.sub(f"^{indent}", "", code, flags=re.M), id=f"{name}-{i}")
+
+
+@pytest.mark.parametrize("code", examples())
+def test_an_example_runs(code):
+    torch.set_default_dtype(torch.float32)
+    exec(compile(code, "example", "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_and_pictures_exist(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_public_names_are_there_and_documented():
+    for name in pyro_iresnet.__all__:
+        assert getattr(pyro_iresnet, name).__doc__, name
+
+
+def test_constraints_pin_what_the_package_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
+    pinned = {name.replace("_", "-").lower(): version for name, version in pinned.items()}
+    asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.split(r"[<>=\[]", entry)[0].lower() for entry in asked} - {"pyro-iresnet"}
+    assert names <= set(pinned)
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_files_stay_small():
+    for path in (ROOT / "pyro_iresnet").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path
