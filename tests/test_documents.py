@@ -44,7 +44,8 @@ def test_constraints_pin_what_the_package_asks_for():
         line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
     )
     pinned = {name.replace("_", "-").lower(): version for name, version in pinned.items()}
-    asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = [entry for group in groups for entry in group]
     names = {re.split(r"[<>=\[]", entry)[0].lower() for entry in asked} - {"pyro-iresnet"}
     assert names <= set(pinned)
     assert pinned["torch"] == "2.13.0"

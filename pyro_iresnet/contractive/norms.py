@@ -79,26 +79,31 @@ class Gram(Norm):
         return _GramNorm.apply(weight, self.squarings)[0]
 
 
+# Squarings between two rescalings: a matrix of norm 1 and side n falls to n^-4 at worst, and
+# float32 holds that, and the product of all powers, up to sides of some thousands.
+RESCALE_EVERY = 3
+
+
 def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     """``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
     tiny = torch.finfo(weight.dtype).tiny
     wide = weight.shape[0] < weight.shape[1]
     w = weight.T if wide else weight
-    # Rescaled to norm 1 before every squaring, since powers of 2^k overflow float32.
     scale = torch.linalg.vector_norm(w).clamp(min=tiny)
     unit = w / scale
     power = unit.T @ unit
     product = power
-    sizes = []
-    for _ in range(squarings):
-        sizes.append(torch.linalg.vector_norm(power).clamp(min=tiny))
-        power = power / sizes[-1]
+    sizes, shares = [], []
+    for done in range(squarings):
+        if done % RESCALE_EVERY == 0:
+            # Squared once more for every squaring to come, log S takes 2^-(done + 1) of this.
+            sizes.append(torch.linalg.vector_norm(power).clamp(min=tiny))
+            shares.append(2.0 ** -(done + 1))
+            power = power / sizes[-1]
         power = power @ power
         product = product @ power
     sizes.append(torch.linalg.vector_norm(power))
-    # log S = sum_j log(size_j) 2^-(j+1): every squaring doubles what was divided out before.
-    shares = [2.0 ** -(j + 1) for j in range(squarings + 1)]
-    log_root = torch.stack(sizes).log() @ power.new_tensor(shares)
+    log_root = torch.stack(sizes).log() @ power.new_tensor([*shares, 2.0 ** -(squarings + 1)])
     root = torch.exp(log_root)
     # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
     direction = unit @ product

@@ -17,7 +17,7 @@ from .data import digits, load_table
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 WIDTH = 116
-STEPS = {"density": 2000, "checkerboard": 2000, "eight_schools": 1500}
+STEPS = {"density": 1500, "checkerboard": 2000, "eight_schools": 1200}
 
 
 @app.command()

@@ -105,7 +105,7 @@ def load_table(path: Path) -> Table:
             f"Expected at least 12 rows and a column in {path}; got {values.shape[0]} rows and "
             f"{values.shape[1]} columns."
         )
-    rows = torch.as_tensor(values, dtype=torch.get_default_dtype())
+    rows = torch.tensor(values, dtype=torch.get_default_dtype())
     rows = rows[torch.randperm(len(rows))]
     held_out = len(rows) // 6
     train, test = rows[:-held_out], rows[-held_out:]
