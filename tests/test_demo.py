@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from pyro_iresnet.demo import data, density, eight_schools
-from pyro_iresnet.demo.__main__ import app
+from pyro_iresnet.demo.cli import app
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +103,16 @@ def test_the_demo_models_the_users_table(tmp_path):
     result = run("--data", path, "--steps", 3, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert metrics(tmp_path / "out")[2]["data"] == "table"
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path):
+    hide = "import sys; sys.modules['typer'] = None; import runpy; "
+    code = hide + "runpy.run_module('pyro_iresnet.demo', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "needs the package typer" in result.stderr
+    assert "pip install 'pyro-iresnet[demo]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_single_column_has_no_coupling_flow(tmp_path):
