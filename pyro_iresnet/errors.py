@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class LinearSolveError(IResNetError, RuntimeError):
 
 
 class TracingError(IResNetError, RuntimeError):
-    """A tracer would freeze a data-dependent loop or a random draw in silence."""
+    """A data-dependent loop or a random draw met a transform of torch that cannot record it."""
 
 
 class HigherOrderError(IResNetError, RuntimeError):
@@ -129,11 +130,20 @@ def check_tensor(
         )
 
 
-def refuse_tracing(what: str) -> None:
-    """Raise under ``torch.jit.trace``, which would record one run of ``what`` as if it were all."""
+def refuse_transforms(what: str, tensor: Tensor) -> None:
+    """Raise under ``torch.jit.trace``, which would record one run of ``what`` as if it were all,
+    and under ``torch.func.vmap``, which knows no loop whose length depends on the data."""
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         raise TracingError(
             f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
             "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
             "inverse out of the trace."
         )
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise TracingError(
+                f"{what} cannot run under torch.func.vmap, nor under what is made of it (jacrev, "
+                "hessian) where that runs it again: its steps depend on the data. It takes a batch "
+                "as it is: call it without vmap, or use Exact() for the log-determinant."
+            )
+        tensor = functorch.get_unwrapped(tensor)

@@ -13,7 +13,7 @@ from ..errors import (
     check_instance,
     check_positive,
     check_positive_int,
-    refuse_tracing,
+    refuse_transforms,
 )
 from ..linear_solve import default_rtol, floor
 from ..linearization import Linearizable
@@ -86,9 +86,9 @@ def solve(
         >>> bool((solution.stats.error_bound <= solution.stats.tolerance).all())
         True
     """
-    refuse_tracing("The inverse")
     check_instance(solver, Solver, "solver", "FixedPoint()")
     y, context = contraction.check(y, context, "y")
+    refuse_transforms("The inverse", y)
     event_dim = contraction.event_dim
     batch, event = y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]
     if x0 is not None and x0.shape != y.shape:

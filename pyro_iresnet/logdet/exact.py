@@ -38,7 +38,16 @@ class Exact(LogDet):
                 return torch.log(_det3(j))
             case size:
                 eye = torch.eye(size, dtype=j.dtype, device=j.device)
-                return torch.linalg.slogdet(eye + j).logabsdet
+                return _logabsdet(eye + j)
+
+
+def _logabsdet(a: Tensor) -> Tensor:
+    if torch._C._are_functorch_transforms_active():
+        # Forward mode under vmap, which is how torch.func.hessian goes over a batch, gives wrong
+        # numbers for slogdet and solve (torch 2.13); for LU factors it gives right ones.
+        factors, _ = torch.linalg.lu_factor(a)
+        return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return torch.linalg.slogdet(a).logabsdet
 
 
 def _det2(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..errors import (
     HigherOrderError,
     check_instance,
     check_positive_int,
-    refuse_tracing,
+    refuse_transforms,
 )
 from ..linearization import Linearization
 from .base import LogDet
@@ -62,7 +62,7 @@ class PowerSeries(LogDet):
         check_positive_int(self.probes, "probes")
 
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
-        refuse_tracing("PowerSeries")
+        refuse_transforms("PowerSeries", linearization.value)
         trace = linearization.trace()
         if trace is not None and self.terms == 1:
             return trace
@@ -126,7 +126,7 @@ class Roulette(LogDet):
         check_positive_int(self.probes, "probes")
 
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
-        refuse_tracing("Roulette")
+        refuse_transforms("Roulette", linearization.value)
         trace = linearization.trace()
         u = rademacher((self.probes, *linearization.value.shape), linearization.value)
         with torch.no_grad():

@@ -1,0 +1,108 @@
+"""torch.func and torch.compile: what works agrees with eager autograd, what cannot is refused."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
+
+from pyro_iresnet import Exact, FixedPoint, PowerSeries, ResidualBlock, Roulette, TracingError
+
+from . import zoo
+
+
+def flow():
+    stack = zoo.PYRO_TRANSFORMS["stack"]().eval()
+    base = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM)).to_event(1)
+    return dist.TransformedDistribution(base, [stack.inv])
+
+
+def test_vmap_and_hessian_of_an_exact_log_density():
+    log_prob = flow().log_prob
+    x = torch.randn(4, zoo.DIM)
+    torch.testing.assert_close(vmap(log_prob)(x), log_prob(x))
+    expected = torch.stack([torch.autograd.functional.hessian(log_prob, row) for row in x])
+    torch.testing.assert_close(vmap(hessian(log_prob))(x), expected)
+    torch.testing.assert_close(vmap(jacrev(jacrev(log_prob)))(x), expected)
+    torch.testing.assert_close(jacfwd(log_prob)(x[0]), jacrev(log_prob)(x[0]))
+
+
+def test_derivatives_of_the_inverse():
+    block = ResidualBlock(zoo.dense(3), solver=FixedPoint(rtol=1e-13))
+    y = torch.randn(4, 3)
+
+    def cubes(y):
+        return (block.inverse(y) ** 3).sum()
+
+    expected = torch.autograd.functional.jacobian(cubes, y)
+    torch.testing.assert_close(grad(cubes)(y), expected)
+    expected = torch.autograd.functional.jacobian(block.inverse, y[0])
+    torch.testing.assert_close(jacrev(block.inverse)(y[0]), expected)
+
+    def norm_of_gradient(y):
+        return grad(cubes)(y).pow(2).sum()
+
+    def norm_by_autograd(y):
+        return torch.autograd.grad(cubes(y), y, create_graph=True)[0].pow(2).sum()
+
+    leaf = y.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(norm_by_autograd(leaf), leaf)
+    torch.testing.assert_close(grad(norm_of_gradient)(y), expected)
+
+
+@pytest.mark.parametrize("estimator", [Exact(), Roulette()])
+def test_parameter_gradients_by_functional_call(estimator):
+    block = zoo.block(logdet=estimator)
+    x = torch.randn(4, zoo.DIM)
+
+    class LogDet(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block
+
+        def forward(self, x):
+            return self.block.forward_and_logdet(x)[1].sum()
+
+    module = LogDet()
+    parameters = dict(module.named_parameters())
+    torch.manual_seed(1)
+    functional = grad(lambda p: functional_call(module, p, (x,)))(parameters)
+    torch.manual_seed(1)
+    module(x).backward()
+    for name, parameter in parameters.items():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(functional[name], expected)
+
+
+def test_vmap_of_what_loops_is_refused():
+    x = torch.randn(4, zoo.DIM)
+    with pytest.raises(TracingError, match=r"The inverse cannot run under torch.func.vmap"):
+        vmap(zoo.block().inverse)(x)
+    for estimator in (Roulette(), PowerSeries()):
+        block = zoo.block(logdet=estimator)
+        with pytest.raises(TracingError, match=r"cannot run under torch.func.vmap"):
+            vmap(block.forward_and_logdet)(x)
+
+
+def test_a_compiled_block_agrees_with_eager():
+    block = zoo.block(logdet=Exact())
+    compiled = torch.compile(block.forward_and_logdet, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, zoo.DIM)
+    outputs = []
+    for function in (block.forward_and_logdet, compiled):
+        block.zero_grad()
+        y, logdet = function(x)
+        (y.sum() + logdet.sum()).backward()
+        outputs.append([y, logdet, *[p.grad for p in block.parameters() if p.grad is not None]])
+    for eager, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(other, eager)
+
+
+def test_inference_mode():
+    log_prob = flow().log_prob
+    x = torch.randn(4, zoo.DIM)
+    expected = log_prob(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(log_prob(x), expected.detach())
+        block = zoo.block()
+        y = block(x)
+        torch.testing.assert_close(block.inverse(y), x)
