@@ -71,6 +71,11 @@ def check_positive(value: float, name: str) -> float:
     return float(value)
 
 
+def check_not_negative(value: float, name: str) -> float:
+    """Return ``value`` as a float, or raise unless it is a finite number of at least zero."""
+    return 0.0 if isinstance(value, int | float) and value == 0 else check_positive(value, name)
+
+
 def check_positive_int(value: int, name: str) -> int:
     """Return ``value``, or raise unless it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -55,6 +55,7 @@ VALUES = {
     "squarings": (lambda: Gram(0), "squarings to be at least 1"),
     "steps": (lambda: PowerIteration(0), "steps to be at least 1"),
     "rtol": (lambda: FixedPoint(rtol=-1.0), "rtol to be finite and above 0; got -1.0"),
+    "atol": (lambda: FixedPoint(atol=-1.0), "atol to be finite and above 0; got -1.0"),
     "max_steps": (lambda: FixedPoint(max_steps=0), "max_steps to be at least 1"),
     "beta": (lambda: LipSwish(beta=0.0), "beta to be finite and above 0"),
     "frequency": (lambda: Sine(frequency=-1.0), "frequency to be finite and above 0"),

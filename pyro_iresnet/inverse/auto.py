@@ -12,6 +12,6 @@ def auto_solver(event_size: int | None = None) -> Solver:
 
     Example:
         >>> auto_solver(2)
-        FixedPoint(rtol=None, atol=None, max_steps=None)
+        FixedPoint(rtol=None, atol=0.0, max_steps=None)
     """
     return FixedPoint()

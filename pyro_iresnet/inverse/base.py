@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..errors import check_positive, check_positive_int
+from ..errors import check_not_negative, check_positive, check_positive_int
 from ..linearization import Linearizable
 
 
@@ -41,19 +41,18 @@ class Solver(ABC):
 
     Attributes:
         rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64.
-        atol: absolute tolerance, in the units of ``x``; by default ``rtol``.
+        atol: absolute tolerance, in the units of ``x``; by default 0.
         max_steps: by default what the solver's theory says.
     """
 
     rtol: float | None = None
-    atol: float | None = None
+    atol: float = 0.0
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
             check_positive(self.rtol, "rtol")
-        if self.atol is not None:
-            check_positive(self.atol, "atol")
+        check_not_negative(self.atol, "atol")
         if self.max_steps is not None:
             check_positive_int(self.max_steps, "max_steps")
 

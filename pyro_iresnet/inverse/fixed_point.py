@@ -22,7 +22,7 @@ class FixedPoint(Solver):
 
     Arguments:
         rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64.
-        atol: absolute tolerance, in the units of ``x``; by default ``rtol``.
+        atol: absolute tolerance, in the units of ``x``; by default 0.
         max_steps: by default what Eq. 36 says suffices.
 
     Example:

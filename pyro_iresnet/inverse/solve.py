@@ -11,6 +11,7 @@ from ..errors import (
     ContractionError,
     InversionError,
     check_instance,
+    check_not_negative,
     check_positive,
     check_positive_int,
     refuse_transforms,
@@ -103,11 +104,10 @@ def solve(
         context=None if context is None else context.reshape(-1, context.shape[-1]),
         lipschitz=lipschitz,
     )
+    rtol = solver.rtol if rtol is None else check_positive(rtol, "rtol")
     tolerance = Tolerance(
-        atol=check_positive(atol, "atol") if atol is not None else solver.atol or 0.0,
-        rtol=check_positive(rtol, "rtol")
-        if rtol is not None
-        else solver.rtol or default_rtol(y.dtype),
+        atol=solver.atol if atol is None else check_not_negative(atol, "atol"),
+        rtol=default_rtol(y.dtype) if rtol is None else rtol,
         floor=floor(y.dtype, lipschitz),
     )
     limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
