@@ -59,6 +59,15 @@ def test_gram_in_float32_neither_overflows_nor_loses_the_bound():
         assert weight.grad.isfinite().all()
 
 
+def test_the_gradient_of_gram_does_not_underflow_where_all_singular_values_are_equal():
+    # A norm has <W, dS/dW> = S.
+    for size in (2, 64, 1024):
+        weight = torch.eye(size, dtype=torch.float32, requires_grad=True)
+        norm = Gram().norm(weight)
+        norm.backward()
+        torch.testing.assert_close((weight * weight.grad).sum(), norm)
+
+
 def test_gram_batches_under_vmap():
     weights = torch.randn(4, 6, 3)
     batched = torch.func.vmap(Gram().norm)(weights)

@@ -79,8 +79,8 @@ class Gram(Norm):
         return _GramNorm.apply(weight, self.squarings)[0]
 
 
-# Squarings between two rescalings: a matrix of norm 1 and side n falls to n^-4 at worst, and
-# float32 holds that, and the product of all powers, up to sides of some thousands.
+# Squarings between two rescalings: a matrix of norm 1 and side n falls to n^-4 at worst, which
+# float32 holds for sides of some thousands.
 RESCALE_EVERY = 3
 
 
@@ -100,6 +100,8 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
             sizes.append(torch.linalg.vector_norm(power).clamp(min=tiny))
             shares.append(2.0 ** -(done + 1))
             power = power / sizes[-1]
+            # By its largest entry: the squares in a norm would underflow.
+            product = product / product.abs().amax().clamp(min=tiny)
         power = power @ power
         product = product @ power
     sizes.append(torch.linalg.vector_norm(power))
