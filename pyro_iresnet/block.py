@@ -30,7 +30,13 @@ class Evaluation:
 
     def logdet(self) -> Tensor:
         """``log|det dy/dx|``, shape ``(*batch,)``; a stochastic estimator draws afresh."""
-        return self.estimator(self.linearization, lipschitz=self.lipschitz)
+        with _full_precision(self.y):
+            return self.estimator(self.linearization, lipschitz=self.lipschitz)
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    # Under autocast the log-determinant would be that of rounded weights, and no bound would hold.
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class ResidualBlock(nn.Module):
@@ -96,7 +102,8 @@ class ResidualBlock(nn.Module):
             context: shape ``(*batch, size)``, for a conditional ``g``.
         """
         x, context = self.contraction.check(x, context)
-        return x + self.contraction.acting()(x, context)
+        with _full_precision(x):
+            return x + self.contraction.acting()(x, context)
 
     def forward_and_logdet(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``y`` and ``log|det dy/dx|``, shapes ``(*batch, *event)`` and ``(*batch,)``."""
@@ -106,7 +113,8 @@ class ResidualBlock(nn.Module):
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Evaluation:
         """``y`` now and the log-determinant on demand, from one pass."""
         x, context = self.contraction.check(x, context)
-        return self._evaluate(self.contraction.acting(), x, context)
+        with _full_precision(x):
+            return self._evaluate(self.contraction.acting(), x, context)
 
     def inverse(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
@@ -126,16 +134,18 @@ class ResidualBlock(nn.Module):
             ContractionError: the proven bound of ``Lip(g)`` is 1 or more.
         """
         y, context = self.contraction.check(y, context, "y")
-        return self._inverse(self.contraction.acting(), y, context, x0)
+        with _full_precision(y):
+            return self._inverse(self.contraction.acting(), y, context, x0)
 
     def inverse_and_logdet(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``x`` and ``log|det dx/dy|``, shapes ``(*batch, *event)`` and ``(*batch,)``."""
         y, context = self.contraction.check(y, context, "y")
-        g = self.contraction.acting()
-        x = self._inverse(g, y, context, x0)
-        return x, -self._evaluate(g, x, context).logdet()
+        with _full_precision(y):
+            g = self.contraction.acting()
+            x = self._inverse(g, y, context, x0)
+            return x, -self._evaluate(g, x, context).logdet()
 
     def lipschitz_bound(self) -> Tensor:
         """A proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""

@@ -4,12 +4,14 @@ Every error that this package raises is an :class:`IResNetError`, and also the b
 caller would expect (``ValueError`` for a value, ``TypeError`` for a type).
 """
 
+import operator
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
 
 T = TypeVar("T")
 
@@ -76,13 +78,14 @@ def check_not_negative(value: float, name: str) -> float:
     return 0.0 if isinstance(value, int | float) and value == 0 else check_positive(value, name)
 
 
-def check_positive_int(value: int, name: str) -> int:
-    """Return ``value``, or raise unless it is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_positive_int(value: SupportsIndex, name: str) -> int:
+    """Return ``value`` as an int, or raise unless it is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ArgumentTypeError(f"Expected {name} to be an integer of at least 1; got {value!r}.")
-    if value < 1:
-        raise ArgumentError(f"Expected {name} to be at least 1; got {value}.")
-    return value
+    number = operator.index(value)
+    if number < 1:
+        raise ArgumentError(f"Expected {name} to be at least 1; got {number}.")
+    return number
 
 
 def check_dims(values: Sequence[int], name: str) -> tuple[int, ...]:
@@ -102,9 +105,10 @@ def check_instance(value: object, kind: type[T], name: str, example: str) -> T:
             "Call it."
         )
     if not isinstance(value, kind):
+        shown = "" if isinstance(value, nn.Module) else f" {value!r}"
         raise ArgumentTypeError(
             f"Expected {name} to be a {kind.__name__} such as {example}; "
-            f"got {type(value).__name__} {value!r}."
+            f"got {type(value).__name__}{shown}."
         )
     return value
 
@@ -128,10 +132,23 @@ def check_tensor(
         raise ArgumentError(
             f"Expected {name} with event shape {expected}; got {tuple(value.shape)}."
         )
+    if not value.is_floating_point():
+        raise ArgumentTypeError(
+            f"Expected {name} of a floating dtype; got {value.dtype}. Convert it: {name}.float()."
+        )
     if like is not None and value.dtype != like.dtype:
         raise ArgumentTypeError(
             f"Expected {name} of dtype {like.dtype}, that of the parameters; got {value.dtype}. "
             f"Convert one of them: {name}.to({like.dtype}), or module.to({value.dtype})."
+        )
+
+
+def refuse_forward_mode(what: str, tensor: Tensor) -> None:
+    """Raise under forward-mode differentiation, which would go through a random draw."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise HigherOrderError(
+            f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
+            "mode (grad, jacrev, vjp), or Exact() for the log-determinant."
         )
 
 

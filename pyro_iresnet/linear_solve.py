@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import LinearSolveError, check_positive
+from .errors import LinearSolveError, check_positive, refuse_transforms
 from .linearization import Linearization
 
 
@@ -41,7 +41,7 @@ class DenseSolve(LinearSolve):
         if transpose:
             j = j.mT
         eye = torch.eye(j.shape[-1], dtype=j.dtype, device=j.device)
-        flat = v.reshape(*linearization.batch_shape, -1, 1)
+        flat = v.reshape(*linearization.batch_shape, linearization.event_size, 1)
         return torch.linalg.solve(eye + j, flat).reshape(v.shape)
 
 
@@ -66,9 +66,15 @@ class NeumannSolve(LinearSolve):
     def __call__(
         self, linearization: Linearization, v: Tensor, *, transpose: bool, lipschitz: float
     ) -> Tensor:
+        refuse_transforms("The gradient of the inverse with more than 32 coordinates", v)
         product: Callable[[Tensor], Tensor] = linearization.vm if transpose else linearization.mv
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
         rtol = max(rtol, floor(v.dtype, lipschitz))
+        # Solved at size 1, since the squares of a tiny v would underflow in its norm.
+        size = v.flatten(v.dim() - linearization.event_dim).abs().amax(-1)
+        scale = size.clamp(min=torch.finfo(v.dtype).tiny)
+        scale = scale.reshape(*scale.shape, *(1,) * linearization.event_dim)
+        v = v / scale
         asked = (rtol * (1 - lipschitz)) * linearization.norm(v)
         steps = math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 1
         w = residual = v
@@ -79,7 +85,7 @@ class NeumannSolve(LinearSolve):
             size = linearization.norm(residual)
             # A NaN is no reason to go on: it comes from v, and stays visible in w.
             if not bool((size > asked).any()):
-                return w
+                return w * scale
         raise LinearSolveError(
             f"The Neumann series did not reach the tolerance {rtol:.1e} in {steps} terms (worst "
             f"residual {float(size.max()):.1e}), so the Jacobian exceeds the bound {lipschitz:.3g}."

@@ -80,12 +80,12 @@ class Solution:
     @property
     def converged(self) -> Tensor:
         """The mask of the samples that reached the tolerance, shape ``(*batch,)``."""
-        return self.stats.results == Result.CONVERGED
+        return self.stats.results == int(Result.CONVERGED)
 
     def describe(self) -> str:
         """One sentence with the numbers: how many samples failed, how far off, and what to do."""
         stats = self.stats
-        failed = stats.results.reshape(-1) == self.result
+        failed = stats.results.reshape(-1) == int(self.result)
         where = torch.nonzero(failed).reshape(-1)[:5].tolist()
         parts = [f"{int(failed.sum())} of {failed.numel()} samples, first at {where}"]
         if self.result in (Result.MAX_STEPS, Result.NOT_A_CONTRACTION):

@@ -14,8 +14,8 @@ def test_the_first_batch_is_standardised():
     assert (other.std(0) > 5).all()
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 1, 3)])
-def test_a_single_point_has_no_spread_and_settles_it_at_the_identity(shape):
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 1, 3), (2, 3), (15, 3)])
+def test_too_few_rows_tell_no_scale_and_settle_it_at_the_identity(shape):
     transform = actnorm(3)
     x = torch.randn(shape)
     assert torch.equal(transform(x), x)
@@ -27,6 +27,12 @@ def test_a_constant_coordinate_keeps_its_scale():
     y = actnorm(2)(torch.stack([torch.ones(20), torch.randn(20)], dim=1))
     assert y.isfinite().all()
     torch.testing.assert_close(y[:, 0], torch.zeros(20))
+
+
+def test_vmap_does_not_settle_it():
+    transform = actnorm(2)
+    torch.func.vmap(transform)(torch.randn(50, 2))
+    assert not transform.initialized
 
 
 def test_eval_mode_and_the_inverse_do_not_start_it():

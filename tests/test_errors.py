@@ -92,6 +92,14 @@ VALUES = {
         ),
         "batch shapes that broadcast",
     ),
+    "x0_nan": (
+        lambda: solve(zoo.dense(), torch.randn(zoo.DIM), x0=torch.full((zoo.DIM,), torch.nan)),
+        "x0 to be finite",
+    ),
+    "pair": (
+        lambda: iresnet(2).log_abs_det_jacobian(torch.randn(3, 2), torch.randn(3, 4)),
+        r"x and y of one shape; got \(3, 2\) and \(3, 4\)",
+    ),
     "x0": (
         lambda: solve(zoo.dense(), torch.randn(4, zoo.DIM), x0=torch.randn(1, zoo.DIM)),
         r"x0 of the shape \(4, 5\) of y; got \(1, 5\)",
@@ -126,6 +134,15 @@ TYPES = {
     ),
     "integers": (lambda: zoo.block(2)(torch.ones(3, 2, dtype=torch.int64)), "got torch.int64"),
     "list": (lambda: zoo.block(2)([[1.0, 2.0]]), "x to be a torch.Tensor; got list"),
+    "x0": (
+        lambda: solve(zoo.dense(), torch.randn(zoo.DIM), x0=torch.randn(zoo.DIM).float()),
+        "x0 of dtype torch.float64",
+    ),
+    "solve_block": (lambda: solve(zoo.block(), torch.randn(zoo.DIM)), "such as block.contraction"),
+    "wrapped_integers": (
+        lambda: zoo.CONTRACTIONS["wrapped"]()(torch.ones(3, zoo.DIM, dtype=torch.int64)),
+        "x of a floating dtype; got torch.int64",
+    ),
     "option": (lambda: iresnet(2, lipshitz=0.9), "unexpected keyword argument 'lipshitz'"),
 }
 

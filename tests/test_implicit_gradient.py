@@ -130,6 +130,74 @@ def test_without_grad_nothing_is_recorded():
     assert not x.requires_grad
 
 
+def difference(function, at, h=1e-6):
+    """The derivative of a function of one tensor, entry by entry."""
+    steps = h * torch.eye(at.numel()).reshape(-1, *at.shape)
+    ends = [(function(at + s) - function(at - s)) / (2 * h) for s in steps]
+    return torch.stack(ends).reshape(at.shape)
+
+
+def test_second_derivatives_where_only_some_parameters_are_substituted():
+    block = ResidualBlock(zoo.dense(2, (4,), lipschitz=0.8), solver=TIGHT)
+    state = {n: torch.randn_like(p) for n, p in block.named_parameters()}
+    weight = state["contraction.layers.0.weight"].requires_grad_()
+    module = torch.nn.Module()
+    module.block = block
+    module.forward = lambda y: block.inverse(y)
+    state = {f"block.{n}": t for n, t in state.items()}
+
+    def slope(y):
+        x = functional_call(module, state, (y,))
+        return torch.autograd.grad((x**2).sum(), weight, create_graph=True)[0].sum()
+
+    y = torch.randn(1, 2, requires_grad=True)
+    (second,) = torch.autograd.grad(slope(y), y)
+    expected = difference(lambda y: slope(y).detach(), y.detach())
+    torch.testing.assert_close(second, expected, atol=1e-6, rtol=1e-5)
+
+
+class FromOutside(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.held = [scale]
+
+    def forward(self, x):
+        return 0.5 * (x * self.held[0]).sin()
+
+
+def test_a_tensor_that_is_no_parameter_has_its_first_derivative_and_no_wrong_second():
+    scale = torch.tensor([0.3, 0.8], requires_grad=True)
+    block = ResidualBlock(wrap(FromOutside(scale), bound=0.5), solver=TIGHT)
+    y = torch.randn(1, 2, requires_grad=True)
+
+    def value(scale):
+        twin = ResidualBlock(wrap(FromOutside(scale), bound=0.5), solver=TIGHT)
+        return (twin.inverse(y) ** 2).sum().detach()
+
+    loss = (block.inverse(y) ** 2).sum()
+    (first,) = torch.autograd.grad(loss, scale, retain_graph=True)
+    torch.testing.assert_close(first, difference(value, scale.detach()), atol=1e-7, rtol=1e-6)
+    with pytest.raises(HigherOrderError, match="Register it"):
+        torch.autograd.grad(loss, y, create_graph=True)
+
+
+@pytest.mark.parametrize("dim", [2, 40])
+def test_an_empty_batch_goes_backward(dim):
+    block = ResidualBlock(zoo.dense(dim))
+    y = torch.zeros(0, dim, requires_grad=True)
+    block.inverse(y).sum().backward()
+    assert y.grad.shape == (0, dim)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e25])
+def test_the_size_of_a_cotangent_does_not_matter(size):
+    linearization = zoo.dense(40, (30,)).float().linearize(torch.randn(2, 40).float())
+    v = torch.randn(2, 40).float()
+    one = NeumannSolve()(linearization, v, transpose=True, lipschitz=0.97)
+    other = NeumannSolve()(linearization, size * v, transpose=True, lipschitz=0.97)
+    torch.testing.assert_close(other.double() / size, one.double(), rtol=1e-4, atol=1e-5)
+
+
 def test_second_derivatives_in_the_context():
     block = ResidualBlock(zoo.dense(2, (3,), context_dim=2), solver=TIGHT)
     y = torch.randn(1, 2, requires_grad=True)

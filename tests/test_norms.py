@@ -68,6 +68,26 @@ def test_the_gradient_of_gram_does_not_underflow_where_all_singular_values_are_e
         torch.testing.assert_close((weight * weight.grad).sum(), norm)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-18, 1e18, 1e25, 1e30])
+def test_gram_holds_wherever_float32_does(scale):
+    weight = torch.randn(8, 5, dtype=torch.float32)
+    expected = Gram().norm(weight).double() * scale
+    torch.testing.assert_close(
+        Gram().norm(scale * weight).double() / scale, expected / scale, rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", zoo.NORMS)
+def test_a_zero_weight_has_finite_second_derivatives(name):
+    weight = torch.zeros(3, 4, requires_grad=True)
+    acting = zoo.NORMS[name].constrain(weight, 0.9)
+    loss = (acting.sin() + acting**2).sum()
+    (first,) = torch.autograd.grad(loss, weight, create_graph=True)
+    (second,) = torch.autograd.grad((first**2).sum(), weight)
+    assert second.isfinite().all()
+    assert second.norm() > 1
+
+
 def test_gram_batches_under_vmap():
     weights = torch.randn(4, 6, 3)
     batched = torch.func.vmap(Gram().norm)(weights)

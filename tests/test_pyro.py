@@ -169,6 +169,98 @@ def iresnet_like(transform):
     return fresh
 
 
+def write_by_torch(transform, x):
+    torch.optim.Adam(transform.parameters(), lr=0.1).step()
+
+
+def write_by_pyro(transform, x):
+    for parameter in transform.parameters():
+        pyro.optim.clipped_adam.ClippedAdam([parameter], lr=0.1).step()
+
+
+def write_by_data(transform, x):
+    for parameter in transform.parameters():
+        parameter.data.mul_(3)
+
+
+def write_to_x(transform, x):
+    x.data.mul_(3)
+
+
+WRITES = [write_by_torch, write_by_pyro, write_by_data, write_to_x]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_no_write_is_overlooked(write):
+    transform = iresnet(3)
+    x = torch.randn(5, 3)
+    y = transform(x)
+    before = transform.log_abs_det_jacobian(x, y)
+    before.sum().backward()
+    write(transform, x)
+    fresh = x.clone()
+    torch.testing.assert_close(transform(x), transform(fresh))
+    after = transform.log_abs_det_jacobian(x, transform(x))
+    torch.testing.assert_close(after, iresnet_like(transform).log_abs_det_jacobian(fresh, fresh))
+    assert not torch.allclose(after, before)
+
+
+def test_pyros_optimiser_trains_on_one_full_batch():
+    stack, data = iresnet_stack(2, 2), torch.randn(64, 2)
+
+    def density():
+        pyro.module("stack", stack)
+        with pyro.plate("data", 64):
+            flow = dist.TransformedDistribution(base(2), [stack.inv])
+            pyro.sample("x", flow, obs=data)
+
+    svi = SVI(density, lambda: None, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+    losses = [svi.step() for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_functional_call_is_not_answered_from_another():
+    transform = iresnet(2, [])
+    x = torch.randn(5, 2)
+    name = "block.contraction.layers.0.weight"
+    with torch.no_grad():
+        for i in range(20):
+            weight = torch.full((2, 2), i / 100.0)
+            y = torch.func.functional_call(transform, {name: weight}, (x,))
+            expected = x + x @ weight.T + transform.block.contraction.layers[0].bias
+            torch.testing.assert_close(y, expected)
+            del weight
+
+
+def test_inference_and_autocast_and_dtype_are_part_of_what_is_remembered():
+    transform = iresnet(3)
+    x = torch.randn(5, 3)
+    with torch.inference_mode():
+        inner = transform(x)
+        z = torch.randn(5, 3)
+        first = transform(z).clone()
+        z.add_(1)
+        assert not torch.equal(transform(z), first)
+        transform(x)
+    with torch.no_grad():
+        assert not transform(x).is_inference()
+        torch.testing.assert_close(transform(x), inner)
+    transform(x)
+    transform.float()
+    with pytest.raises(TypeError, match=r"x of dtype torch\.float32"):
+        transform(x)
+
+
+def test_the_log_determinant_of_an_inverse_block_needs_no_second_solve():
+    transform = InverseIResNet(zoo.block(3))
+    counts = counted(transform)
+    x = torch.randn(5, 3)
+    y = transform(x)
+    logdet = transform.log_abs_det_jacobian(x, y.clone())
+    assert counts["inverse"] == 1
+    torch.testing.assert_close(logdet, transform.log_abs_det_jacobian(x, y))
+
+
 def test_the_mode_is_part_of_what_is_remembered():
     transform = IResNet(zoo.block(20))
     x = torch.randn(500, 20)

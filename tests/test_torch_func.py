@@ -3,9 +3,18 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from pyro_iresnet import Exact, FixedPoint, PowerSeries, ResidualBlock, Roulette, TracingError
+from pyro_iresnet import (
+    Exact,
+    FixedPoint,
+    HigherOrderError,
+    PowerSeries,
+    ResidualBlock,
+    Roulette,
+    TracingError,
+)
 
 from . import zoo
 
@@ -71,6 +80,61 @@ def test_parameter_gradients_by_functional_call(estimator):
     for name, parameter in parameters.items():
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(functional[name], expected)
+
+
+def test_forward_mode_is_refused_where_it_would_be_wrong():
+    x = torch.randn(4, zoo.DIM)
+    roulette, inverse = zoo.block(logdet=Roulette()), zoo.block().inverse
+    with pytest.raises(HigherOrderError, match="Roulette has no forward-mode derivative"):
+        jvp(lambda x: roulette.forward_and_logdet(x)[1], (x,), (x,))
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(HigherOrderError, match="Roulette has no forward-mode derivative"):
+            roulette.forward_and_logdet(dual)
+    with pytest.raises(HigherOrderError, match="The inverse has no forward-mode derivative"):
+        jvp(inverse, (x,), (x,))
+
+
+def test_forward_mode_of_exact_in_the_parameters():
+    block = zoo.block(logdet=Exact())
+    x = torch.randn(4, zoo.DIM)
+    parameters = {n: p.detach() for n, p in block.named_parameters()}
+    tangents = {n: torch.randn_like(p) for n, p in parameters.items()}
+
+    def value(p):
+        return functional_call(block, p, (x,)).sum()
+
+    _, forward = jvp(value, (parameters,), (tangents,))
+    reverse = grad(value)(parameters)
+    expected = sum((reverse[n] * tangents[n]).sum() for n in parameters)
+    torch.testing.assert_close(forward, expected)
+
+
+def test_many_cotangents_at_once_above_the_dense_size_are_refused():
+    block = zoo.block(40)
+    y = torch.randn(40)
+    with pytest.raises(TracingError, match="more than 32 coordinates cannot run under"):
+        jacrev(block.inverse)(y)
+
+
+@pytest.mark.parametrize("dim", [2, zoo.DIM])
+def test_a_compiled_inverse_agrees_with_eager(dim):
+    block = zoo.block(dim)
+    y = torch.randn(4, dim, requires_grad=True)
+    compiled = torch.compile(block.inverse, backend="eager")
+    torch.testing.assert_close(compiled(y), block.inverse(y))
+    first = torch.autograd.grad(compiled(y).sum(), y)
+    torch.testing.assert_close(first, torch.autograd.grad(block.inverse(y).sum(), y))
+
+
+@pytest.mark.parametrize("dim", [2, 8, 20])
+def test_autocast_changes_nothing(dim):
+    block = zoo.block(dim).eval()
+    x = torch.randn(4, dim)
+    expected = block.forward_and_logdet(x), block.inverse(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        other = block.forward_and_logdet(x), block.inverse(x)
+    torch.testing.assert_close(other, expected)
 
 
 def test_vmap_of_what_loops_is_refused():

@@ -13,17 +13,9 @@ import torch
 from pyro.distributions import TransformModule
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
+
 Evaluated = tuple[Tensor, Callable[[], Tensor]]
-
-
-@dataclass
-class _Memo:
-    """One call: the pair ``x, y``, what it rests on, and its log-determinant, once asked for."""
-
-    x: Tensor
-    y: Tensor
-    rests_on: tuple[Any, ...]
-    logdet: Tensor | Callable[[], Tensor]
 
 
 class MemoTransform(TransformModule):
@@ -32,7 +24,7 @@ class MemoTransform(TransformModule):
     To write one, define ``domain``, :meth:`evaluate`, :meth:`evaluate_inverse` and
     :meth:`with_cache`. The pair of the last call is found by identity, as in torch, so
     ``log_abs_det_jacobian(x, y)`` after ``y = t(x)`` costs no second pass, nor does ``t.inv(y)`` an
-    inversion; but not after a write to ``x``, ``y`` or a parameter, nor in another grad mode.
+    inversion; but not after a write to ``x``, ``y`` or a parameter, nor in another mode.
 
     Arguments:
         cache_size: 1 to remember the last call, 0 for none.
@@ -56,6 +48,11 @@ class MemoTransform(TransformModule):
     def evaluate_inverse(self, y: Tensor) -> Evaluated:
         """``x``, and a function that computes ``log|det dy/dx|`` there."""
 
+    def logdet(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log|det dy/dx|`` of a pair that no call has left, shape ``(*batch,)``."""
+        del y
+        return self.evaluate(x)[1]()
+
     def __call__(self, x: Tensor) -> Tensor:
         if (memo := self._recall(x=x)) is not None:
             return memo.y
@@ -78,9 +75,13 @@ class MemoTransform(TransformModule):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
+        if x.shape != y.shape:
+            raise ArgumentError(
+                f"Expected x and y of one shape; got {tuple(x.shape)} and {tuple(y.shape)}."
+            )
         memo = self._recall(x=x, y=y)
         if memo is None:
-            memo = self._remember(x, y, self.evaluate(x)[1])
+            return self.logdet(x, y)
         if not isinstance(memo.logdet, Tensor):
             memo.logdet = memo.logdet()
         return memo.logdet
@@ -96,37 +97,83 @@ class MemoTransform(TransformModule):
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
-    def _remember(self, x: Tensor, y: Tensor, logdet: Callable[[], Tensor]) -> _Memo:
-        memo = _Memo(x, y, _rests_on(self, x, y) if self._cache_size else (), logdet)
+    def _remember(self, x: Tensor, y: Tensor, logdet: Callable[[], Tensor]) -> None:
         if self._cache_size:
-            self._memo = memo
-        return memo
+            self._memo = _Memo(x, y, _Surroundings.of(self, x, y), logdet)
 
-    def _recall(self, *, x: Tensor | None = None, y: Tensor | None = None) -> _Memo | None:
+    def _recall(self, *, x: Tensor | None = None, y: Tensor | None = None) -> "_Memo | None":
         memo = self._memo
-        if (
-            memo is None
-            or (x is not None and x is not memo.x)
-            or (y is not None and y is not memo.y)
-        ):
+        if memo is None or (x is not None and x is not memo.x):
             return None
-        return memo if memo.rests_on == _rests_on(self, memo.x, memo.y) else None
+        if y is not None and y is not memo.y:
+            return None
+        return memo if memo.rests_on.still_hold(self, memo.x, memo.y) else None
 
 
-def _rests_on(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class _Surroundings:
     """What a call depends on beside the identity of its tensors.
 
-    The same twice means: no write to a parameter, a buffer, ``x`` or ``y`` in between, and the same
-    train modes, grad mode and needs for gradients.
+    Writes are found by value: Pyro's optimisers, and users, write through ``.data``, which leaves a
+    tensor's identity and its version as they were.
+
+    Arguments:
+        modes: grad, inference and autocast modes, and the train mode of every module.
+        tensors: parameters, buffers, ``x`` and ``y``, held so that no other can take their place.
+        needs: which of them require gradients.
+        values: copies of them; None inside a transform of torch.func, where values cannot be
+            compared, and every call has tensors of its own.
     """
-    state: list[Any] = [torch.is_grad_enabled()]
-    tensors = [x, y]
-    modules = [module]
-    while modules:
-        m = modules.pop()
-        state.append(m.training)
-        tensors += [t for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
-        modules += [child for child in m._modules.values() if child is not None]
-    for t in tensors:
-        state += (id(t), t.requires_grad, 0 if t.is_inference() else t._version)
-    return tuple(state)
+
+    modes: tuple[bool, ...]
+    tensors: list[Tensor]
+    needs: list[bool]
+    values: list[Tensor] | None
+
+    @classmethod
+    def of(cls, module: nn.Module, x: Tensor, y: Tensor) -> "_Surroundings":
+        modes, tensors = cls._see(module, x, y)
+        transformed = torch._C._are_functorch_transforms_active()
+        values = None if transformed else [t.detach().clone() for t in tensors]
+        return cls(modes, tensors, [t.requires_grad for t in tensors], values)
+
+    def still_hold(self, module: nn.Module, x: Tensor, y: Tensor) -> bool:
+        modes, tensors = self._see(module, x, y)
+        if modes != self.modes or len(tensors) != len(self.tensors):
+            return False
+        if any(a is not b for a, b in zip(tensors, self.tensors, strict=True)):
+            return False
+        if any(t.requires_grad != n for t, n in zip(tensors, self.needs, strict=True)):
+            return False
+        if self.values is None or torch._C._are_functorch_transforms_active():
+            return self.values is None and torch._C._are_functorch_transforms_active()
+        return all(
+            t.dtype == v.dtype and t.device == v.device and torch.equal(t, v)
+            for t, v in zip(tensors, self.values, strict=True)
+        )
+
+    @staticmethod
+    def _see(module: nn.Module, x: Tensor, y: Tensor) -> tuple[tuple[bool, ...], list[Tensor]]:
+        modes = [
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled(x.device.type),
+        ]
+        tensors = [x, y]
+        modules = [module]
+        while modules:
+            m = modules.pop()
+            modes.append(m.training)
+            tensors += [t for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+            modules += [child for child in m._modules.values() if child is not None]
+        return tuple(modes), tensors
+
+
+@dataclass
+class _Memo:
+    """One call: the pair ``x, y``, what it rests on, and its log-determinant, once asked for."""
+
+    x: Tensor
+    y: Tensor
+    rests_on: _Surroundings
+    logdet: Tensor | Callable[[], Tensor]

@@ -63,7 +63,9 @@ class IResNet(_OfBlock):
     :math:`\mathrm{Lip}(g) < 1` holds by construction, so the transform is bijective on all of
     :math:`\mathbb{R}^D`. Both directions work for any value, not only for one that is cached:
     ``inv`` solves by fixed-point iteration to a certified error. ``log_abs_det_jacobian`` is exact
-    or unbiased, as the block's estimator says. See :func:`iresnet` for a block ready made.
+    or unbiased, as the block's estimator says: with more than 16 coordinates the default draws in
+    train mode, so call ``eval()`` for HMC or NUTS, which need a deterministic density. See
+    :func:`iresnet` for a block ready made.
 
     Arguments:
         block: a :class:`ResidualBlock`.
@@ -129,6 +131,11 @@ class InverseIResNet(_OfBlock):
     def evaluate_inverse(self, y: Tensor) -> Evaluated:
         evaluation = self.block.evaluate(y)
         return evaluation.y, lambda: -evaluation.logdet()
+
+    def logdet(self, x: Tensor, y: Tensor) -> Tensor:
+        # The block runs from y to x: with y at hand there is nothing to solve.
+        del x
+        return self.evaluate_inverse(y)[1]()
 
 
 def iresnet(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from ..errors import check_positive_int
 
@@ -38,8 +38,12 @@ class Norm(ABC):
 
         (Behrmann et al. 2019, Eq. 3: "soft" scaling, which leaves smaller weights alone).
         """
+        # A norm has no second derivative at 0, where a last layer may start: it is asked
+        # elsewhere, and the answer left out.
+        zero = (weight == 0).all()
+        norm = self.norm(torch.where(zero, torch.ones_like(weight), weight))
         # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
-        return weight * (bound / self.norm(weight).clamp(min=bound))
+        return weight * torch.where(zero, 1.0, bound / norm.clamp(min=bound))
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,10 @@ class Gram(Norm):
         check_positive_int(self.squarings, "squarings")
 
     def norm(self, weight: Tensor) -> Tensor:
-        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-            # The tracer records operations, and knows no autograd function written in Python.
+        tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if tracing or forward_ad._current_level >= 0:
+            # A tracer records operations and knows no autograd function written in Python, and one
+            # with a forward-mode rule does not compile: both take the operations as they are.
             return _gram(weight, self.squarings)[0]
         return _GramNorm.apply(weight, self.squarings)[0]
 
@@ -89,8 +95,11 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(weight.dtype).tiny
     wide = weight.shape[0] < weight.shape[1]
     w = weight.T if wide else weight
-    scale = torch.linalg.vector_norm(w).clamp(min=tiny)
+    # First by the largest entry: the squares in a norm under- or overflow where entries do not.
+    scale = w.abs().amax().clamp(min=tiny)
     unit = w / scale
+    frobenius = torch.linalg.vector_norm(unit).clamp(min=tiny)
+    unit = unit / frobenius
     power = unit.T @ unit
     product = power
     sizes, shares = [], []
@@ -110,7 +119,7 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
     direction = unit @ product
     direction = direction * (root / (unit * direction).sum().clamp(min=tiny))
-    return scale * root, direction.T if wide else direction
+    return scale * (frobenius * root), direction.T if wide else direction
 
 
 class _GramNorm(Function):

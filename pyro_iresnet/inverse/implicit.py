@@ -6,13 +6,15 @@ g at fixed x through parameters and context. So a backward pass is one linear so
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call, vjp
 
-from ..errors import HigherOrderError
+from ..errors import HigherOrderError, TracingError
 from ..linear_solve import DenseSolve, LinearSolve, auto_linear_solve
 from ..linearization import Linearizable, Linearization
 
@@ -42,28 +44,32 @@ def implicit_inverse(
     """
     at_solution = g.linearize(solution.detach(), context)
     linear_solve = auto_linear_solve(at_solution.event_size)
-    named = {name: p for name, p in contraction.named_parameters() if p.requires_grad}
+    # All tensors of g as they are now: a functional call may have put them there for a moment.
+    state = {**dict(contraction.named_parameters()), **dict(contraction.named_buffers())}
+    named = {name: t for name, t in state.items() if t.requires_grad}
+    fixed = {name: t for name, t in state.items() if not t.requires_grad}
     needs_context = context is not None and context.requires_grad
     held = (*named.values(), *((context,) if needs_context else ()))
+
+    def minus_g(x: Tensor, *held: Tensor) -> Tensor:
+        parameters = dict(zip(named, held, strict=False))
+        its_context = held[-1] if needs_context else context
+        return -functional_call(contraction, {**fixed, **parameters}, (x, its_context))
 
     def adjoint(grad: Tensor, x: Tensor, *held: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             w = linear_solve(at_solution, grad, transpose=True, lipschitz=lipschitz)
             return w, *(None for _ in held)
+        if minus_g(x.detach(), *(h.detach() for h in held)).requires_grad:
+            raise HigherOrderError(
+                "A second derivative through the inverse needs every tensor of g that requires a "
+                "gradient to be a parameter or a buffer of its module; one is not. Register it."
+            )
         # A second derivative is under way, so J has to be a function of x, not numbers only.
         w = _solve_transposed(g.linearize(x, context), grad, lipschitz=lipschitz, by=linear_solve)
-
-        def gradient_at(point: Tensor) -> tuple[Tensor, ...]:
-            def minus_g(*held: Tensor) -> Tensor:
-                parameters = dict(zip(named, held, strict=False))
-                its_context = held[-1] if needs_context else context
-                return -functional_call(contraction, parameters, (point, its_context))
-
-            return vjp(minus_g, *held)[1](w)
-
         # The gradient reaches parameters and context through z, at x held fixed. What x adds to
         # its derivative is the same gradient as a function of x, less its value.
-        moving, still = gradient_at(x), gradient_at(x.detach())
+        moving, still = (vjp(partial(minus_g, p), *held)[1](w) for p in (x, x.detach()))
         return w, *(a - b for a, b in zip(moving, still, strict=True))
 
     return _Implicit.apply(y - at_solution.value, solution.detach(), adjoint, *held)
@@ -101,6 +107,20 @@ class _Implicit(Function):
     def setup_context(ctx, inputs, output) -> None:
         _, _, ctx.adjoint, *held = inputs
         ctx.save_for_backward(output, *held)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs: Any) -> tuple[Tensor, int]:
+        raise TracingError(
+            "The inverse cannot run under torch.func.vmap: its steps depend on the data. It takes "
+            "a batch as it is."
+        )
+
+    @staticmethod
+    def jvp(ctx, *grad_inputs: Any) -> Tensor:
+        raise HigherOrderError(
+            "The inverse has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use "
+            "reverse mode: grad, jacrev, vjp."
+        )
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,7 +1,7 @@
 """``solve``: the inverse of ``y = x + g(x)`` to a certified error."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..errors import (
     check_not_negative,
     check_positive,
     check_positive_int,
+    check_tensor,
     refuse_transforms,
 )
 from ..linear_solve import default_rtol, floor
@@ -24,6 +25,7 @@ from .fixed_point import FixedPoint
 from .loop import Tolerance, iterate
 
 
+@runtime_checkable
 class Contractive(Protocol):
     """What the inverse asks of a contraction."""
 
@@ -36,6 +38,7 @@ class Contractive(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
+@torch.compiler.disable(reason="its number of steps depends on the data")
 @torch.no_grad()
 def solve(
     contraction: Contractive,
@@ -87,15 +90,20 @@ def solve(
         >>> bool((solution.stats.error_bound <= solution.stats.tolerance).all())
         True
     """
+    check_instance(contraction, Contractive, "contraction", "block.contraction")
     check_instance(solver, Solver, "solver", "FixedPoint()")
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
     event_dim = contraction.event_dim
     batch, event = y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]
-    if x0 is not None and x0.shape != y.shape:
-        raise ArgumentError(
-            f"Expected x0 of the shape {tuple(y.shape)} of y; got {tuple(x0.shape)}."
-        )
+    if x0 is not None:
+        check_tensor(x0, tuple(event), y, "x0")
+        if x0.shape != y.shape:
+            raise ArgumentError(
+                f"Expected x0 of the shape {tuple(y.shape)} of y; got {tuple(x0.shape)}."
+            )
+        if not bool(x0.isfinite().all()):
+            raise ArgumentError("Expected x0 to be finite; got NaN or infinity. Leave it out.")
     lipschitz = _proven_bound(contraction)
     flat = y.reshape(-1, *event)
     problem = Problem(
@@ -128,10 +136,11 @@ def _proven_bound(contraction: Contractive) -> float:
         cause = (
             "its parameters hold NaN or infinity"
             if not math.isfinite(bound)
-            else "its norm strategy does not keep the bound (PowerIteration is a lower bound)"
+            else "its norm strategy does not keep the bound (PowerIteration is a lower bound), or "
+            "lipschitz is nearer to 1 than the dtype resolves"
         )
         raise ContractionError(
             f"g cannot be inverted with a certificate: its proven Lipschitz bound is {bound:.4g}, "
-            f"1 or more; {cause}. Use Gram(), SingularValue() or Frobenius()."
+            f"1 or more; {cause}. Use Gram(), SingularValue() or Frobenius(), or a lower lipschitz."
         )
     return bound

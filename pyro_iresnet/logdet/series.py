@@ -18,6 +18,7 @@ from ..errors import (
     HigherOrderError,
     check_instance,
     check_positive_int,
+    refuse_forward_mode,
     refuse_transforms,
 )
 from ..linearization import Linearization
@@ -127,6 +128,7 @@ class Roulette(LogDet):
 
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
         refuse_transforms("Roulette", linearization.value)
+        refuse_forward_mode("Roulette", linearization.value)
         trace = linearization.trace()
         u = rademacher((self.probes, *linearization.value.shape), linearization.value)
         with torch.no_grad():
