@@ -8,9 +8,10 @@ import pyro
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ..errors import IResNetError
+from ..errors import ArgumentError, IResNetError
 from . import checkerboard, density, eight_schools
 from .data import digits, load_table
 
@@ -40,13 +41,13 @@ def demo(
     try:
         rows, files = run(console, data, output, seed, steps)
     except IResNetError as error:
-        console.print(f"[bold red]Error:[/] {error}", soft_wrap=True, highlight=False)
+        _say(console, f"Error: {error}")
         raise typer.Exit(2) from error
     console.print(_table(rows))
     metrics = output / "metrics.json"
     metrics.write_text(json.dumps({"seed": seed, "results": rows}, indent=2) + "\n")
     for path in [*files, metrics]:
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+        _say(console, f"wrote {path}")
 
 
 def run(
@@ -55,7 +56,9 @@ def run(
     """The three parts, each from the same seed: their rows, and the files written."""
     pyro.set_rng_seed(seed)
     table = digits() if data is None else load_table(data)
-    output.mkdir(parents=True, exist_ok=True)
+    shape = f"{len(table.train)} rows to train, {len(table.test)} held out"
+    _say(console, f"{table.name}: {shape}; {table.features} columns, {', '.join(table.names[:8])}")
+    _make_folder(output)
     rows, files = density.run(table, steps or STEPS["density"], output)
     pyro.set_rng_seed(seed)
     more, pictures = checkerboard.run(steps or STEPS["checkerboard"], output)
@@ -65,6 +68,20 @@ def run(
     console.print("\nArviZ summary of the i-ResNet guide on the eight schools")
     console.print(summary.to_string(), highlight=False)
     return rows + more, files + pictures
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"Expected --output to be a folder that can be made; {output}: {error.strerror}."
+        ) from error
+
+
+def _say(console: Console, text: str) -> None:
+    # Without markup: brackets in a column or file name are the user's.
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 COLUMNS = {
@@ -92,5 +109,6 @@ def _table(rows: list[dict[str, Any]]) -> RichTable:
         table.add_column(heading, justify=justify, no_wrap=True)
     for row in rows:
         cells = [form.format(row[key]) if key in row else "" for key, (_, form) in COLUMNS.items()]
+        cells = [escape(cell) for cell in cells]
         table.add_row(*cells)
     return table

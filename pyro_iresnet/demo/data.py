@@ -1,6 +1,7 @@
 """The data of the demo, and the tables that users bring."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ..errors import ArgumentError
 
 LEVELS = 17
 HELD_OUT_DIGITS = 297
+# What a table says for a cell without a value; in a first row it tells neither name nor number.
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
 
 @dataclass(frozen=True)
@@ -85,27 +88,8 @@ def load_table(path: Path) -> Table:
         ArgumentError: no such file, another ending, text or missing numbers (with their rows),
             constant columns (by name), too few rows.
     """
-    frame = _read(path)
-    text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
-    if text:
-        raise ArgumentError(
-            f"Expected numbers in every column of {path}; these hold text: {_some(text)}. "
-            "Drop or encode them."
-        )
-    values = frame.to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        raise ArgumentError(
-            f"Expected a number in every cell of {path}; NaN or infinity in {len(bad)} of "
-            f"{len(values)} rows, counted from 1 without the header: {_some(bad + 1)}. "
-            "Drop or fill them."
-        )
-    if len(values) < 12 or values.shape[1] < 1:
-        raise ArgumentError(
-            f"Expected at least 12 rows and a column in {path}; got {values.shape[0]} rows and "
-            f"{values.shape[1]} columns."
-        )
-    rows = torch.tensor(values, dtype=torch.get_default_dtype())
+    frame = read_table(path)
+    rows = torch.tensor(frame.to_numpy(dtype=np.float64))
     rows = rows[torch.randperm(len(rows))]
     held_out = len(rows) // 6
     train, test = rows[:-held_out], rows[-held_out:]
@@ -119,15 +103,124 @@ def load_table(path: Path) -> Table:
             f"Expected columns of {path} that vary; these are constant over the training rows: "
             f"{_some(constant)}. Drop them."
         )
+    # In double precision to here: time stamps keep their seconds.
+    dtype = torch.get_default_dtype()
+    if not bool(std.isfinite().all() and ((rows - mean) / std).to(dtype).isfinite().all()):
+        raise ArgumentError(
+            f"Expected numbers in {path} whose squares a double holds; some exceed that. "
+            "Change their unit."
+        )
     return Table(
         name=path.stem,
         train=train,
         test=test,
         names=names,
-        encode=lambda x: (x - mean) / std,
-        log_slope=lambda z: -std.log().sum().expand(len(z)),
-        decode=lambda z: z * std + mean,
+        encode=lambda x: ((x - mean) / std).to(dtype),
+        log_slope=lambda z: -std.log().sum().to(z.dtype).expand(len(z)),
+        decode=lambda z: z.double() * std + mean,
     )
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The columns of a file, all numbers and none missing, or an error that names what is wrong."""
+    frame = _read(path)
+    if len(frame) < 12 or frame.shape[1] < 1:
+        raise ArgumentError(
+            f"Expected at least 12 rows and a column in {path}; got {frame.shape[0]} rows and "
+            f"{frame.shape[1]} columns."
+        )
+    unnamed = [str(c) for c in frame.columns if str(c).startswith("Unnamed:")]
+    if unnamed:
+        raise ArgumentError(
+            f"Expected a name for every column of {path}; {len(unnamed)} have none, as the index "
+            "that pandas writes. Name or drop them (to_csv(index=False))."
+        )
+    text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
+    if text:
+        raise ArgumentError(
+            f"Expected numbers in every column of {path}; these hold text: {_some(text)}. "
+            "Drop or encode them."
+        )
+    bad = np.flatnonzero(~np.isfinite(frame.to_numpy(dtype=np.float64)).all(axis=1))
+    if len(bad):
+        raise ArgumentError(
+            f"Expected a number in every cell of {path}; NaN or infinity in {len(bad)} of "
+            f"{len(frame)} rows, counted from 1 without the header: {_some(bad + 1)}. "
+            "Drop or fill them."
+        )
+    return frame
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ArgumentError(f"Expected a file to read; there is none at {path}.")
+    match path.suffix.lower():
+        case ".npy":
+            return _read_array(path)
+        case ".csv":
+            return _read_csv(path)
+        case _:
+            raise ArgumentError(f"Expected a .csv or .npy file; got {path}.")
+
+
+def _read_array(path: Path) -> pd.DataFrame:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ArgumentError(
+            f"Expected an array of numbers in {path}, as numpy.save writes it; could not read one."
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiub":
+        seen = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "a zip"
+        raise ArgumentError(f"Expected a 2-D array of numbers in {path}; got {seen}.")
+    return pd.DataFrame(array.astype(np.float64)).rename(columns="column {}".format)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            # Said where a row is longer than the header, and cells would be lost.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+            header = _is_header(first.iloc[0].tolist(), path)
+            frame = pd.read_csv(
+                path, header=0 if header else None, index_col=False, skipinitialspace=True
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(f"Expected a table of numbers in {path}; {error}.") from error
+    return frame if header else frame.rename(columns="column {}".format)
+
+
+def _is_header(cells: list[str], path: Path) -> bool:
+    """Whether the first row names the columns: all of it text, or the numbers 0, 1, 2, ..."""
+    if [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
+        return True
+    said = [cell for cell in cells if cell.strip().lower() not in MISSING]
+    text = [_is_text(cell) for cell in said]
+    if any(text) and not all(text):
+        odd = said[text.index(True)]
+        raise ArgumentError(
+            f"Expected the first row of {path} to be all names or all numbers; got both, "
+            f"{odd.strip()!r} among them. Add a header row, or mend the cell."
+        )
+    return bool(text) and all(text)
+
+
+def _is_text(cell: str) -> bool:
+    if cell.strip().lower() in ("true", "false"):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
+
+
+def _some(items: Iterable[object]) -> str:
+    listed = [str(item) for item in items]
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
 
 def checkerboard(n: int) -> Tensor:
@@ -135,39 +228,3 @@ def checkerboard(n: int) -> Tensor:
     a = 4 * torch.rand(n) - 2
     b = torch.rand(n) - 2 * torch.randint(0, 2, (n,)) + a.floor() % 2
     return 2 * torch.stack([a, b], dim=1)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ArgumentError(f"Expected a file to read; there is none at {path}.")
-    if path.suffix == ".npy":
-        array = np.load(path, allow_pickle=False)
-        if array.ndim != 2 or array.dtype.kind not in "fiub":
-            raise ArgumentError(
-                f"Expected a 2-D array of numbers in {path}; got {array.dtype} of shape "
-                f"{array.shape}."
-            )
-        return pd.DataFrame(array.astype(np.float64)).rename(columns="column {}".format)
-    if path.suffix == ".csv":
-        try:
-            first = pd.read_csv(path, header=None, nrows=1).iloc[0]
-            header = 0 if any(_is_text(cell) for cell in first) else None
-            frame = pd.read_csv(path, header=header, skipinitialspace=True)
-        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"Expected a table of numbers in {path}; {error}.") from error
-        return frame if header == 0 else frame.rename(columns="column {}".format)
-    raise ArgumentError(f"Expected a .csv or .npy file; got {path}.")
-
-
-def _is_text(cell: object) -> bool:
-    """Whether a cell of the first row names a column: text that is no number, nor "nan"."""
-    try:
-        float(str(cell))
-    except ValueError:
-        return True
-    return False
-
-
-def _some(items: object) -> str:
-    listed = [str(item) for item in items]  # pyright: ignore[reportGeneralTypeIssues]
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

@@ -33,11 +33,14 @@ STYLE: dict[Any, Any] = {
 
 def samples_beside_data(table: Table, samples: Tensor, path: Path) -> None:
     """Held-out rows on the left, samples of the flow on the right."""
+    # A dollar in a name is no mathematics.
+    title = table.name.replace("$", r"\$")
+    names = [name.replace("$", r"\$") for name in table.names]
     with mpl.rc_context(STYLE):
         figure = _figure(7.0, 3.7)
         left, right = figure.subplots(1, 2)
-        left.set_title(f"{table.name}: data")
-        right.set_title(f"{table.name}: i-ResNet samples")
+        left.set_title(f"{title}: data")
+        right.set_title(f"{title}: i-ResNet samples")
         if table.image_shape is not None:
             for axes, rows in ((left, table.test), (right, samples)):
                 axes.imshow(_mosaic(rows, table.image_shape), cmap="gray_r")
@@ -47,11 +50,11 @@ def samples_beside_data(table: Table, samples: Tensor, path: Path) -> None:
             bins = torch.linspace(low, high, 41).tolist()
             for axes, rows, colour in ((left, table.test, GREY), (right, samples, BLUE)):
                 axes.hist(rows[:, 0].numpy(), bins=bins, density=True, color=colour)
-                axes.set(xlabel=table.names[0], ylabel="density")
+                axes.set(xlabel=names[0], ylabel="density")
         else:
             for axes, rows, colour in ((left, table.test[:500], GREY), (right, samples, BLUE)):
                 axes.plot(*rows[:, :2].T.numpy(), ".", color=colour, markersize=3)
-                axes.set(xlabel=table.names[0], ylabel=table.names[1])
+                axes.set(xlabel=names[0], ylabel=names[1])
             right.set(xlim=left.get_xlim(), ylim=left.get_ylim())
         _save(figure, path)
 
