@@ -145,8 +145,9 @@ class _Surroundings:
             return False
         if any(t.requires_grad != n for t, n in zip(tensors, self.needs, strict=True)):
             return False
-        if self.values is None or torch._C._are_functorch_transforms_active():
-            return self.values is None and torch._C._are_functorch_transforms_active()
+        transformed = torch._C._are_functorch_transforms_active()
+        if transformed or self.values is None:
+            return transformed and self.values is None
         return all(
             t.dtype == v.dtype and t.device == v.device and torch.equal(t, v)
             for t, v in zip(tensors, self.values, strict=True)

@@ -30,7 +30,7 @@ def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         stack.parameters(),
         lambda: -flow.log_prob(checkerboard(BATCH)).mean(),
         steps=steps,
-        lr=2e-3,
+        lr=2e-2,
     )
     stack.eval()
     with torch.no_grad():
