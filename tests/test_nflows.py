@@ -57,17 +57,23 @@ def stacked():
     )
 
 
-def test_a_flow_trains_samples_and_scores():
-    flow = Flow(stacked(), StandardNormal([zoo.DIM]))
-    data = 2 + 0.5 * torch.randn(128, zoo.DIM)
+def trained(flow, data, steps):
+    """Steps of Adam on the negative log-likelihood; the losses."""
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
     losses = []
-    for _ in range(20):
+    for _ in range(steps):
         loss = -flow.log_prob(data).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    return losses
+
+
+def test_a_flow_trains_samples_and_scores():
+    flow = Flow(stacked(), StandardNormal([zoo.DIM]))
+    data = 2 + 0.5 * torch.randn(128, zoo.DIM)
+    losses = trained(flow, data, 20)
     assert losses[-1] < losses[0]
     flow.eval()
     samples = flow.sample(10)
@@ -80,15 +86,7 @@ def test_a_flow_trains_samples_and_scores():
 
 def test_the_inverse_direction_trains():
     flow = Flow(InverseTransform(stacked()), StandardNormal([zoo.DIM]))
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    data = 0.5 * torch.randn(64, zoo.DIM)
-    losses = []
-    for _ in range(5):
-        loss = -flow.log_prob(data).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = trained(flow, 0.5 * torch.randn(64, zoo.DIM), 5)
     assert losses[-1] < losses[0]
 
 
