@@ -8,10 +8,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch.autograd import forward_ad
 
 T = TypeVar("T")
 
@@ -113,6 +110,16 @@ def check_instance(value: object, kind: type[T], name: str, example: str) -> T:
     return value
 
 
+def check_event_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str) -> None:
+    """Raise unless ``shape`` ends in ``event_shape``, where a size of -1 stands for any size."""
+    size = len(event_shape)
+    tail = tuple(shape)[max(len(shape) - size, 0) :]
+    if len(tail) != size or any(e not in (-1, t) for e, t in zip(event_shape, tail, strict=True)):
+        expected = "(" + ", ".join("any" if e == -1 else str(e) for e in event_shape)
+        expected += ",)" if size == 1 else ")"
+        raise ArgumentError(f"Expected {name} with event shape {expected}; got {tuple(shape)}.")
+
+
 def check_tensor(
     value: Tensor, event_shape: tuple[int, ...], like: Tensor | None, name: str
 ) -> None:
@@ -124,14 +131,7 @@ def check_tensor(
         raise ArgumentTypeError(
             f"Expected {name} to be a torch.Tensor; got {type(value).__name__}."
         )
-    size = len(event_shape)
-    tail = tuple(value.shape)[max(value.dim() - size, 0) :]
-    if len(tail) != size or any(e not in (-1, t) for e, t in zip(event_shape, tail, strict=True)):
-        expected = "(" + ", ".join("any" if e == -1 else str(e) for e in event_shape)
-        expected += ",)" if size == 1 else ")"
-        raise ArgumentError(
-            f"Expected {name} with event shape {expected}; got {tuple(value.shape)}."
-        )
+    check_event_shape(value.shape, event_shape, name)
     if not value.is_floating_point():
         raise ArgumentTypeError(
             f"Expected {name} of a floating dtype; got {value.dtype}. Convert it: {name}.float()."
@@ -141,31 +141,3 @@ def check_tensor(
             f"Expected {name} of dtype {like.dtype}, that of the parameters; got {value.dtype}. "
             f"Convert one of them: {name}.to({like.dtype}), or module.to({value.dtype})."
         )
-
-
-def refuse_forward_mode(what: str, tensor: Tensor) -> None:
-    """Raise under forward-mode differentiation, which would go through a random draw."""
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-        raise HigherOrderError(
-            f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
-            "mode (grad, jacrev, vjp), or Exact() for the log-determinant."
-        )
-
-
-def refuse_transforms(what: str, tensor: Tensor) -> None:
-    """Raise under ``torch.jit.trace``, which would record one run of ``what`` as if it were all,
-    and under ``torch.func.vmap``, which knows no loop whose length depends on the data."""
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        raise TracingError(
-            f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
-            "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
-            "inverse out of the trace."
-        )
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            raise TracingError(
-                f"{what} cannot run under torch.func.vmap, nor under what is made of it (jacrev, "
-                "hessian) where that runs it again: its steps depend on the data. It takes a batch "
-                "as it is: call it without vmap, or use Exact() for the log-determinant."
-            )
-        tensor = functorch.get_unwrapped(tensor)

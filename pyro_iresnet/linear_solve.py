@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import LinearSolveError, check_positive, refuse_transforms
+from .errors import LinearSolveError, check_positive
 from .linearization import Linearization
+from .torch_modes import refuse_transforms
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ class NeumannSolve(LinearSolve):
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
         rtol = max(rtol, floor(v.dtype, lipschitz))
         # Solved at size 1, since the squares of a tiny v would underflow in its norm.
-        size = v.flatten(v.dim() - linearization.event_dim).abs().amax(-1)
-        scale = size.clamp(min=torch.finfo(v.dtype).tiny)
+        largest = v.flatten(v.dim() - linearization.event_dim).abs().amax(-1)
+        scale = largest.clamp(min=torch.finfo(v.dtype).tiny)
         scale = scale.reshape(*scale.shape, *(1,) * linearization.event_dim)
         v = v / scale
-        asked = (rtol * (1 - lipschitz)) * linearization.norm(v)
+        size = linearization.norm(v)
+        asked = (rtol * (1 - lipschitz)) * size
         steps = math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 1
         w = residual = v
-        size = linearization.norm(v)
         for _ in range(steps):
             residual = -product(residual)
             w = w + residual

@@ -14,6 +14,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..torch_modes import in_torch_func
 
 Evaluated = tuple[Tensor, Callable[[], Tensor]]
 
@@ -133,7 +134,7 @@ class _Surroundings:
     @classmethod
     def of(cls, module: nn.Module, x: Tensor, y: Tensor) -> "_Surroundings":
         modes, tensors = cls._see(module, x, y)
-        transformed = torch._C._are_functorch_transforms_active()
+        transformed = in_torch_func()
         values = None if transformed else [t.detach().clone() for t in tensors]
         return cls(modes, tensors, [t.requires_grad for t in tensors], values)
 
@@ -145,7 +146,7 @@ class _Surroundings:
             return False
         if any(t.requires_grad != n for t, n in zip(tensors, self.needs, strict=True)):
             return False
-        transformed = torch._C._are_functorch_transforms_active()
+        transformed = in_torch_func()
         if transformed or self.values is None:
             return transformed and self.values is None
         return all(

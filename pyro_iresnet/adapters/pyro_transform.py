@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 from ..block import ResidualBlock
 from ..contractive import Activation, Gram, LipSwish, Norm
-from ..errors import ArgumentError, check_instance
+from ..errors import check_event_shape, check_instance
 from ..inverse import Solver
 from ..logdet import LogDet
 from .builder import dense_block
@@ -42,14 +42,7 @@ class _OfBlock(MemoTransform):
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """``shape``, or raise unless it ends in the event shape."""
-        event = self.block.contraction.event_shape
-        tail = tuple(shape)[max(len(shape) - len(event), 0) :]
-        if len(tail) != len(event) or any(
-            e not in (-1, t) for e, t in zip(event, tail, strict=True)
-        ):
-            raise ArgumentError(
-                f"Expected a shape that ends in the event shape {event}; got {tuple(shape)}."
-            )
+        check_event_shape(shape, self.block.contraction.event_shape, "shape")
         return torch.Size(shape)
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from ..errors import check_positive_int
+from ..torch_modes import in_forward_mode, is_tracing
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ class Gram(Norm):
         check_positive_int(self.squarings, "squarings")
 
     def norm(self, weight: Tensor) -> Tensor:
-        tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if tracing or forward_ad._current_level >= 0:
+        if is_tracing() or in_forward_mode():
             # A tracer records operations and knows no autograd function written in Python, and one
             # with a forward-mode rule does not compile: both take the operations as they are.
             return _gram(weight, self.squarings)[0]
@@ -95,11 +95,9 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(weight.dtype).tiny
     wide = weight.shape[0] < weight.shape[1]
     w = weight.T if wide else weight
-    # First by the largest entry: the squares in a norm under- or overflow where entries do not.
+    # By the largest entry: the squares in a norm under- or overflow where the entries do not.
     scale = w.abs().amax().clamp(min=tiny)
     unit = w / scale
-    frobenius = torch.linalg.vector_norm(unit).clamp(min=tiny)
-    unit = unit / frobenius
     power = unit.T @ unit
     product = power
     sizes, shares = [], []
@@ -119,7 +117,7 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
     direction = unit @ product
     direction = direction * (root / (unit * direction).sum().clamp(min=tiny))
-    return scale * (frobenius * root), direction.T if wide else direction
+    return scale * root, direction.T if wide else direction
 
 
 class _GramNorm(Function):
@@ -215,7 +213,7 @@ class PowerIteration(Norm):
             # of many a structured W; the slope makes that a coincidence of measure zero.
             rows = weight.shape[0]
             u = torch.linspace(1.0, 2.0, rows, dtype=weight.dtype, device=weight.device)
-            v = weight.T @ u
+            v = weight.new_zeros(weight.shape[1])
             for _ in range(self.steps):
                 v = weight.T @ u
                 v = v / torch.linalg.vector_norm(v).clamp(min=tiny)

@@ -1,7 +1,6 @@
 """Part 3: variational guides with Pyro, on the eight schools, centred."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,10 @@ from pyro.infer.autoguide import AutoGuide, AutoMultivariateNormal, AutoNormal, 
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import ClippedAdam
 from torch import Tensor
-from tqdm import trange
 
 from ..flows import iresnet_stack
 from . import pictures
+from .fit import repeat
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -62,26 +61,25 @@ class Recipe:
     share: int
 
 
+OURS = "i-ResNet guide"
 RECIPES = {
     "AutoNormal": Recipe(partial(AutoNormal, model), lr=5e-2, share=3),
     "AutoMultivariateNormal": Recipe(partial(AutoMultivariateNormal, model), lr=5e-2, share=3),
-    "i-ResNet guide": Recipe(iresnet_guide, lr=2e-2, share=1),
+    OURS: Recipe(iresnet_guide, lr=2e-2, share=1),
 }
 
 
 def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.DataFrame]:
     """Fit each guide; its ELBO, its KL to the posterior, PSIS k-hat, and an ArviZ summary."""
     log_evidence, truth = exact_posterior(4000)
-    rows, draws = [], {}
-    summary = pd.DataFrame()
+    rows, posteriors = [], {}
     for name, recipe in RECIPES.items():
         pyro.clear_param_store()
         guide = recipe.make()
         seconds = _train(name, guide, recipe.lr, steps * recipe.share)
         guide.eval()
-        log_weights, sites = _weights(guide)
+        log_weights, posteriors[name] = _weights(guide)
         elbo = float(log_weights.mean())
-        draws[name] = torch.stack([sites["theta"][:, 0], sites["tau"]], dim=1)
         rows.append(
             {
                 "part": "SVI guide, Pyro",
@@ -94,23 +92,20 @@ def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.
                 "seconds": seconds,
             }
         )
-        summary = _summary(sites)
+    draws = {
+        name: torch.stack([sites["theta"][:, 0], sites["tau"]], dim=1)
+        for name, sites in posteriors.items()
+    }
     path = output / "eight_schools.png"
     pictures.tau_against_theta(truth, draws, path)
-    return rows, [path], summary
+    return rows, [path], _summary(posteriors[OURS])
 
 
 def _train(name: str, guide: AutoGuide, lr: float, steps: int) -> float:
     decay = 0.01 ** (1 / steps)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(model, guide, ClippedAdam({"lr": lr, "lrd": decay}), elbo)
-    start = time.perf_counter()
-    with trange(steps, desc=f"3 eight schools: {name}", unit="step", mininterval=0.5) as progress:
-        for step in progress:
-            loss = float(np.asarray(svi.step()))
-            if step % 20 == 0:
-                progress.set_postfix(elbo=f"{-loss:.3f}", refresh=False)
-    return time.perf_counter() - start
+    return repeat(f"3 eight schools: {name}", lambda: float(np.asarray(svi.step())), steps)
 
 
 @torch.no_grad()

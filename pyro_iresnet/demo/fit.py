@@ -1,4 +1,4 @@
-"""One training loop for the flows of the demo."""
+"""The training loop of the demo."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -25,15 +25,29 @@ def fit(
     optimizer = torch.optim.Adam(held, lr=lr, fused=True)
     # The first phase needs a step of its own, or the schedule divides by zero.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 4))
+
+    def step() -> Tensor:
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(held, 10.0)
+        optimizer.step()
+        schedule.step()
+        return value.detach()
+
+    return repeat(name, step, steps)
+
+
+def repeat(name: str, step: Callable[[], Tensor | float], steps: int) -> float:
+    """Call ``step()``, which returns its loss, ``steps`` times under a progress bar.
+
+    Returns:
+        The seconds it took.
+    """
     start = time.perf_counter()
     with trange(steps, desc=name, unit="step", mininterval=0.5) as progress:
-        for step in progress:
-            value = loss()
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(held, 10.0)
-            optimizer.step()
-            schedule.step()
-            if step % 20 == 0:
-                progress.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+        for i in progress:
+            loss = step()
+            if i % 20 == 0:
+                progress.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
     return time.perf_counter() - start

@@ -6,6 +6,7 @@ from torch.distributions import constraints
 
 from ..adapters.memo import Evaluated, MemoTransform
 from ..errors import check_positive_int, check_tensor
+from ..torch_modes import in_torch_func
 
 ENOUGH_ROWS = 16
 
@@ -46,8 +47,7 @@ class ActNorm(MemoTransform):
 
     def evaluate(self, x: Tensor) -> Evaluated:
         check_tensor(x, (self.input_dim,), self.log_scale, "x")
-        transformed = torch._C._are_functorch_transforms_active()
-        if self.training and not transformed and not bool(self.initialized):
+        if self.training and not in_torch_func() and not bool(self.initialized):
             self._start(x.detach().reshape(-1, self.input_dim))
         return x * self.log_scale.exp() + self.shift, lambda: self._logdet(x)
 

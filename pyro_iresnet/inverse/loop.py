@@ -45,17 +45,21 @@ def iterate(
     rows = torch.arange(len(x), device=x.device)
     state = solver.init(problem, x)
     gx = problem.g(x, problem.context)
-    best = _Best(x, torch.full_like(_norm(x), math.inf), torch.zeros_like(rows))
+    y_norm = _norm(problem.y)
+    best = _Best(x, torch.full_like(y_norm, math.inf), torch.zeros_like(rows))
     stretched = torch.zeros_like(rows, dtype=torch.bool)
     step = 0
     while True:
         residual = x + gx - problem.y
-        best = best.update(x, _norm(residual))
+        residual_norm = _norm(residual)
+        best = best.update(x, residual_norm)
         error_bound = best.residual / (1 - problem.lipschitz)
-        sizes = _norm(best.x), _norm(problem.y)
+        sizes = _norm(best.x), y_norm
         allowed = tolerance.at(*sizes)
         if limit is None:
-            limit = _limit(solver, problem, error_bound, allowed, tolerance, best.residual)
+            # Where y is 0 the solution is about as large as the first residual, g(0).
+            least = torch.maximum(allowed, tolerance.floor * residual_norm)
+            limit = _limit(solver, error_bound / least, problem.lipschitz)
         stalled = best.age >= PATIENCE
         floored = stalled & (error_bound <= tolerance.stalled_at(*sizes))
         allowed = torch.where(floored, torch.maximum(allowed, error_bound), allowed)
@@ -63,7 +67,7 @@ def iterate(
         results[error_bound <= allowed] = Result.CONVERGED
         results[stretched] = Result.NOT_A_CONTRACTION
         # Last, since infinity is within a tolerance of infinity.
-        results[~(_norm(residual).isfinite() & allowed.isfinite())] = Result.NON_FINITE
+        results[~(residual_norm.isfinite() & allowed.isfinite())] = Result.NON_FINITE
         ended = (results != Result.MAX_STEPS) | stalled | (step >= limit)
         if bool(ended.any()):
             figures = (best.residual, error_bound, allowed)
@@ -72,7 +76,7 @@ def iterate(
             )
             kept = torch.nonzero(~ended).reshape(-1)
             rows, x, gx, residual = rows[kept], x[kept], gx[kept], residual[kept]
-            problem, best = problem.select(kept), best.select(kept)
+            problem, best, y_norm = problem.select(kept), best.select(kept), y_norm[kept]
             state = tuple(s[kept] for s in state)
         if len(rows) == 0:
             return report.value, report.figures
@@ -125,22 +129,12 @@ class _Report:
             self.figures[name][rows] = size
 
 
-def _limit(
-    solver: Solver,
-    problem: Problem,
-    error_bound: Tensor,
-    allowed: Tensor,
-    tolerance: Tolerance,
-    residual_norm: Tensor,
-) -> int:
-    """The solver's own number of steps for the worst sample of the batch."""
-    # Where y is 0 the solution is about as large as the first residual, g(0).
-    allowed = torch.maximum(allowed, tolerance.floor * residual_norm)
-    ratio = error_bound / allowed
+def _limit(solver: Solver, ratio: Tensor, lipschitz: float) -> int:
+    """The solver's own number of steps for the worst ratio of error bound to tolerance."""
     ratio = ratio[ratio.isfinite()]
     worst = float(ratio.max()) if len(ratio) else 1.0
     # Beyond what theory says, room for what rounding costs at the floor.
-    return solver.default_max_steps(worst, problem.lipschitz) + 2 * PATIENCE
+    return solver.default_max_steps(worst, lipschitz) + 2 * PATIENCE
 
 
 def _stretched(problem: Problem, dx: Tensor, dg: Tensor, x: Tensor, gx: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from ..errors import (
     check_positive,
     check_positive_int,
     check_tensor,
-    refuse_transforms,
 )
 from ..linear_solve import default_rtol, floor
 from ..linearization import Linearizable
 from ..solution import Result, Solution, Stats
+from ..torch_modes import refuse_transforms
 from .base import Problem, Solver
 from .fixed_point import FixedPoint
 from .loop import Tolerance, iterate

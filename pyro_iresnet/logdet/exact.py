@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..linearization import Linearization
+from ..torch_modes import in_torch_func
 from .base import LogDet
 
 
@@ -42,7 +43,7 @@ class Exact(LogDet):
 
 
 def _logabsdet(a: Tensor) -> Tensor:
-    if torch._C._are_functorch_transforms_active():
+    if in_torch_func():
         # Forward mode under vmap, which is how torch.func.hessian goes over a batch, gives wrong
         # numbers for slogdet and solve (torch 2.13); for LU factors it gives right ones.
         factors, _ = torch.linalg.lu_factor(a)

@@ -18,10 +18,9 @@ from ..errors import (
     HigherOrderError,
     check_instance,
     check_positive_int,
-    refuse_forward_mode,
-    refuse_transforms,
 )
 from ..linearization import Linearization
+from ..torch_modes import refuse_forward_mode, refuse_transforms
 from .base import LogDet
 from .probe import rademacher
 from .truncation import Adaptive, Truncation

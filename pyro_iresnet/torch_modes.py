@@ -1,0 +1,54 @@
+"""Under which of torch's modes a call runs, and which calls refuse to run there.
+
+Every private name of torch that the package needs stands here.
+"""
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
+
+from .errors import HigherOrderError, TracingError
+
+
+def is_tracing() -> bool:
+    """Whether ``torch.jit.trace`` is recording."""
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def in_torch_func() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) is active."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0
+
+
+def refuse_forward_mode(what: str, tensor: Tensor) -> None:
+    """Raise under forward-mode differentiation, which would go through a random draw."""
+    if in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise HigherOrderError(
+            f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
+            "mode (grad, jacrev, vjp), or Exact() for the log-determinant."
+        )
+
+
+def refuse_transforms(what: str, tensor: Tensor) -> None:
+    """Raise under ``torch.jit.trace``, which would record one run of ``what`` as if it were all,
+    and under ``torch.func.vmap``, which knows no loop whose length depends on the data."""
+    if is_tracing():
+        raise TracingError(
+            f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
+            "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
+            "inverse out of the trace."
+        )
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise TracingError(
+                f"{what} cannot run under torch.func.vmap, nor under what is made of it (jacrev, "
+                "hessian) where that runs it again: its steps depend on the data. It takes a batch "
+                "as it is: call it without vmap, or use Exact() for the log-determinant."
+            )
+        tensor = functorch.get_unwrapped(tensor)
