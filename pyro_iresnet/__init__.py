@@ -6,6 +6,7 @@ A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro `
 
 from .adapters import InverseIResNet, IResNet, IResNetTransform, iresnet
 from .block import Evaluation, ResidualBlock
+from .caching import cached
 from .contractive import (
     ELU,
     Activation,
@@ -31,6 +32,7 @@ from .errors import (
     IResNetError,
     LinearSolveError,
     TracingError,
+    VarianceWarning,
 )
 from .flows import ActNorm, actnorm, iresnet_stack
 from .inverse import FixedPoint, Solver, auto_solver, solve
@@ -38,8 +40,11 @@ from .linearization import Linearization, linearize_by_autograd
 from .logdet import (
     Adaptive,
     ByMode,
+    ConvergedSeries,
     Exact,
+    Geometric,
     LogDet,
+    Poisson,
     PowerSeries,
     Roulette,
     Truncation,
@@ -59,11 +64,13 @@ __all__ = [
     "ByMode",
     "Contraction",
     "ContractionError",
+    "ConvergedSeries",
     "DenseContraction",
     "Evaluation",
     "Exact",
     "FixedPoint",
     "Frobenius",
+    "Geometric",
     "Gram",
     "HigherOrderError",
     "IResNet",
@@ -76,6 +83,7 @@ __all__ = [
     "LipSwish",
     "LogDet",
     "Norm",
+    "Poisson",
     "PowerIteration",
     "PowerSeries",
     "ResidualBlock",
@@ -90,9 +98,11 @@ __all__ = [
     "Tanh",
     "TracingError",
     "Truncation",
+    "VarianceWarning",
     "actnorm",
     "auto_logdet",
     "auto_solver",
+    "cached",
     "iresnet",
     "iresnet_stack",
     "linearize_by_autograd",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .caching import acting_of
 from .contractive import Contraction
 from .errors import check_instance
 from .inverse import Solver, auto_solver, implicit_inverse, solve
@@ -103,7 +104,7 @@ class ResidualBlock(nn.Module):
         """
         x, context = self.contraction.check(x, context)
         with _full_precision(x):
-            return x + self.contraction.acting()(x, context)
+            return x + acting_of(self.contraction)(x, context)
 
     def forward_and_logdet(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``y`` and ``log|det dy/dx|``, shapes ``(*batch, *event)`` and ``(*batch,)``."""
@@ -114,7 +115,7 @@ class ResidualBlock(nn.Module):
         """``y`` now and the log-determinant on demand, from one pass."""
         x, context = self.contraction.check(x, context)
         with _full_precision(x):
-            return self._evaluate(self.contraction.acting(), x, context)
+            return self._evaluate(acting_of(self.contraction), x, context)
 
     def inverse(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
@@ -135,7 +136,7 @@ class ResidualBlock(nn.Module):
         """
         y, context = self.contraction.check(y, context, "y")
         with _full_precision(y):
-            return self._inverse(self.contraction.acting(), y, context, x0)
+            return self._inverse(acting_of(self.contraction), y, context, x0)
 
     def inverse_and_logdet(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
@@ -143,7 +144,7 @@ class ResidualBlock(nn.Module):
         """``x`` and ``log|det dx/dy|``, shapes ``(*batch, *event)`` and ``(*batch,)``."""
         y, context = self.contraction.check(y, context, "y")
         with _full_precision(y):
-            g = self.contraction.acting()
+            g = acting_of(self.contraction)
             x = self._inverse(g, y, context, x0)
             return x, -self._evaluate(g, x, context).logdet()
 

@@ -49,6 +49,10 @@ class HigherOrderError(IResNetError, RuntimeError):
     """A derivative was asked whose value would be wrong."""
 
 
+class VarianceWarning(UserWarning):
+    """An estimator was chosen whose variance is infinite, or may be."""
+
+
 def check_lipschitz(value: float, name: str = "lipschitz") -> float:
     """Return ``value`` as a float, or raise unless it is a number with ``0 < value < 1``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -70,9 +74,25 @@ def check_positive(value: float, name: str) -> float:
     return float(value)
 
 
+def check_probability(value: float, name: str) -> float:
+    """Return ``value`` as a float, or raise unless it is a number with ``0 < value < 1``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(f"Expected {name} to be a number in (0, 1); got {value!r}.")
+    if not 0.0 < value < 1.0:
+        raise ArgumentError(f"Expected {name} in (0, 1); got {value}.")
+    return float(value)
+
+
 def check_not_negative(value: float, name: str) -> float:
     """Return ``value`` as a float, or raise unless it is a finite number of at least zero."""
     return 0.0 if isinstance(value, int | float) and value == 0 else check_positive(value, name)
+
+
+def check_int(value: SupportsIndex, name: str) -> int:
+    """Return ``value`` as an int, or raise unless it is an integer."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise ArgumentTypeError(f"Expected {name} to be an integer; got {value!r}.")
+    return operator.index(value)
 
 
 def check_positive_int(value: SupportsIndex, name: str) -> int:

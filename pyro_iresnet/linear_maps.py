@@ -35,6 +35,25 @@ class LinearMap(ABC):
         """``tr A``, broadcastable to ``(*batch,)``, or None if it would cost too much."""
         return None
 
+    def narrowed(self) -> "LinearMap":
+        r"""A map with the same :math:`\det(I + A)`, on as few coordinates as is known.
+
+        Sylvester's identity: :math:`\det(I + B A) = \det(I + A B)`.
+        """
+        return self
+
+    def packed(self) -> tuple[list[str], list[Tensor]] | None:
+        """The kinds of its parts and their tensors, as :func:`unpack` takes them; None if it is
+        made of something else, such as a function."""
+        return None
+
+    def widths(self) -> tuple[int, ...]:
+        """The coordinates it starts from, those between its parts and those it ends in, if known.
+
+        Known for maps of vectors that are made of :class:`Dense` and :class:`Diagonal` ones.
+        """
+        return ()
+
     @property
     def transpose_is_cheaper(self) -> bool:
         """Whether a dense matrix is cheaper to form by ``vm``, row by row, than by ``mv``."""
@@ -63,6 +82,12 @@ class Dense(LinearMap):
     def trace(self) -> Tensor:
         return self.weight.trace()
 
+    def packed(self) -> tuple[list[str], list[Tensor]]:
+        return ["dense"], [self.weight]
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.weight.shape[1], self.weight.shape[0])
+
 
 @dataclass(frozen=True)
 class Diagonal(LinearMap):
@@ -85,6 +110,12 @@ class Diagonal(LinearMap):
 
     def trace(self) -> Tensor:
         return self.diagonal.sum(-1)
+
+    def packed(self) -> tuple[list[str], list[Tensor]]:
+        return ["diagonal"], [self.diagonal]
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.diagonal.shape[-1],) * 2
 
 
 @dataclass(frozen=True)
@@ -123,6 +154,36 @@ class Chain(LinearMap):
             case _:
                 return None
 
+    def narrowed(self) -> LinearMap:
+        widths = self.widths()
+        if not widths or min(widths) == widths[0]:
+            return self
+        cut = widths.index(min(widths))
+        turned = [*self.maps[cut:], *self.maps[:cut]]
+        joint = len(self.maps) - cut
+        last, first = turned[joint - 1], turned[joint]
+        if isinstance(last, Dense) and isinstance(first, Dense):
+            # The two that meet are one matrix for all samples.
+            turned[joint - 1 : joint + 1] = [Dense(first.weight @ last.weight)]
+        return Chain(tuple(turned))
+
+    def packed(self) -> tuple[list[str], list[Tensor]] | None:
+        kinds: list[str] = []
+        tensors: list[Tensor] = []
+        for a in self.maps:
+            part = a.packed()
+            if part is None:
+                return None
+            kinds += part[0]
+            tensors += part[1]
+        return kinds, tensors
+
+    def widths(self) -> tuple[int, ...]:
+        parts = [a.widths() for a in self.maps]
+        if not all(parts):
+            return ()
+        return (parts[0][0], *(part[1] for part in parts))
+
     @property
     def transpose_is_cheaper(self) -> bool:
         # Every dense factor costs a product for each sample but the first one applied, whose
@@ -134,6 +195,34 @@ class Chain(LinearMap):
 
     def __iter__(self) -> Iterator[LinearMap]:
         return iter(self.maps)
+
+
+def unpack(kinds: list[str], tensors: list[Tensor]) -> Chain:
+    """The map of :meth:`LinearMap.packed`."""
+    known = {"dense": Dense, "diagonal": Diagonal}
+    return Chain(tuple(known[kind](t) for kind, t in zip(kinds, tensors, strict=True)))
+
+
+def as_matrix(a: LinearMap, event_shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A square map as a matrix with events flattened, in one batched pass from its cheaper side.
+
+    Arguments:
+        a: the map.
+        event_shape: the shape of what it acts on.
+        like: a tensor of shape ``(*batch, ...)`` with as many dimensions as one of
+            ``(*batch, *event)``, whose batch, dtype and device to take.
+
+    Returns:
+        shape ``(*batch, D, D)``.
+    """
+    batch = like.shape[: like.dim() - len(event_shape)]
+    eye = basis(event_shape, len(batch), like)
+    size = len(eye)
+    if a.transpose_is_cheaper:
+        rows = a.vm(eye).expand(size, *batch, *event_shape)
+        return rows.reshape(size, *batch, size).movedim(0, -2)
+    columns = a.mv(eye).expand(size, *batch, *event_shape)
+    return columns.reshape(size, *batch, size).movedim(0, -1)
 
 
 def basis(shape: tuple[int, ...], batch_dims: int, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from .linear_maps import LinearMap, basis
+from .linear_maps import LinearMap, as_matrix
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ class Linearization:
 
     def as_matrix(self) -> Tensor:
         """``J`` with events flattened, shape ``(*batch, D, D)``, in one batched pass."""
-        size = self.event_size
-        eye = basis(tuple(self.event_shape), len(self.batch_shape), self.value)
-        if self.jacobian.transpose_is_cheaper:
-            rows = self.jacobian.vm(eye).expand(size, *self.value.shape)
-            return rows.reshape(size, *self.batch_shape, size).movedim(0, -2)
-        columns = self.jacobian.mv(eye).expand(size, *self.value.shape)
-        return columns.reshape(size, *self.batch_shape, size).movedim(0, -1)
+        return as_matrix(self.jacobian, tuple(self.event_shape), self.value)
+
+    def narrowed_matrix(self) -> Tensor:
+        r"""A matrix ``A`` with :math:`\det(I + A) = \det(I + J)`, as small as is known.
+
+        Where a hidden layer of width k is narrower than D, Sylvester's identity
+        :math:`\det(I_D + L R) = \det(I_k + R L)` gives one of shape ``(*batch, k, k)``.
+        """
+        narrow = self.jacobian.narrowed()
+        if narrow is self.jacobian:
+            return self.as_matrix()
+        return as_matrix(narrow, narrow.widths()[:1], self.value)
 
     def trace(self) -> Tensor | None:
         """``tr J``, shape ``(*batch,)``, where it costs no more than a few products, else None."""

@@ -3,12 +3,18 @@
 Every private name of torch that the package needs stands here.
 """
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 
 from .errors import HigherOrderError, TracingError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_tracing() -> bool:
@@ -26,8 +32,29 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is recording."""
+    return torch.compiler.is_compiling()
+
+
+def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator that keeps ``torch.compile`` out of a function, and says why."""
+    return torch.compiler.disable(reason=reason)
+
+
+def in_plain_autograd() -> bool:
+    """Whether reverse mode is all that may look at a call: no recorder, no transform of torch.func.
+
+    Only there a fused rule pays and is safe: a compiler fuses by itself, the others want to see
+    the operations.
+    """
+    return not (is_compiling() or is_tracing() or in_forward_mode() or in_torch_func())
+
+
 def refuse_forward_mode(what: str, tensor: Tensor) -> None:
     """Raise under forward-mode differentiation, which would go through a random draw."""
+    if is_compiling():
+        return
     if in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None:
         raise HigherOrderError(
             f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
@@ -37,7 +64,11 @@ def refuse_forward_mode(what: str, tensor: Tensor) -> None:
 
 def refuse_transforms(what: str, tensor: Tensor) -> None:
     """Raise under ``torch.jit.trace``, which would record one run of ``what`` as if it were all,
-    and under ``torch.func.vmap``, which knows no loop whose length depends on the data."""
+    and under ``torch.func.vmap``, which knows no loop whose length depends on the data.
+
+    A compiler refuses by itself what it cannot record."""
+    if is_compiling():
+        return
     if is_tracing():
         raise TracingError(
             f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "

@@ -4,6 +4,7 @@ Torch's own cache knows a call by the identity of its tensor, so it returns a st
 step of the optimiser, and a ``y`` without gradients after a call under ``no_grad``.
 """
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..torch_modes import in_torch_func
+from ..torch_modes import in_torch_func, is_compiling
 
 Evaluated = tuple[Tensor, Callable[[], Tensor]]
 
@@ -58,14 +59,14 @@ class MemoTransform(TransformModule):
         if (memo := self._recall(x=x)) is not None:
             return memo.y
         y, logdet = self.evaluate(x)
-        self._remember(x, y, logdet)
+        self._remember(x, y, logdet, made=y)
         return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
         if (memo := self._recall(y=y)) is not None:
             return memo.x
         x, logdet = self.evaluate_inverse(y)
-        self._remember(x, y, logdet)
+        self._remember(x, y, logdet, made=x)
         return x
 
     def _call(self, x: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ class MemoTransform(TransformModule):
             return self.logdet(x, y)
         if not isinstance(memo.logdet, Tensor):
             memo.logdet = memo.logdet()
+            memo.forget_after_backward(memo.logdet)
         return memo.logdet
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,13 +100,17 @@ class MemoTransform(TransformModule):
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
-    def _remember(self, x: Tensor, y: Tensor, logdet: Callable[[], Tensor]) -> None:
-        if self._cache_size:
+    def _remember(
+        self, x: Tensor, y: Tensor, logdet: Callable[[], Tensor], *, made: Tensor
+    ) -> None:
+        # A compiler sees that a second call repeats the first, and computes it once by itself.
+        if self._cache_size and not is_compiling():
             self._memo = _Memo(x, y, _Surroundings.of(self, x, y), logdet)
+            self._memo.forget_after_backward(made)
 
     def _recall(self, *, x: Tensor | None = None, y: Tensor | None = None) -> "_Memo | None":
-        memo = self._memo
-        if memo is None or (x is not None and x is not memo.x):
+        memo = None if is_compiling() else self._memo
+        if memo is None or memo.spent or (x is not None and x is not memo.x):
             return None
         if y is not None and y is not memo.y:
             return None
@@ -171,11 +177,31 @@ class _Surroundings:
         return tuple(modes), tensors
 
 
-@dataclass
+@dataclass(eq=False)
 class _Memo:
-    """One call: the pair ``x, y``, what it rests on, and its log-determinant, once asked for."""
+    """One call: the pair ``x, y``, what it rests on, and its log-determinant, once asked for.
+
+    Arguments:
+        x, y, logdet: the pair, and its log-determinant or what computes it.
+        rests_on: what the pair depends on.
+        spent: whether a backward pass went through it, which frees its graph.
+    """
 
     x: Tensor
     y: Tensor
     rests_on: _Surroundings
     logdet: Tensor | Callable[[], Tensor]
+    spent: bool = False
+
+    def forget_after_backward(self, made: Tensor) -> None:
+        """Be spent once a gradient reaches ``made``, a tensor of this call's own making."""
+        if made.grad_fn is None or in_torch_func():
+            return
+        # Weakly, since the tensor would hold the memo that holds the tensor.
+        memo = weakref.ref(self)
+
+        def spend(grad: Tensor) -> None:
+            if (alive := memo()) is not None:
+                alive.spent = True
+
+        made.register_hook(spend)

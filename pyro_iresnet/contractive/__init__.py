@@ -2,6 +2,7 @@
 
 from .activations import ELU, Activation, LipSwish, Sine, Softplus, Tanh
 from .base import Contraction
+from .constrained import ConstrainedContraction, acting_together
 from .mlp import DenseContraction
 from .norms import Frobenius, Gram, Norm, PowerIteration, SingularValue
 from .wrapped import wrap
@@ -9,6 +10,7 @@ from .wrapped import wrap
 __all__ = [
     "ELU",
     "Activation",
+    "ConstrainedContraction",
     "Contraction",
     "DenseContraction",
     "Frobenius",
@@ -20,5 +22,6 @@ __all__ = [
     "SingularValue",
     "Softplus",
     "Tanh",
+    "acting_together",
     "wrap",
 ]

@@ -7,9 +7,11 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional
 
 from ..errors import check_positive
+from ..torch_modes import in_plain_autograd
 
 
 class Activation(nn.Module, ABC):
@@ -66,10 +68,67 @@ class LipSwish(Activation):
         return x * torch.sigmoid(self.beta * x) / 1.1
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.beta * x
-        gate = torch.sigmoid(t) / 1.1
-        # 1 - sigmoid(t) is sigmoid(-t), which stays exact where sigmoid(t) rounds to 1.
-        return x * gate, gate * (1 + t * torch.sigmoid(-t))
+        if in_plain_autograd():
+            return _FusedLipSwish.apply(x, self.beta)
+        return _lipswish(x, self.beta)
+
+
+def _lipswish(x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    t = beta * x
+    gate = torch.sigmoid(t) / 1.1
+    # 1 - sigmoid(t) is sigmoid(-t), which stays exact where sigmoid(t) rounds to 1.
+    return x * gate, gate * (1 + t * torch.sigmoid(-t))
+
+
+class _FusedLipSwish(Function):
+    r"""Value and slope with their derivatives in closed form: fewer passes over memory.
+
+    With :math:`s = \sigma(\beta x)`, :math:`c = s (1 - s) / 1.1` and
+    :math:`k = c\,(2 + \beta x (1 - 2 s))`, the value has the derivatives slope in x and
+    :math:`x^2 c` in beta, the slope :math:`\beta k` in x and :math:`x k` in beta.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = _lipswish(x, beta)
+        ctx.save_for_backward(x, beta, slope)
+        ctx.set_materialize_grads(False)
+        return value, slope
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, beta, slope = ctx.saved_tensors
+        of_value, of_slope = grad_outputs
+        if of_value is None and of_slope is None:
+            return None, None
+        if torch.is_grad_enabled():
+            return _by_autograd(x, beta, grad_outputs)
+        s = torch.sigmoid(beta * x)
+        c = torch.addcmul(s, s, s, value=-1).div_(1.1)
+        if of_slope is None:
+            grad, along_x = of_value * slope, c.mul_(x).mul_(of_value)
+        else:
+            along_x = s.mul_(-2).add_(1).mul_(x).mul_(beta).add_(2).mul_(c).mul_(of_slope)
+            grad = along_x * beta
+            if of_value is not None:
+                grad.addcmul_(of_value, slope)
+                along_x.addcmul_(c.mul_(x), of_value)
+        return grad, torch.dot(along_x.flatten(), x.flatten()).reshape(beta.shape)
+
+
+def _by_autograd(
+    x: Tensor, beta: Tensor, grad_outputs: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The rule as a function of its inputs, for a second derivative."""
+    given = [
+        (out, grad)
+        for out, grad in zip(_lipswish(x, beta), grad_outputs, strict=True)
+        if grad is not None
+    ]
+    inputs = [t for t in (x, beta) if t.requires_grad]
+    outputs, grads = zip(*given, strict=True)
+    found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
+    return tuple(next(found) if t.requires_grad else None for t in (x, beta))
 
 
 class ELU(Activation):

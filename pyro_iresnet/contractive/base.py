@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Contraction(nn.Module, ABC):
     event_shape: tuple[int, ...]
     context_dim: int | None
     lipschitz: float
+    # Set while a `cached` block is open; see caching.py.
+    shared_acting: object = None
 
     @property
     def event_dim(self) -> int:
@@ -53,6 +56,11 @@ class Contraction(nn.Module, ABC):
     def acting(self) -> Linearizable:
         """``g`` with the weights that act in place: computed once, for many evaluations."""
         return _ByAutograd(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What an open `cached` block shares holds an autograd graph, which neither copies nor
+        # pickles.
+        return {k: v for k, v in vars(self).items() if k != "shared_acting"}
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """``g(x)`` and the Jacobian at ``x``, in one pass."""

@@ -18,11 +18,11 @@ from ..errors import (
 from ..linear_maps import Chain, Dense, Diagonal, LinearMap
 from ..linearization import Linearization
 from .activations import Activation, LipSwish
-from .base import Contraction
+from .constrained import ConstrainedContraction
 from .norms import Gram, Norm
 
 
-class DenseContraction(Contraction):
+class DenseContraction(ConstrainedContraction):
     r"""A multilayer perceptron with a proven Lipschitz bound.
 
     .. math:: g(x) = W_n\,\phi(W_{n-1} \cdots \phi(W_1 x + b_1 + C_1 c) \cdots) + b_n
@@ -86,8 +86,14 @@ class DenseContraction(Contraction):
                 nn.Linear(context_dim, width, bias=False) for width in widths[1:-1] or widths[-1:]
             )
 
-    def acting(self) -> "_Acting":
-        weights = self._acting_weights()
+    def free_weights(self) -> list[tuple[Tensor, float]]:
+        # An activation of bound B eats a factor B of the budget of the layer that feeds it.
+        share = self.lipschitz ** (1 / len(self.layers))
+        bounds = [share / a.bound for a in self._activations()] + [share]
+        weights = [layer.weight for layer in _linears(self.layers)]
+        return list(zip(weights, bounds, strict=True))
+
+    def acting_with(self, weights: Sequence[Tensor]) -> "_Acting":
         return _Acting(
             weights=tuple(weights),
             biases=tuple(layer.bias for layer in _linears(self.layers)),
@@ -101,7 +107,7 @@ class DenseContraction(Contraction):
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
-        bound = torch.stack([self.norm.proven(w) for w in self._acting_weights()]).prod()
+        bound = torch.stack([self.norm.proven(w) for w in self.acting_weights()]).prod()
         return bound * math.prod(a.bound for a in self._activations())
 
     def extra_repr(self) -> str:
@@ -109,15 +115,6 @@ class DenseContraction(Contraction):
 
     def _activations(self) -> tuple[Activation, ...]:
         return tuple(a for a in self.activations if isinstance(a, Activation))
-
-    def _acting_weights(self) -> list[Tensor]:
-        # An activation of bound B eats a factor B of the budget of the layer that feeds it.
-        share = self.lipschitz ** (1 / len(self.layers))
-        bounds = [share / a.bound for a in self._activations()] + [share]
-        return [
-            self.norm.constrain(layer.weight, bound)
-            for layer, bound in zip(_linears(self.layers), bounds, strict=True)
-        ]
 
 
 @dataclass(frozen=True)

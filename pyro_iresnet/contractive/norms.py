@@ -6,6 +6,8 @@ flow most of its fit.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,44 +22,85 @@ from ..torch_modes import in_forward_mode, is_tracing
 class Norm(ABC):
     """A way to take ``||W||_2``, and to keep it at a bound.
 
-    To write one, define :meth:`norm`; where that is no upper bound of the spectral norm, define
-    :meth:`proven` too.
+    To write one, define :meth:`norm` for a batch of matrices; where that is no upper bound of the
+    spectral norm, define :meth:`proven` too.
     """
 
     @abstractmethod
     def norm(self, weight: Tensor) -> Tensor:
-        """The norm by which weights are scaled, a scalar, differentiable."""
+        """The norm by which weights are scaled, differentiable.
+
+        It is that of the transpose too, since matrices of one shape up to transposition are taken
+        together.
+
+        Arguments:
+            weight: shape ``(*batch, rows, columns)``.
+
+        Returns:
+            shape ``(*batch,)``.
+        """
 
     def proven(self, weight: Tensor) -> Tensor:
-        """A proven upper bound of ``||weight||_2``, a scalar."""
+        """A proven upper bound of ``||weight||_2``, shapes as in :meth:`norm`."""
         return self.norm(weight)
 
-    def constrain(self, weight: Tensor, bound: float) -> Tensor:
+    def constrain(self, weight: Tensor, bound: float | Tensor) -> Tensor:
         r"""``weight`` where its norm is at most ``bound``, else scaled to it.
 
         .. math:: W \min(1, c / \lVert W \rVert)
 
         (Behrmann et al. 2019, Eq. 3: "soft" scaling, which leaves smaller weights alone).
+
+        Arguments:
+            weight: shape ``(*batch, rows, columns)``.
+            bound: above 0, a number or a tensor of shape ``(*batch,)``.
         """
         # A norm has no second derivative at 0, where a last layer may start: it is asked
         # elsewhere, and the answer left out.
-        zero = (weight == 0).all()
-        norm = self.norm(torch.where(zero, torch.ones_like(weight), weight))
+        zero = (weight == 0).flatten(-2).all(-1)
+        norm = self.norm(torch.where(zero[..., None, None], 1.0, weight))
         # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
-        return weight * torch.where(zero, 1.0, bound / norm.clamp(min=bound))
+        factor = torch.where(zero, 1.0, bound / norm.clamp(min=bound))
+        return weight * factor[..., None, None]
+
+    def constrain_all(self, weights: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
+        """:meth:`constrain` for many matrices, those of one shape (or its transpose) at once.
+
+        Arguments:
+            weights: matrices of any shapes.
+            bounds: one for each.
+        """
+        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for i, w in enumerate(weights):
+            groups[min(w.shape), max(w.shape), w.dtype, w.device].append(i)
+        acting = list(weights)
+        for members in groups.values():
+            tall = [_tall(weights[i]) for i in members]
+            if len(tall) == 1:
+                scaled = [self.constrain(tall[0], bounds[members[0]])]
+            else:
+                many = torch.stack(tall)
+                each = many.new_tensor([bounds[i] for i in members])
+                scaled = self.constrain(many, each).unbind()
+            for i, w in zip(members, scaled, strict=True):
+                acting[i] = w if weights[i].shape == w.shape else w.mT
+        return acting
+
+
+def _tall(weight: Tensor) -> Tensor:
+    return weight.mT if weight.shape[-2] < weight.shape[-1] else weight
 
 
 @dataclass(frozen=True)
 class Gram(Norm):
     r"""A smooth, certified bound from repeated squarings of the Gram matrix.
 
-    .. math:: S(W) = \lVert (W^\top W)^{2^k} \rVert_F^{1 / 2^{k+1}} \ge \lVert W \rVert_2
+    .. math:: S(W) = \lVert W Q \rVert_F^{2/p} \ge \lVert W \rVert_2,
+              \qquad Q = (W^\top W)^{2^k}, \quad p = 2^{k+2} + 2
 
-    It is the Schatten norm of order :math:`p = 2^{k+2}`: loose by at most the factor
-    :math:`n^{1/p}` for ``n`` the smaller side of W (1.6% at n = 64, k = 6). Made of matrix
-    products only, with its gradient in closed form:
-    :math:`\nabla S = W G^{p/2-1} / S^{p-1}`, :math:`G = W^\top W`, whose factor is the product
-    of the squarings already made.
+    It is the Schatten norm of order ``p``: loose by at most the factor :math:`n^{1/p}` for ``n``
+    the smaller side of W (1.6% at n = 64, k = 6). Made of matrix products only, with its gradient
+    in closed form, one product more: :math:`\nabla S = (W Q)\, Q / S^{p-1}`.
 
     Arguments:
         squarings: ``k``, at least 1.
@@ -93,31 +136,31 @@ RESCALE_EVERY = 3
 def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     """``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
     tiny = torch.finfo(weight.dtype).tiny
-    wide = weight.shape[0] < weight.shape[1]
-    w = weight.T if wide else weight
+    w = _tall(weight)
     # By the largest entry: the squares in a norm under- or overflow where the entries do not.
-    scale = w.abs().amax().clamp(min=tiny)
+    scale = w.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
     unit = w / scale
-    power = unit.T @ unit
-    product = power
-    sizes, shares = [], []
-    for done in range(squarings):
-        if done % RESCALE_EVERY == 0:
-            # Squared once more for every squaring to come, log S takes 2^-(done + 1) of this.
-            sizes.append(torch.linalg.vector_norm(power).clamp(min=tiny))
-            shares.append(2.0 ** -(done + 1))
-            power = power / sizes[-1]
-            # By its largest entry: the squares in a norm would underflow.
-            product = product / product.abs().amax().clamp(min=tiny)
-        power = power @ power
-        product = product @ power
-    sizes.append(torch.linalg.vector_norm(power))
-    log_root = torch.stack(sizes).log() @ power.new_tensor([*shares, 2.0 ** -(squarings + 1)])
-    root = torch.exp(log_root)
+    power = unit.mT @ unit
+    order = 2 ** (squarings + 2) + 2
+    log_norm = torch.zeros_like(scale)
+    for done in range(squarings + 1):
+        if done % RESCALE_EVERY == 0 or done == squarings:
+            size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
+            # Squared once more for every squaring to come.
+            log_norm = log_norm + size.log() * (2.0 ** (squarings - done + 1) / order)
+            power = power / size
+        if done < squarings:
+            power = power @ power
+    product = unit @ power
+    size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True).clamp(min=tiny)
+    root = torch.exp(log_norm + size.log() * (2.0 / order))
+    direction = product @ power
     # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
-    direction = unit @ product
-    direction = direction * (root / (unit * direction).sum().clamp(min=tiny))
-    return scale * root, direction.T if wide else direction
+    euler = (unit * direction).sum((-2, -1), keepdim=True).clamp(min=tiny)
+    direction = direction * (root / euler)
+    if weight.shape[-2] < weight.shape[-1]:
+        direction = direction.mT
+    return (scale * root)[..., 0, 0], direction
 
 
 class _GramNorm(Function):
@@ -143,7 +186,7 @@ class _GramNorm(Function):
         if torch.is_grad_enabled():
             # A second derivative is under way: the direction has to be a function of W again.
             direction = _gram(weight, ctx.squarings)[1]
-        return grad_outputs[0] * direction, None
+        return grad_outputs[0][..., None, None] * direction, None
 
 
 @dataclass(frozen=True)
@@ -211,15 +254,15 @@ class PowerIteration(Norm):
             tiny = torch.finfo(weight.dtype).tiny
             # The vector of ones that App. B proposes is orthogonal to the leading singular vector
             # of many a structured W; the slope makes that a coincidence of measure zero.
-            rows = weight.shape[0]
-            u = torch.linspace(1.0, 2.0, rows, dtype=weight.dtype, device=weight.device)
-            v = weight.new_zeros(weight.shape[1])
+            rows = weight.shape[-2]
+            u = torch.linspace(1.0, 2.0, rows, dtype=weight.dtype, device=weight.device)[:, None]
+            v = u
             for _ in range(self.steps):
-                v = weight.T @ u
-                v = v / torch.linalg.vector_norm(v).clamp(min=tiny)
+                v = weight.mT @ u
+                v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp(min=tiny)
                 u = weight @ v
-                u = u / torch.linalg.vector_norm(u).clamp(min=tiny)
-        return u @ weight @ v
+                u = u / torch.linalg.vector_norm(u, dim=-2, keepdim=True).clamp(min=tiny)
+        return (u * (weight @ v)).sum((-2, -1))
 
     def proven(self, weight: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(weight, ord=2)

@@ -6,7 +6,7 @@ from torch.distributions import constraints
 
 from ..adapters.memo import Evaluated, MemoTransform
 from ..errors import check_positive_int, check_tensor
-from ..torch_modes import in_torch_func
+from ..torch_modes import disable_compiler, in_torch_func, is_compiling
 
 ENOUGH_ROWS = 16
 
@@ -44,10 +44,12 @@ class ActNorm(MemoTransform):
         self.log_scale = nn.Parameter(torch.zeros(input_dim))
         self.shift = nn.Parameter(torch.zeros(input_dim))
         self.register_buffer("initialized", torch.tensor(False))
+        # What a compiler may know of the buffer, whose value it cannot look at.
+        self._seen_started = False
 
     def evaluate(self, x: Tensor) -> Evaluated:
         check_tensor(x, (self.input_dim,), self.log_scale, "x")
-        if self.training and not in_torch_func() and not bool(self.initialized):
+        if self.training and not in_torch_func() and not self._has_started():
             self._start(x.detach().reshape(-1, self.input_dim))
         return x * self.log_scale.exp() + self.shift, lambda: self._logdet(x)
 
@@ -67,9 +69,18 @@ class ActNorm(MemoTransform):
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}"
 
+    def _has_started(self) -> bool:
+        if not is_compiling():
+            self._seen_started = bool(self.initialized)
+        return self._seen_started
+
+    @disable_compiler("ActNorm starts from the data of its first call: make that call uncompiled")
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
+        if bool(self.initialized):
+            return
         self.get_buffer("initialized").fill_(True)
+        self._seen_started = True
         if len(rows) < ENOUGH_ROWS:
             return
         mean, std = rows.mean(0), rows.std(0)

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pyro.distributions import ComposeTransformModule
-
-from ..adapters import iresnet
+from ..adapters import Stack, iresnet
 from ..contractive import Activation, Gram, LipSwish, Norm
 from ..errors import check_positive_int
 from ..inverse import Solver
@@ -22,7 +20,7 @@ def iresnet_stack(
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
     logdet: LogDet | None = None,
     solver: Solver | None = None,
-) -> ComposeTransformModule:
+) -> Stack:
     """ActNorm and residual blocks in turn, and an ActNorm at the end: a Pyro transform.
 
     A module: ``stack.parameters()`` trains all of it, and ``stack.eval()`` makes the log-density
@@ -67,4 +65,4 @@ def iresnet_stack(
             solver=solver,
         )
         parts += [actnorm(input_dim), block]
-    return ComposeTransformModule([*parts, actnorm(input_dim)])
+    return Stack([*parts, actnorm(input_dim)])

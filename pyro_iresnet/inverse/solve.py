@@ -19,7 +19,7 @@ from ..errors import (
 from ..linear_solve import default_rtol, floor
 from ..linearization import Linearizable
 from ..solution import Result, Solution, Stats
-from ..torch_modes import refuse_transforms
+from ..torch_modes import disable_compiler, refuse_transforms
 from .base import Problem, Solver
 from .fixed_point import FixedPoint
 from .loop import Tolerance, iterate
@@ -38,7 +38,7 @@ class Contractive(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
-@torch.compiler.disable(reason="its number of steps depends on the data")
+@disable_compiler("its number of steps depends on the data")
 @torch.no_grad()
 def solve(
     contraction: Contractive,

@@ -3,14 +3,18 @@
 from .auto import auto_logdet
 from .base import ByMode, LogDet
 from .exact import Exact
-from .series import PowerSeries, Roulette
-from .truncation import Adaptive, Truncation
+from .roulette import Roulette
+from .series import ConvergedSeries, PowerSeries
+from .truncation import Adaptive, Geometric, Poisson, Truncation
 
 __all__ = [
     "Adaptive",
     "ByMode",
+    "ConvergedSeries",
     "Exact",
+    "Geometric",
     "LogDet",
+    "Poisson",
     "PowerSeries",
     "Roulette",
     "Truncation",

@@ -2,7 +2,8 @@
 
 from .base import ByMode
 from .exact import Exact
-from .series import PowerSeries, Roulette
+from .roulette import Roulette
+from .series import ConvergedSeries
 
 # Up to here the dense Jacobian costs less than a stochastic series, and has no variance.
 EXACT_IN_TRAINING = 16
@@ -14,7 +15,7 @@ def auto_logdet(event_size: int) -> ByMode:
     """The default estimator for events of a given size, as a :class:`ByMode` to read or replace.
 
     In train mode ``Exact()`` up to 16 coordinates, ``Roulette()`` above; in eval mode ``Exact()``
-    up to 1024 coordinates, and a long deterministic ``PowerSeries`` above.
+    up to 1024 coordinates, and a deterministic ``ConvergedSeries`` above.
 
     Arguments:
         event_size: the number of coordinates of one event.
@@ -25,5 +26,5 @@ def auto_logdet(event_size: int) -> ByMode:
     """
     return ByMode(
         train=Exact() if event_size <= EXACT_IN_TRAINING else Roulette(),
-        evaluate=Exact() if event_size <= EXACT_IN_EVALUATION else PowerSeries(terms=100, probes=4),
+        evaluate=Exact() if event_size <= EXACT_IN_EVALUATION else ConvergedSeries(),
     )

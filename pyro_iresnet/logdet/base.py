@@ -34,6 +34,10 @@ class LogDet(ABC):
         """The estimator that acts in train or in eval mode: this one in both."""
         return self
 
+    def with_seed(self, seed: int) -> "LogDet":
+        """The same estimator with other fixed probes, where it has such; else itself."""
+        return self
+
 
 @dataclass(frozen=True)
 class ByMode(LogDet):
@@ -63,3 +67,6 @@ class ByMode(LogDet):
 
     def for_mode(self, training: bool) -> LogDet:
         return self.train if training else self.evaluate
+
+    def with_seed(self, seed: int) -> "ByMode":
+        return ByMode(self.train.with_seed(seed), self.evaluate.with_seed(seed))

@@ -6,17 +6,24 @@ import torch
 from torch import Tensor
 
 from ..linearization import Linearization
-from ..torch_modes import in_torch_func
+from ..torch_modes import in_torch_func, is_tracing
 from .base import LogDet
+
+# How many numbers one pass may hold in its largest tensor: 2^25 in float32 are 128 MiB, and some
+# four such tensors are alive at a time.
+LARGEST = 2**25
 
 
 @dataclass(frozen=True)
 class Exact(LogDet):
     r"""``log|det(I + J)|`` of the dense Jacobian: no variance, no bias, repeatable.
 
-    In closed form for D = 1, 2, 3, by LU factors above. Costs D products with J, as one batched
-    pass, and :math:`O(D^3)`; memory :math:`O(\text{batch} \cdot D \cdot \text{width})`.
-    Differentiable to any order. Seed report Eq. 17; the sign is positive for a contraction.
+    In closed form for matrices of side 1, 2 and 3, by LU factors above. The side is D, or the width
+    k of the narrowest hidden layer where that is smaller, by Sylvester's identity
+    :math:`\det(I_D + L R) = \det(I_k + R L)`. Costs that many products with J, as one batched pass
+    from the cheaper side, and a factorisation; large batches are taken in parts, so that the
+    memory of an evaluation stays bounded. Differentiable to any order. Seed report Eq. 17; the
+    sign is positive for a contraction.
 
     Example:
         >>> import torch
@@ -27,7 +34,18 @@ class Exact(LogDet):
     """
 
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
-        j = linearization.as_matrix()
+        count = linearization.batch_shape.numel()
+        size = linearization.event_size
+        at_once = max(1, LARGEST // (size * max(size, *linearization.jacobian.widths(), 1)))
+        if count <= at_once or is_tracing():
+            return self._of(linearization)
+        parts = torch.arange(count, device=linearization.value.device).split(at_once)
+        return torch.cat([self._of(linearization.select(part)) for part in parts]).reshape(
+            linearization.batch_shape
+        )
+
+    def _of(self, linearization: Linearization) -> Tensor:
+        j = linearization.narrowed_matrix()
         match j.shape[-1]:
             case 1:
                 return torch.log1p(j[..., 0, 0])

@@ -1,38 +1,52 @@
 """When to end a random series: the survival probability of each term."""
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..errors import check_positive, check_positive_int
+from ..errors import VarianceWarning, check_positive, check_positive_int, check_probability
 
 
-@dataclass(frozen=True)
 class Truncation(ABC):
     """Russian roulette played by each sample after each term but the first ones.
 
     To write one, define :meth:`survival`. With the weight divided by the survival probability the
     series stays unbiased whatever the probabilities are; they only decide its cost and variance.
+    Make it a frozen dataclass whose fields are numbers, so that a compiled graph can hold it.
 
     Attributes:
-        exact_terms: terms that are always taken.
+        exact_terms: terms that are always taken, at least 1.
     """
 
-    exact_terms: int = 1
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.exact_terms, "exact_terms")
+    exact_terms: int
 
     @abstractmethod
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         r"""The probability to go on after a term, in [0, 1].
 
         Arguments:
-            term: the number of the term just taken, from 1.
+            term: the number of the term just taken, from 1; at least ``exact_terms``.
             magnitude: :math:`w_k \lVert v_k \rVert / \sqrt{D}` of each sample, with the weight
                 :math:`w_k` and :math:`v_k = (J^\top)^k u`; shape ``(n,)``.
+
+        Returns:
+            shape ``(n,)``.
         """
+
+    def warn(self, lipschitz: float) -> None:  # noqa: B027  (most have nothing to say)
+        """Warn where the variance is infinite, or may be, for ``||J||_2`` up to ``lipschitz``."""
+
+    def longest(self, lipschitz: float) -> int:
+        """A number of terms that no sample of a true contraction exceeds but by a freak chance."""
+        return self.exact_terms + math.ceil(SURELY_ENDED / -math.log(lipschitz))
+
+
+# A true contraction outlives -log(L) k = 100 under Adaptive with a chance below e^-98.
+SURELY_ENDED = 100.0
 
 
 @dataclass(frozen=True)
@@ -47,15 +61,121 @@ class Adaptive(Truncation):
     of J exceeds its square root.
 
     Arguments:
-        exact_terms: terms that are always taken, at least 1.
         threshold: :math:`\tau`, above 0; smaller costs more terms and has less variance.
+        exact_terms: terms that are always taken, at least 1.
     """
 
     threshold: float = 0.3
+    exact_terms: int = 1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_positive_int(self.exact_terms, "exact_terms")
         check_positive(self.threshold, "threshold")
 
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
-        return (magnitude / self.threshold).clamp(max=1.0)
+        return (magnitude / self.threshold).clamp_(max=1.0)
+
+
+@dataclass(frozen=True)
+class Geometric(Truncation):
+    r"""A geometric number of terms: the choice of the published residual flows, for comparison.
+
+    Each sample goes on with probability :math:`q = 1 - p`. The variance is infinite as soon as an
+    eigenvalue of J has :math:`|\lambda|^2 \ge q`, so a warning says so where :math:`L^2 \ge q`.
+    :class:`Adaptive` has finite variance for every contraction.
+
+    Arguments:
+        p: the probability to end after each further term, in (0, 1).
+        exact_terms: terms that are always taken, at least 1.
+
+    References:
+        Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Section 3.1.
+    """
+
+    p: float = 0.5
+    exact_terms: int = 2
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.exact_terms, "exact_terms")
+        check_probability(self.p, "p")
+
+    def survival(self, term: int, magnitude: Tensor) -> Tensor:
+        return torch.full_like(magnitude, 1 - self.p)
+
+    def warn(self, lipschitz: float) -> None:
+        if lipschitz**2 >= 1 - self.p:
+            warnings.warn(
+                f"Geometric(p={self.p}) has infinite variance where an eigenvalue of J reaches "
+                f"{math.sqrt(1 - self.p):.3f}, and lipschitz {lipschitz} allows that: "
+                f"{lipschitz}^2 = {lipschitz**2:.3f} is at least the survival probability "
+                f"{1 - self.p:.3f}. Use Adaptive(), or p below {1 - lipschitz**2:.3f}.",
+                VarianceWarning,
+                stacklevel=2,
+            )
+
+    def longest(self, lipschitz: float) -> int:
+        return self.exact_terms + math.ceil(SURELY_ENDED / -math.log1p(-self.p))
+
+
+@dataclass(frozen=True)
+class Poisson(Truncation):
+    r"""A Poisson number of further terms, as also published: infinite variance, always.
+
+    The chance to reach term k falls like :math:`r^k / k!`, faster than any power of an eigenvalue
+    of J, so the variance is infinite for every J that is not nilpotent; a warning says so.
+    :class:`Adaptive` has finite variance for every contraction.
+
+    Arguments:
+        rate: the mean number of further terms, above 0.
+        exact_terms: terms that are always taken, at least 1.
+
+    References:
+        Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Appendix.
+    """
+
+    rate: float = 2.0
+    exact_terms: int = 2
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.exact_terms, "exact_terms")
+        check_positive(self.rate, "rate")
+
+    def survival(self, term: int, magnitude: Tensor) -> Tensor:
+        # P(N > n | N >= n) = 1 - 1 / h with h = P(N >= n) / P(N = n), summed from its tail.
+        taken = term - self.exact_terms
+        tail = 0.0
+        for i in range(taken + 1 + math.ceil(self.rate) + 40, taken, -1):
+            tail = (1 + tail) * self.rate / i
+        return torch.full_like(magnitude, tail / (1 + tail))
+
+    def warn(self, lipschitz: float) -> None:
+        warnings.warn(
+            f"Poisson(rate={self.rate}) has infinite variance for every J that is not nilpotent, "
+            f"here with ||J|| up to {lipschitz}: the chance to reach term k falls like "
+            f"{self.rate}^k / k!, faster than any power of an eigenvalue. Use Adaptive().",
+            VarianceWarning,
+            stacklevel=2,
+        )
+
+    def longest(self, lipschitz: float) -> int:
+        # P(N >= n) <= (e r / n)^n, which is below e^-100 from here on.
+        return self.exact_terms + math.ceil(math.e**2 * self.rate + SURELY_ENDED)
+
+
+def pack(truncation: Truncation) -> tuple[str, list[float]]:
+    """A truncation as the name of its class and its fields, as :func:`unpack_truncation` takes."""
+    names = type(truncation).__dataclass_fields__
+    return type(truncation).__name__, [float(getattr(truncation, name)) for name in names]
+
+
+def unpack_truncation(name: str, settings: list[float]) -> Truncation:
+    """The truncation that :func:`pack` took apart."""
+    kinds, found = [Truncation], {}
+    while kinds:
+        for kind in kinds.pop().__subclasses__():
+            kinds.append(kind)
+            found[kind.__name__] = kind
+    fields = found[name].__dataclass_fields__.values()
+    whole = [f.type in (int, "int") for f in fields]
+    values = [int(v) if w else v for v, w in zip(settings, whole, strict=True)]
+    return found[name](*values)

@@ -1,0 +1,1 @@
+"""Measurements of this package beside the published ones; each script prints its table."""

@@ -1,0 +1,52 @@
+"""The parts of a flow, whoever built the stack around them."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.distributions import ComposeTransform, Transform, TransformedDistribution
+from torch.distributions.transforms import _InverseTransform
+
+from .contractive import Contraction
+from .errors import ArgumentTypeError
+
+
+def contractions_of(flow: object) -> list[Contraction]:
+    """Every contraction in a flow, once.
+
+    Arguments:
+        flow: a block, a module that holds blocks (an nflows ``Flow`` or ``Transform``, a guide, a
+            Pyro transform), a torch or Pyro transform or transformed distribution, or a list of
+            such.
+
+    Raises:
+        ArgumentTypeError: ``flow`` is none of these.
+    """
+    # By identity: a Pyro transform is hashed in a way that torch.compile cannot follow.
+    seen: dict[int, nn.Module] = {}
+    waiting = list(_modules(flow))
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in seen:
+            seen[id(module)] = module
+            waiting += [child for child in module._modules.values() if child is not None]
+    return [m for m in seen.values() if isinstance(m, Contraction)]
+
+
+def _modules(flow: object) -> Iterable[nn.Module]:
+    if isinstance(flow, nn.Module):
+        return [flow]
+    if isinstance(flow, TransformedDistribution):
+        return _modules([flow.base_dist, *flow.transforms])
+    if isinstance(flow, _InverseTransform):
+        return _modules(flow.inv)
+    if isinstance(flow, ComposeTransform):
+        return _modules(flow.parts)
+    if isinstance(flow, list | tuple):
+        return [module for part in flow for module in _modules(part)]
+    if isinstance(flow, Transform) or hasattr(flow, "log_prob"):
+        # A transform or a base distribution without modules has no parts to find.
+        return []
+    raise ArgumentTypeError(
+        "Expected flow to be a module, a transform, a distribution or a list of them; got "
+        f"{type(flow).__name__}."
+    )

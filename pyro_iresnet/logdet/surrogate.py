@@ -1,0 +1,63 @@
+"""A value with the gradient of something else, to first order and no further."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..errors import HigherOrderError
+
+
+def value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """``value``, with the first derivatives of ``surrogate``; a second derivative raises.
+
+    Arguments:
+        value: what is returned; receives no gradient.
+        surrogate: what receives the gradient, of the same shape.
+
+    Raises:
+        HigherOrderError: when differentiated twice, since the surrogate's second derivative is not
+            that of the log-determinant.
+    """
+    return _ValueWithGradientOf.apply(value, surrogate)
+
+
+class _ValueWithGradientOf(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[None, Tensor]:
+        if not torch.is_grad_enabled():
+            return None, grad_outputs[0]
+        (surrogate,) = ctx.saved_tensors
+        return None, _FirstOrderOnly.apply(*grad_outputs, surrogate)
+
+
+class _FirstOrderOnly(Function):
+    """The identity of its first argument; depends on the second so that it always stands in the
+    graph of a second derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, surrogate: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        raise HigherOrderError(
+            "Roulette gives first derivatives only: the derivative of its gradient estimate is no "
+            "estimate of the second derivative. Use Exact(), or call eval() on a module whose "
+            "logdet is ByMode(train=Roulette(), evaluate=Exact())."
+        )
