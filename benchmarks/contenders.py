@@ -76,10 +76,12 @@ class Contender:
 
 
 def of_nflows(flow: Flow) -> Contender:
+    """A flow of nflows."""
     return Contender(flow, flow.log_prob, flow.transform_to_noise)
 
 
 def this_project(work: Work, logdet: LogDet | None = None) -> Contender:
+    """``IResNetTransform`` blocks in an nflows ``Flow``, with the defaults but for the widths."""
     blocks = [IResNetTransform(work.dim, work.hidden, logdet=logdet) for _ in range(work.blocks)]
     between = partial(ActNorm, work.dim) if work.actnorm else IdentityTransform
     return of_nflows(Flow(_between(blocks, between), StandardNormal([work.dim])))
@@ -98,18 +100,8 @@ def normflows_residual(work: Work, *, brute_force: bool) -> Contender:
     base = normflows.distributions.DiagGaussian(work.dim, trainable=False)
     model = normflows.NormalizingFlow(base, flows)
 
-    def log_prob(x: Tensor) -> Tensor:
-        return -_as_samples(model, x)
-
-    def _as_samples(model: normflows.NormalizingFlow, x: Tensor) -> Tensor:
-        z, total = x, x.new_zeros(len(x))
-        for flow in reversed(model.flows):
-            z, logdet = flow.inverse(z)
-            total = total + logdet
-        return -(total + model.q0.log_prob(z))
-
     update = partial(normflows.utils.update_lipschitz, model, POWER_ITERATIONS)
-    return Contender(model, log_prob, lambda x: model.inverse(x), update)
+    return Contender(model, model.log_prob, model.inverse, update)
 
 
 class _WithContext(nn.Sequential):
@@ -135,7 +127,7 @@ def flowcon_iresblock(work: Work, *, brute_force: bool) -> Contender:
     between = partial(flowcon.transforms.ActNorm, work.dim) if work.actnorm else None
     transform = flowcon.transforms.CompositeTransform(_interleave(blocks, between))
     flow = flowcon.flows.Flow(transform, FlowconNormal([work.dim]))
-    return Contender(flow, flow.log_prob, lambda x: flow.transform_to_noise(x))
+    return Contender(flow, flow.log_prob, flow.transform_to_noise)
 
 
 def _flowcon_swish() -> nn.Module:
@@ -152,8 +144,13 @@ def torchflows_resflow(work: Work) -> Contender:
     ]
     between = partial(ElementwiseAffine, event) if work.actnorm else None
     flow = torchflows.flows.Flow(BijectiveComposition(_interleave(blocks, between)))
-    flow.train()
-    return Contender(flow, flow.log_prob, lambda x: flow.bijection.forward(x, skip_log_det=True)[0])
+
+    def to_noise(x: Tensor) -> Tensor:
+        for layer in flow.bijection.layers:
+            x = x + layer.g(x) if isinstance(layer, ResFlowBlock) else layer.forward(x)[0]
+        return x
+
+    return Contender(flow, flow.log_prob, to_noise)
 
 
 class _ResidualMLP(nn.Module):

@@ -44,13 +44,17 @@ from .logdet import (
     Exact,
     Geometric,
     LogDet,
+    MeanJacobian,
     Poisson,
     PowerSeries,
+    Reference,
     Roulette,
     Truncation,
+    Zero,
     auto_logdet,
 )
 from .solution import Result, Solution, Stats
+from .standard_error import LogDetEstimate, logdet_with_error
 
 __version__ = "0.1.0"
 
@@ -82,10 +86,13 @@ __all__ = [
     "Linearization",
     "LipSwish",
     "LogDet",
+    "LogDetEstimate",
+    "MeanJacobian",
     "Norm",
     "Poisson",
     "PowerIteration",
     "PowerSeries",
+    "Reference",
     "ResidualBlock",
     "Result",
     "Roulette",
@@ -99,6 +106,7 @@ __all__ = [
     "TracingError",
     "Truncation",
     "VarianceWarning",
+    "Zero",
     "actnorm",
     "auto_logdet",
     "auto_solver",
@@ -106,6 +114,7 @@ __all__ = [
     "iresnet",
     "iresnet_stack",
     "linearize_by_autograd",
+    "logdet_with_error",
     "solve",
     "wrap",
 ]

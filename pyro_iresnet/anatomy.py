@@ -10,8 +10,8 @@ from .contractive import Contraction
 from .errors import ArgumentTypeError
 
 
-def contractions_of(flow: object) -> list[Contraction]:
-    """Every contraction in a flow, once.
+def modules_of(flow: object) -> list[nn.Module]:
+    """Every module in a flow, once.
 
     Arguments:
         flow: a block, a module that holds blocks (an nflows ``Flow`` or ``Transform``, a guide, a
@@ -29,7 +29,12 @@ def contractions_of(flow: object) -> list[Contraction]:
         if id(module) not in seen:
             seen[id(module)] = module
             waiting += [child for child in module._modules.values() if child is not None]
-    return [m for m in seen.values() if isinstance(m, Contraction)]
+    return list(seen.values())
+
+
+def contractions_of(flow: object) -> list[Contraction]:
+    """Every contraction in a flow, once; ``flow`` as in :func:`modules_of`."""
+    return [m for m in modules_of(flow) if isinstance(m, Contraction)]
 
 
 def _modules(flow: object) -> Iterable[nn.Module]:

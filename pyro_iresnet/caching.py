@@ -25,7 +25,7 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
 
     Arguments:
         flow: a block, a stack, a flow or a guide of either framework; see
-            :func:`~pyro_iresnet.anatomy.contractions_of`.
+            :func:`~pyro_iresnet.anatomy.modules_of`.
 
     Raises:
         ArgumentTypeError: ``flow`` is nothing that can hold a block.

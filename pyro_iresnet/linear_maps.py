@@ -31,9 +31,22 @@ class LinearMap(ABC):
     def select(self, index: Tensor) -> "LinearMap":
         """The map of the samples ``index``, positions in the flattened batch, repeats allowed."""
 
-    def trace(self) -> Tensor | None:
-        """``tr A``, broadcastable to ``(*batch,)``, or None if it would cost too much."""
+    def trace(self, weight: Tensor | None = None) -> Tensor | None:
+        """``tr(M A)``, broadcastable to ``(*batch,)``, or None if it would cost too much.
+
+        Arguments:
+            weight: ``M``, one matrix for all samples; the identity when None.
+        """
         return None
+
+    def mean(self) -> Tensor | None:
+        """A matrix near the mean of ``A`` over the batch, of a norm no larger than the bound of
+        ``A`` that its parts prove; None where that would cost too much."""
+        return None
+
+    def halfway(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Two tensors whose inner product is :math:`\ell^\top A r`, at less than ``mv`` costs."""
+        return left, self.mv(right)
 
     def narrowed(self) -> "LinearMap":
         r"""A map with the same :math:`\det(I + A)`, on as few coordinates as is known.
@@ -79,8 +92,11 @@ class Dense(LinearMap):
     def select(self, index: Tensor) -> "Dense":
         return self
 
-    def trace(self) -> Tensor:
-        return self.weight.trace()
+    def trace(self, weight: Tensor | None = None) -> Tensor:
+        return self.weight.trace() if weight is None else (self.weight * weight.T).sum()
+
+    def mean(self) -> Tensor:
+        return self.weight
 
     def packed(self) -> tuple[list[str], list[Tensor]]:
         return ["dense"], [self.weight]
@@ -108,8 +124,16 @@ class Diagonal(LinearMap):
     def select(self, index: Tensor) -> "Diagonal":
         return Diagonal(self.diagonal.reshape(-1, self.diagonal.shape[-1])[index])
 
-    def trace(self) -> Tensor:
-        return self.diagonal.sum(-1)
+    def trace(self, weight: Tensor | None = None) -> Tensor:
+        return self.diagonal.sum(-1) if weight is None else self.diagonal @ weight.diagonal()
+
+    def mean(self) -> Tensor:
+        return self.mean_entries().diag()
+
+    def mean_entries(self) -> Tensor:
+        """The mean of the diagonal over the batch."""
+        # A sample that is not a number fails alone.
+        return self.diagonal.reshape(-1, self.diagonal.shape[-1]).nanmean(0)
 
     def packed(self) -> tuple[list[str], list[Tensor]]:
         return ["diagonal"], [self.diagonal]
@@ -137,7 +161,7 @@ class Chain(LinearMap):
     def select(self, index: Tensor) -> "Chain":
         return Chain(tuple(a.select(index) for a in self.maps))
 
-    def trace(self) -> Tensor | None:
+    def trace(self, weight: Tensor | None = None) -> Tensor | None:
         r"""The exact trace of a network with at most two hidden layers, else None.
 
         With the trace cyclic, :math:`\mathrm{tr}(W_2 S W_1) = s^\top \mathrm{diag}(W_1 W_2)` and
@@ -146,13 +170,33 @@ class Chain(LinearMap):
         """
         match self.maps:
             case (Dense() | Diagonal() as only,):
-                return only.trace()
+                return only.trace(weight)
             case (Dense(w1), Diagonal(s), Dense(w2)):
+                w1 = w1 if weight is None else w1 @ weight
                 return s @ (w1 * w2.T).sum(1)
             case (Dense(w1), Diagonal(s1), Dense(w2), Diagonal(s2), Dense(w3)):
+                w1 = w1 if weight is None else w1 @ weight
                 return ((s2 @ (w2 * (w1 @ w3).T)) * s1).sum(-1)
             case _:
                 return None
+
+    def mean(self) -> Tensor | None:
+        product: Tensor | None = None
+        for a in self.maps:
+            if isinstance(a, Diagonal) and product is not None:
+                product = a.mean_entries()[:, None] * product
+                continue
+            factor = a.mean()
+            if factor is None:
+                return None
+            product = factor if product is None else factor @ product
+        return product
+
+    def halfway(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        # From both ends to the middle: where the ends need no gradient, a backward pass turns
+        # round there and never runs through the first and the last map.
+        middle = len(self.maps) // 2
+        return Chain(self.maps[middle:]).vm(left), Chain(self.maps[:middle]).mv(right)
 
     def narrowed(self) -> LinearMap:
         widths = self.widths()

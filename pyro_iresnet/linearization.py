@@ -45,6 +45,11 @@ class Linearization:
         """``J^T v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
         return self.jacobian.vm(v)
 
+    def bilinear(self, left: Tensor, right: Tensor) -> Tensor:
+        r""":math:`\ell^\top J r` for each sample, shape ``(*lead, *batch)``."""
+        left, right = self.jacobian.halfway(left, right)
+        return self.sum_event(left * right)
+
     def as_matrix(self) -> Tensor:
         """``J`` with events flattened, shape ``(*batch, D, D)``, in one batched pass."""
         return as_matrix(self.jacobian, tuple(self.event_shape), self.value)
@@ -60,9 +65,13 @@ class Linearization:
             return self.as_matrix()
         return as_matrix(narrow, narrow.widths()[:1], self.value)
 
-    def trace(self) -> Tensor | None:
-        """``tr J``, shape ``(*batch,)``, where it costs no more than a few products, else None."""
-        trace = self.jacobian.trace()
+    def trace(self, weight: Tensor | None = None) -> Tensor | None:
+        """``tr J``, shape ``(*batch,)``, where it costs no more than a few products, else None.
+
+        Arguments:
+            weight: for ``tr(M J)``, a matrix ``M`` for all samples.
+        """
+        trace = self.jacobian.trace(weight)
         return None if trace is None else trace.expand(self.batch_shape)
 
     def select(self, index: Tensor) -> "Linearization":

@@ -21,7 +21,7 @@ class Stack(ComposeTransformModule):
     """
 
     def __init__(self, parts: Sequence[Transform], cache_size: int = 0) -> None:
-        super().__init__(parts, cache_size=cache_size)
+        super().__init__(list(parts), cache_size=cache_size)
 
     @property
     def inv(self) -> Transform:
@@ -32,6 +32,7 @@ class Stack(ComposeTransformModule):
         return self if cache_size == self._cache_size else Stack(self.parts, cache_size)
 
     def _inverse(self, y: Tensor) -> Tensor:
+        x = y
         for part in reversed(self.parts):
-            y = part.inv(y)
-        return y
+            x = part._inv_call(x)
+        return x  # pyright: ignore[reportReturnType]

@@ -75,9 +75,9 @@ class LipSwish(Activation):
 
 def _lipswish(x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     t = beta * x
-    gate = torch.sigmoid(t) / 1.1
-    # 1 - sigmoid(t) is sigmoid(-t), which stays exact where sigmoid(t) rounds to 1.
-    return x * gate, gate * (1 + t * torch.sigmoid(-t))
+    s = torch.sigmoid(t)
+    gate = s / 1.1
+    return x * gate, gate * (1 + t * (1 - s))
 
 
 class _FusedLipSwish(Function):
@@ -99,26 +99,23 @@ class _FusedLipSwish(Function):
     def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         x, beta, slope = ctx.saved_tensors
         of_value, of_slope = grad_outputs
-        if of_value is None and of_slope is None:
-            return None, None
         if torch.is_grad_enabled():
             return _by_autograd(x, beta, grad_outputs)
         s = torch.sigmoid(beta * x)
         c = torch.addcmul(s, s, s, value=-1).div_(1.1)
-        if of_slope is None:
-            grad, along_x = of_value * slope, c.mul_(x).mul_(of_value)
-        else:
+        grad, along_x = torch.zeros_like(x), torch.zeros_like(x)
+        if of_slope is not None:
             along_x = s.mul_(-2).add_(1).mul_(x).mul_(beta).add_(2).mul_(c).mul_(of_slope)
             grad = along_x * beta
-            if of_value is not None:
-                grad.addcmul_(of_value, slope)
-                along_x.addcmul_(c.mul_(x), of_value)
+        if of_value is not None:
+            grad.addcmul_(of_value, slope)
+            along_x.addcmul_(c.mul_(x), of_value)
         return grad, torch.dot(along_x.flatten(), x.flatten()).reshape(beta.shape)
 
 
 def _by_autograd(
     x: Tensor, beta: Tensor, grad_outputs: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None]:
     """The rule as a function of its inputs, for a second derivative."""
     given = [
         (out, grad)
@@ -128,7 +125,8 @@ def _by_autograd(
     inputs = [t for t in (x, beta) if t.requires_grad]
     outputs, grads = zip(*given, strict=True)
     found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
-    return tuple(next(found) if t.requires_grad else None for t in (x, beta))
+    of_x = next(found) if x.requires_grad else None
+    return of_x, next(found) if beta.requires_grad else None
 
 
 class ELU(Activation):

@@ -75,11 +75,11 @@ class Norm(ABC):
             groups[min(w.shape), max(w.shape), w.dtype, w.device].append(i)
         acting = list(weights)
         for members in groups.values():
-            tall = [_tall(weights[i]) for i in members]
-            if len(tall) == 1:
-                scaled = [self.constrain(tall[0], bounds[members[0]])]
+            wide = [_wide(weights[i]) for i in members]
+            if len(wide) == 1:
+                scaled = [self.constrain(wide[0], bounds[members[0]])]
             else:
-                many = torch.stack(tall)
+                many = torch.stack(wide)
                 each = many.new_tensor([bounds[i] for i in members])
                 scaled = self.constrain(many, each).unbind()
             for i, w in zip(members, scaled, strict=True):
@@ -87,20 +87,21 @@ class Norm(ABC):
         return acting
 
 
-def _tall(weight: Tensor) -> Tensor:
-    return weight.mT if weight.shape[-2] < weight.shape[-1] else weight
+def _wide(weight: Tensor) -> Tensor:
+    # Of the two orientations the one whose products have long rows, which run up to twice as fast.
+    return weight.mT if weight.shape[-2] > weight.shape[-1] else weight
 
 
 @dataclass(frozen=True)
 class Gram(Norm):
     r"""A smooth, certified bound from repeated squarings of the Gram matrix.
 
-    .. math:: S(W) = \lVert W Q \rVert_F^{2/p} \ge \lVert W \rVert_2,
-              \qquad Q = (W^\top W)^{2^k}, \quad p = 2^{k+2} + 2
+    .. math:: S(W) = \lVert Q W \rVert_F^{2/p} \ge \lVert W \rVert_2,
+              \qquad Q = (W W^\top)^{2^k}, \quad p = 2^{k+2} + 2
 
     It is the Schatten norm of order ``p``: loose by at most the factor :math:`n^{1/p}` for ``n``
     the smaller side of W (1.6% at n = 64, k = 6). Made of matrix products only, with its gradient
-    in closed form, one product more: :math:`\nabla S = (W Q)\, Q / S^{p-1}`.
+    in closed form, one product more: :math:`\nabla S = Q\, (Q W) / S^{p-1}`.
 
     Arguments:
         squarings: ``k``, at least 1.
@@ -136,11 +137,11 @@ RESCALE_EVERY = 3
 def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     """``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
     tiny = torch.finfo(weight.dtype).tiny
-    w = _tall(weight)
+    w = _wide(weight)
     # By the largest entry: the squares in a norm under- or overflow where the entries do not.
     scale = w.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
     unit = w / scale
-    power = unit.mT @ unit
+    power = unit @ unit.mT
     order = 2 ** (squarings + 2) + 2
     log_norm = torch.zeros_like(scale)
     for done in range(squarings + 1):
@@ -151,14 +152,14 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
             power = power / size
         if done < squarings:
             power = power @ power
-    product = unit @ power
+    product = power @ unit
     size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True).clamp(min=tiny)
     root = torch.exp(log_norm + size.log() * (2.0 / order))
-    direction = product @ power
+    direction = power @ product
     # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
     euler = (unit * direction).sum((-2, -1), keepdim=True).clamp(min=tiny)
     direction = direction * (root / euler)
-    if weight.shape[-2] < weight.shape[-1]:
+    if weight.shape[-2] > weight.shape[-1]:
         direction = direction.mT
     return (scale * root)[..., 0, 0], direction
 

@@ -3,6 +3,7 @@
 from .auto import auto_logdet
 from .base import ByMode, LogDet
 from .exact import Exact
+from .reference import MeanJacobian, Reference, Zero
 from .roulette import Roulette
 from .series import ConvergedSeries, PowerSeries
 from .truncation import Adaptive, Geometric, Poisson, Truncation
@@ -14,9 +15,12 @@ __all__ = [
     "Exact",
     "Geometric",
     "LogDet",
+    "MeanJacobian",
     "Poisson",
     "PowerSeries",
+    "Reference",
     "Roulette",
     "Truncation",
+    "Zero",
     "auto_logdet",
 ]

@@ -12,6 +12,7 @@ from ..linearization import Linearization
 from ..torch_modes import disable_compiler, is_compiling, refuse_forward_mode, refuse_transforms
 from .base import LogDet
 from .probe import rademacher
+from .reference import Expansion, MeanJacobian, Reference
 from .surrogate import value_with_gradient_of
 from .truncation import Adaptive, Truncation, pack, unpack_truncation
 
@@ -20,23 +21,32 @@ from .truncation import Adaptive, Truncation, pack, unpack_truncation
 class Roulette(LogDet):
     r"""The whole series, unbiased, by Russian roulette that each sample plays for itself.
 
-    With :math:`v_k = (J^\top)^k u` and the weight :math:`w_k` that undoes the survival
-    probabilities, the value is
+    The log-determinant is expanded at a reference :math:`\bar J`, the same for the whole batch:
 
-    .. math:: \mathrm{tr} J + \sum_{k \ge 2} \frac{(-1)^{k-1}}{k}\, w_k\, u^\top v_k
+    .. math:: \log\det(I + J) = \log\det(I + \bar J)
+              + \mathrm{tr}\big((I + \bar J)^{-1} (J - \bar J)\big) + \text{rest}
+
+    where all but the rest is exact. With probes ``u``, :math:`v_k = (J^\top)^k u`,
+    :math:`\bar v_k = (\bar J^\top)^k u`, :math:`z_k = \bar J^k u` and the weight :math:`w_k` that
+    undoes the survival probabilities, the value of the rest is
+
+    .. math:: \sum_{k \ge 2} \frac{(-1)^{k-1}}{k}\, w_k
+              \big(u^\top (v_k - \bar v_k) - k\, (v_1 - \bar v_1)^\top z_{k-1}\big)
 
     and its gradient that of
 
-    .. math:: \mathrm{tr} J + \sum_{k \ge 1} (-1)^k\, w_k\, v_k^\top (J u)
+    .. math:: \sum_{k \ge 1} (-1)^k\, w_k\, (v_k - \bar v_k)^\top (J u)
 
     with ``w, v`` held fixed: each is an unbiased estimate, of the log-determinant and of its
-    gradient :math:`\mathrm{tr}((I + J)^{-1} dJ)`. The gradient is not the derivative of the sampled
-    value. Both come from the same products, and memory does not grow with the number of terms.
-    Where the linearization does not know its trace, a probe gives it. First derivatives only.
+    gradient :math:`\mathrm{tr}((I + J)^{-1} dJ)`. With :math:`\bar J = 0` it is the plain series
+    with an exact first trace. The gradient is not the derivative of the sampled value. Both come
+    from the same products, and memory does not grow with the number of terms. Where the
+    linearization does not know its trace, a probe gives it. First derivatives only.
 
     Arguments:
         truncation: how a sample decides to go on.
         probes: how many ``u`` to average over, at least 1.
+        reference: what to expand at.
 
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Eq. 6-8, for roulette
@@ -52,26 +62,28 @@ class Roulette(LogDet):
 
     truncation: Truncation = Adaptive()  # noqa: RUF009  (frozen, so safe to share)
     probes: int = 1
+    reference: Reference = MeanJacobian()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        check_instance(self.truncation, Truncation, "truncation", "Adaptive(threshold=0.3)")
+        check_instance(self.truncation, Truncation, "truncation", "Adaptive(threshold=0.15)")
+        check_instance(self.reference, Reference, "reference", "MeanJacobian()")
         check_positive_int(self.probes, "probes")
 
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
         refuse_transforms("Roulette", linearization.value)
         refuse_forward_mode("Roulette", linearization.value)
-        trace = linearization.trace()
         if not is_compiling():
             self.truncation.warn(lipschitz)
-        series = Series(self.truncation, self.probes, trace is not None, lipschitz)
+        expansion = Expansion.of(linearization, self.reference)
+        exact = expansion.exact
+        series = Series(self.truncation, self.probes, exact is not None, lipschitz)
         with torch.no_grad():
-            u, sampled, direction = series.sample(linearization)
+            u, sampled, direction = series.sample(linearization, expansion.reference)
         if torch.is_grad_enabled() and linearization.value.requires_grad:
             # The gradient of sum_k (-1)^k w_k v_k . (J u) asks for one differentiable product.
-            product = linearization.sum_event(direction * linearization.mv(u))
-            sampled = value_with_gradient_of(sampled, product)
+            sampled = value_with_gradient_of(sampled, linearization.bilinear(direction, u))
         estimate = sampled.mean(0) if self.probes > 1 else sampled[0]
-        return estimate if trace is None else estimate + trace
+        return estimate if exact is None else estimate + exact
 
 
 @dataclass(frozen=True)
@@ -90,18 +102,21 @@ class Series:
     first_is_exact: bool
     lipschitz: float
 
-    def sample(self, linearization: Linearization) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(
+        self, linearization: Linearization, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`run`; in a compiled graph as one opaque operation, since its length varies."""
         j, like, event_dim = linearization.jacobian, linearization.value, linearization.event_dim
         packed = j.packed() if is_compiling() else None
         if packed is None:
-            return self.run(j, like, event_dim)
+            return self.run(j, like, event_dim, reference)
         kinds, tensors = packed
         return _opaque_series(
             tensors,
             ",".join(kinds),
             like,
             event_dim,
+            reference,
             *pack(self.truncation),
             self.probes,
             self.first_is_exact,
@@ -110,14 +125,15 @@ class Series:
 
     @disable_compiler("its number of terms depends on the draws")
     def run(
-        self, jacobian: LinearMap, like: Tensor, event_dim: int
+        self, jacobian: LinearMap, like: Tensor, event_dim: int, reference: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The probes ``u``, the sampled series, and ``sum_k (-1)^k w_k v_k``.
+        """The probes ``u``, the sampled rest, and the direction ``sum_k (-1)^k w_k (v_k - ...)``.
 
         Arguments:
             jacobian: one for each sample.
             like: has the shape ``(*batch, *event)`` of one probe for each sample.
             event_dim: how many trailing dimensions form one event.
+            reference: the matrix expanded at, or None for 0.
 
         Returns:
             shapes ``(probes, *batch, *event)``, ``(probes, *batch)`` and as the first.
@@ -132,28 +148,28 @@ class Series:
         if batch != rows.shape:
             # The probes of one sample lie a whole batch apart.
             jacobian = jacobian.select(rows % count if count else rows)
-        value, direction = self._play(jacobian, flat, rows, event_dim)
+        value, direction = self._play(jacobian, flat, rows, reference)
         return u, value.reshape(shape[: len(shape) - event_dim]), direction.reshape(shape)
 
     def _play(
-        self, jacobian: LinearMap, u: Tensor, rows: Tensor, event_dim: int
+        self, jacobian: LinearMap, u: Tensor, rows: Tensor, reference: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         unit = math.sqrt(u.shape[1:].numel())
-        column = (-1, *(1,) * event_dim)
-        v = jacobian.vm(u)
-        direction = -v if self.first_is_exact else u - v
-        value = torch.zeros_like(u[:, 0]) if self.first_is_exact else _dot(u, v)
-        start, weight = u, torch.ones_like(value)
+        column = (-1, *(1,) * (u.dim() - 1))
+        alive = _Chains.start(jacobian, u, reference)
+        direction = -alive.apart if self.first_is_exact else u - alive.apart
+        value = u.new_zeros(len(u)) if self.first_is_exact else _dot(u, alive.v)
+        weight = torch.ones_like(value)
         limit = self.truncation.longest(self.lipschitz)
         for k in range(1, limit + 1):
             if k > 1:
                 sign = -1.0 if k % 2 else 1.0
-                v = jacobian.vm(v)
-                value.index_add_(0, rows, weight * _dot(start, v), alpha=-sign / k)
-                direction.index_add_(0, rows, v * weight.reshape(column), alpha=sign)
+                term = alive.step(k)
+                value.index_add_(0, rows, weight * term, alpha=-sign / k)
+                direction.index_add_(0, rows, alive.apart * weight.reshape(column), alpha=sign)
             if k < self.truncation.exact_terms:
                 continue
-            magnitude = torch.linalg.vector_norm(v.flatten(1), dim=1).mul_(weight).div_(unit)
+            magnitude = alive.size().mul_(weight).div_(unit)
             survival = self.truncation.survival(k, magnitude)
             # A value that is not finite dies here, and stays visible in what was added above.
             lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
@@ -161,9 +177,8 @@ class Series:
             if len(kept) == 0:
                 return value, direction
             if len(kept) < len(rows):
-                rows, start, v = rows[kept], start[kept], v[kept]
-                weight, survival = weight[kept], survival[kept]
-                jacobian = jacobian.select(kept)
+                rows, weight, survival = rows[kept], weight[kept], survival[kept]
+                alive.keep(kept)
             weight = weight / survival
         raise ContractionError(
             f"Russian roulette did not end within {limit} terms for {len(rows)} of {len(u)} "
@@ -171,6 +186,71 @@ class Series:
             f"{self.lipschitz} was promised. Correct the bound, or use a norm strategy that proves "
             "it, such as Gram()."
         )
+
+
+@dataclass
+class _Chains:
+    """The powers of J, and of the reference, on the probes of the samples that are alive.
+
+    Arguments:
+        jacobian: J of these samples.
+        reference: the matrix expanded at, or None for 0.
+        u: the probes.
+        v: ``(J^T)^k u``.
+        first: ``(J - reference)^T u``; None without a reference.
+        back: ``(reference^T)^k u``; None without a reference.
+        forth: ``reference^k u``; None without a reference.
+    """
+
+    jacobian: LinearMap
+    reference: Tensor | None
+    u: Tensor
+    v: Tensor
+    first: Tensor | None = None
+    back: Tensor | None = None
+    forth: Tensor | None = None
+
+    @classmethod
+    def start(cls, jacobian: LinearMap, u: Tensor, reference: Tensor | None) -> "_Chains":
+        """At k = 1."""
+        v = jacobian.vm(u)
+        if reference is None:
+            return cls(jacobian, None, u, v)
+        back = u @ reference
+        return cls(jacobian, reference, u, v, v - back, back, u @ reference.T)
+
+    @property
+    def apart(self) -> Tensor:
+        """What the gradient needs of term k: how far the two powers are apart."""
+        return self.v if self.back is None else self.v - self.back
+
+    def step(self, k: int) -> Tensor:
+        """On to k: the sampled term, without its sign, weight and ``1 / k``."""
+        self.v = self.jacobian.vm(self.v)
+        if self.reference is None or self.back is None or self.forth is None or self.first is None:
+            return _dot(self.u, self.v)
+        tangent = _dot(self.first, self.forth)
+        self.back, self.forth = self.back @ self.reference, self.forth @ self.reference.T
+        return _dot(self.u, self.v - self.back) - k * tangent
+
+    def size(self) -> Tensor:
+        """A scale of the terms to come: they are 0 where it is."""
+        if self.back is None or self.forth is None:
+            return _norm(self.v)
+        others = torch.maximum(_norm(self.back), _norm(self.forth))
+        return torch.maximum(_norm(self.apart), others)
+
+    def keep(self, index: Tensor) -> None:
+        """Only these samples from here on."""
+        self.jacobian = self.jacobian.select(index)
+        self.u, self.v = self.u[index], self.v[index]
+        if self.first is not None and self.back is not None and self.forth is not None:
+            self.first, self.back = self.first[index], self.back[index]
+            self.forth = self.forth[index]
+
+
+def _norm(a: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a.flatten(1), dim=1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -183,6 +263,7 @@ def _opaque_series(
     kinds: str,
     like: Tensor,
     event_dim: int,
+    reference: Tensor | None,
     truncation: str,
     settings: list[float],
     probes: int,
@@ -190,7 +271,7 @@ def _opaque_series(
     lipschitz: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     series = Series(unpack_truncation(truncation, settings), probes, first_is_exact, lipschitz)
-    return series.run(unpack(kinds.split(","), tensors), like, event_dim)
+    return series.run(unpack(kinds.split(","), tensors), like, event_dim, reference)
 
 
 @_opaque_series.register_fake
@@ -199,12 +280,13 @@ def _(
     kinds: str,
     like: Tensor,
     event_dim: int,
+    reference: Tensor | None,
     truncation: str,
     settings: list[float],
     probes: int,
     first_is_exact: bool,
     lipschitz: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    del tensors, kinds, truncation, settings, first_is_exact, lipschitz
+    del tensors, kinds, reference, truncation, settings, first_is_exact, lipschitz
     u = like.new_empty((probes, *like.shape))
     return u, like.new_empty(u.shape[: u.dim() - event_dim]), torch.empty_like(u)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Adaptive(Truncation):
         exact_terms: terms that are always taken, at least 1.
     """
 
-    threshold: float = 0.3
+    threshold: float = 0.15
     exact_terms: int = 1
 
     def __post_init__(self) -> None:
@@ -164,7 +164,7 @@ class Poisson(Truncation):
 
 def pack(truncation: Truncation) -> tuple[str, list[float]]:
     """A truncation as the name of its class and its fields, as :func:`unpack_truncation` takes."""
-    names = type(truncation).__dataclass_fields__
+    names = [f.name for f in _fields(type(truncation))]
     return type(truncation).__name__, [float(getattr(truncation, name)) for name in names]
 
 
@@ -175,7 +175,10 @@ def unpack_truncation(name: str, settings: list[float]) -> Truncation:
         for kind in kinds.pop().__subclasses__():
             kinds.append(kind)
             found[kind.__name__] = kind
-    fields = found[name].__dataclass_fields__.values()
-    whole = [f.type in (int, "int") for f in fields]
+    whole = [f.type in (int, "int") for f in _fields(found[name])]
     values = [int(v) if w else v for v, w in zip(settings, whole, strict=True)]
     return found[name](*values)
+
+
+def _fields(kind: type[Truncation]) -> list[Field]:
+    return list(kind.__dataclass_fields__.values())  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,76 @@
+"""Timing, memory and the machine: how every figure of this folder is taken."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], object]], *, rounds: int, inner: int, warmup: int = 4
+) -> dict[str, float]:
+    """The median milliseconds of each step, all of them in turn in every round.
+
+    Arguments:
+        steps: what to time, by name.
+        rounds: how many rounds; the median is over them.
+        inner: calls of one step in a round.
+        warmup: calls of each step before the first round.
+    """
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(inner):
+                step()
+            times[name].append((time.perf_counter() - start) / inner * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(function: Callable[..., object], *arguments: object) -> float:
+    """The MiB that ``function(*arguments)`` adds to the peak of a fresh process.
+
+    Arguments:
+        function: of a module, so that another process can import it; what it does before its
+            first call counts too.
+        arguments: passed on.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_of, function, arguments).result()
+
+
+def _peak_of(function: Callable[..., object], arguments: tuple[object, ...]) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function(*arguments)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def machine() -> str:
+    """Processor, cores and versions, in one line."""
+    packages = ("torch", "pyro-ppl", "nflows", "normflows", "flowcon", "torchflows")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python "
+        f"{platform.python_version()}, {versions}"
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,51 @@
+"""Tables of results, printed and kept in ``benchmarks/RESULTS.md``."""
+
+import re
+from datetime import date
+from pathlib import Path
+
+from .measure import machine
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+HEAD = """# Benchmark results
+
+Every table names the command that made it and the machine it ran on; `make bench` makes them all.
+Lower is better throughout. Times of one table come from one process, all contenders in turn.
+"""
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = (c.ljust(w) for c, w in zip(cells, widths, strict=True))
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def publish(name: str, title: str, body: str, *, fast: bool, write: bool) -> None:
+    """Print a section, and put it in the place of its last version.
+
+    Arguments:
+        name: of the script.
+        title: the heading.
+        body: tables and what they say.
+        fast: a reduced run, which is never written.
+        write: whether to write.
+    """
+    command = f"python -m benchmarks.{name} --write"
+    section = f"## {title}\n\n`{command}` on {date.today()}: {machine()}.\n\n{body.strip()}\n"
+    print(section)
+    if fast and write:
+        print("A reduced run is not written.")
+    elif write:
+        text = RESULTS.read_text() if RESULTS.exists() else HEAD
+        marked = f"<!-- {name} -->\n{section}<!-- end of {name} -->\n"
+        pattern = re.compile(f"<!-- {name} -->.*?<!-- end of {name} -->\n", re.DOTALL)
+        found = pattern.search(text)
+        RESULTS.write_text(
+            text[: found.start()] + marked + text[found.end() :] if found else f"{text}\n{marked}"
+        )

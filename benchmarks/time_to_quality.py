@@ -1,0 +1,189 @@
+"""Seconds of training until a density is reached, each package at its own best setting.
+
+Adam under a one-cycle learning rate. For each package the peak rate is chosen from the same grid
+by its score after a short run; then the number of steps doubles until a run reaches the target.
+The score is the exact log-density of held-out data, from the dense Jacobian of the whole flow, by
+one judge for all; its time is not counted.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from pyro_iresnet import cached
+from pyro_iresnet.demo.data import checkerboard, digits
+
+from . import contenders
+from .contenders import Contender, Work
+from .report import publish, table
+
+BATCH = 256
+RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+CHECKS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned.
+
+    Arguments:
+        name: for the report.
+        work: the flow.
+        batch: draws a batch of a given size to train on.
+        held_out: what the score is taken on.
+        target: the negative log-likelihood to reach, nats.
+        short: steps of the runs that choose the rate, and of the first attempt.
+        most: seconds of training after which a package is given up.
+    """
+
+    name: str
+    work: Work
+    batch: Callable[[int], Tensor]
+    held_out: Tensor
+    target: float
+    short: int
+    most: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A run: the seconds until the target, or None, the last score, and all its seconds."""
+
+    reached: float | None
+    score: float
+    seconds: float
+
+
+def tasks() -> list[Task]:
+    """The two of the goals: the checkerboard, and the digits."""
+    torch.manual_seed(0)
+    board = checkerboard(5000)
+    table_of_digits = digits()
+    rows = torch.cat([table_of_digits.encode(table_of_digits.test) for _ in range(4)])
+
+    def batch_of_digits(size: int) -> Tensor:
+        chosen = torch.randint(0, len(table_of_digits.train), (size,))
+        return table_of_digits.encode(table_of_digits.train[chosen])
+
+    return [
+        Task("checkerboard", Work(2, (64, 64, 64), 8, True), checkerboard, board, 3.75, 1000, 400),
+        Task("digits", Work(64, (128, 128), 4, True), batch_of_digits, rows, 10.0, 500, 200),
+    ]
+
+
+def makers(work: Work) -> dict[str, Callable[[], Contender]]:
+    """The packages, each with the estimator that suits the dimension best."""
+    small = work.dim == 2
+    return {
+        "this project": partial(contenders.this_project, work),
+        "normflows": partial(contenders.normflows_residual, work, brute_force=small),
+        "flowcon": partial(contenders.flowcon_iresblock, work, brute_force=small),
+        "torchflows": partial(contenders.torchflows_resflow, work),
+    }
+
+
+def score(contender: Contender, x: Tensor) -> float:
+    """The exact mean negative log-density of ``x``, in eval mode."""
+    training = contender.module.training
+    contender.module.eval()
+    total = 0.0
+    for part in x.split(500):
+        leaf = part.detach().requires_grad_()
+        z = contender.to_noise(leaf)
+        rows = [torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in z.unbind(-1)]
+        logdet = torch.linalg.slogdet(torch.stack(rows, -2).double()).logabsdet
+        base = torch.distributions.Normal(0.0, 1.0).log_prob(z.double()).sum(-1)
+        total -= float((base + logdet).detach().sum())
+    contender.module.train(training)
+    return total / len(x)
+
+
+def attempt(
+    task: Task, make: Callable[[], Contender], rate: float, steps: int, *, seed: int
+) -> Attempt:
+    """Train once, looking at the score a few times in the second half."""
+    torch.manual_seed(seed)
+    contender = make()
+    contender.module.train()
+    with torch.no_grad():
+        contender.to_noise(task.batch(2000))  # an ActNorm starts from this batch
+    parameters = list(contender.module.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    seconds, last = 0.0, float("inf")
+    for done in range(1, steps + 1):
+        start = time.perf_counter()
+        with cached(contender.module):
+            loss = -contender.log_prob(task.batch(BATCH)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 10.0)
+        optimizer.step()
+        contender.after_step()
+        schedule.step()
+        seconds += time.perf_counter() - start
+        if not bool(loss.isfinite()):
+            return Attempt(None, float("inf"), seconds)
+        if done == steps or (done > steps // 2 and done % (steps // CHECKS) == 0):
+            last = score(contender, task.held_out)
+            if last <= task.target:
+                return Attempt(seconds, last, seconds)
+        if seconds > task.most:
+            break
+    return Attempt(None, last, seconds)
+
+
+def race(task: Task, make: Callable[[], Contender], seed: int) -> list[str]:
+    """The best setting of one package, and what it takes: cells of a row."""
+    tried = {rate: attempt(task, make, rate, task.short, seed=seed) for rate in RATES}
+    reached = {rate: a for rate, a in tried.items() if a.reached is not None}
+    if reached:
+        rate = min(reached, key=lambda r: reached[r].reached or 0.0)
+    else:
+        rate = min(tried, key=lambda r: tried[r].score)
+    steps, run = task.short, tried[rate]
+    while run.reached is None and run.seconds < task.most:
+        steps *= 2
+        run = attempt(task, make, rate, steps, seed=seed)
+    found = f"{run.reached:.1f}" if run.reached is not None else f"> {run.seconds:.1f}"
+    return [found, f"{rate:g}", str(steps), f"{run.score:.3f}"]
+
+
+def main(
+    fast: Annotated[bool, typer.Option(help="A reduced run, to see that it works.")] = False,
+    write: Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
+) -> None:
+    """Race to 3.75 nats on the checkerboard and to 10 nats on held-out digits."""
+    torch.set_num_threads(threads)
+    body = []
+    for task in tasks():
+        if fast:
+            task = Task(task.name, task.work, task.batch, task.held_out[:200], 1e3, 20, 5)
+        rows = []
+        for name, make in makers(task.work).items():
+            rows.append([name, *race(task, make, seed)])
+            print(task.name, rows[-1], flush=True)
+        ours = rows[0][1]
+        others = [float(row[1].removeprefix("> ")) for row in rows[1:]]
+        ratio = (
+            "not reached" if ours.startswith(">") else f"{float(ours) / max(min(others), 0.1):.2f}"
+        )
+        head = ["", "seconds", "peak rate", "steps", "nats"]
+        body.append(
+            f"### {task.name}: seconds to {task.target} nats\n\n{table(head, rows)}\n\n"
+            f"This project over the fastest package: {ratio} (goal <= 0.4). `>` means that the "
+            "target was not reached when the run was given up."
+        )
+    publish("time_to_quality", "Time to quality", "\n\n".join(body), fast=fast, write=write)
+
+
+if __name__ == "__main__":
+    typer.run(main)

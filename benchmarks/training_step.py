@@ -1,0 +1,152 @@
+"""The time of one training step, and its memory, beside the published packages."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from pyro_iresnet import Adaptive, Roulette, cached
+
+from . import contenders
+from .contenders import Contender, Work
+from .measure import interleaved, peak_memory
+from .report import publish, table
+
+BATCH = 500
+WORKS = {2: Work(2, (64, 64, 64)), 21: Work(21, (128, 128)), 63: Work(63, (128, 128))}
+OURS, FLOOR = "this project", "residual MLP, no log-det"
+
+Step = Callable[[], None]
+
+
+def published(work: Work) -> dict[str, Callable[[], Contender]]:
+    """The three packages, each with its estimators."""
+    makers = {
+        "normflows Residual": partial(
+            contenders.normflows_residual, work, brute_force=work.dim == 2
+        ),
+        "flowcon iResBlock, unbiased": partial(
+            contenders.flowcon_iresblock, work, brute_force=False
+        ),
+        "torchflows ResFlow": partial(contenders.torchflows_resflow, work),
+    }
+    if work.dim == 2:
+        brute = partial(contenders.flowcon_iresblock, work, brute_force=True)
+        unbiased = partial(contenders.normflows_residual, work, brute_force=False)
+        makers["normflows Residual, brute force"] = makers.pop("normflows Residual")
+        makers["normflows Residual, unbiased"] = unbiased
+        makers["flowcon iResBlock, brute force"] = brute
+    return makers
+
+
+def training_step(
+    contender: Contender, x: Tensor, *, compiled: bool = False, share: bool = False
+) -> Step:
+    """One step of Adam on the negative log-likelihood.
+
+    Arguments:
+        contender: what to train.
+        x: the batch.
+        compiled: whether the loss is compiled.
+        share: whether its blocks share their acting weights by ``cached``.
+    """
+    optimizer = torch.optim.Adam(contender.module.parameters(), lr=1e-3, fused=True)
+
+    def objective(x: Tensor) -> Tensor:
+        if share:
+            with cached(contender.module):
+                return -contender.log_prob(x).mean()
+        return -contender.log_prob(x).mean()
+
+    loss = torch.compile(objective) if compiled else objective
+
+    def step() -> None:
+        value = loss(x)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        contender.after_step()
+
+    return step
+
+
+def times(work: Work, rounds: int) -> dict[str, float]:
+    """Milliseconds of a step of every contender."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    x = torch.randn(BATCH, work.dim)
+    ours, floor = contenders.this_project(work), contenders.residual_mlp(work)
+    steps = {name: training_step(make(), x) for name, make in published(work).items()}
+    steps["nflows RealNVP, as many parameters"] = training_step(
+        contenders.realnvp(work, ours.parameters), x
+    )
+    steps[FLOOR] = training_step(floor, x)
+    steps[f"{FLOOR}, compiled"] = training_step(contenders.residual_mlp(work), x, compiled=True)
+    steps[f"{OURS}, without cached"] = training_step(ours, x)
+    steps[OURS] = training_step(contenders.this_project(work), x, share=True)
+    steps[f"{OURS}, compiled"] = training_step(
+        contenders.this_project(work), x, share=True, compiled=True
+    )
+    return interleaved(steps, rounds=rounds, inner=2)
+
+
+def some_steps(dim: int, name: str) -> None:
+    """Three steps of a contender, for its peak of memory in a process of its own."""
+    torch.set_num_threads(2)
+    work = WORKS[dim]
+    make = {**published(work), OURS: partial(contenders.this_project, work)}[name]
+    step = training_step(make(), torch.randn(BATCH, dim), share=name == OURS)
+    for _ in range(3):
+        step()
+
+
+def steps_of_length(terms: int) -> None:
+    """Two steps in 63 dimensions whose series has at least so many terms."""
+    torch.set_num_threads(2)
+    roulette = Roulette(Adaptive(exact_terms=terms))
+    contender = contenders.this_project(WORKS[63], logdet=roulette)
+    step = training_step(contender, torch.randn(BATCH, 63), share=True)
+    step()
+    step()
+
+
+def main(
+    fast: Annotated[bool, typer.Option(help="A reduced run, to see that it works.")] = False,
+    write: Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+) -> None:
+    """Time a training step of 8 blocks at batch 500."""
+    torch.set_num_threads(threads)
+    body = []
+    goals = []
+    for dim, work in WORKS.items():
+        found = times(work, rounds=3 if fast else 31)
+        best = min(found[name] for name in published(work))
+        rows = [[name, f"{ms:.1f}", f"{ms / best:.2f}"] for name, ms in found.items()]
+        head = f"D = {dim}, 8 blocks of {'-'.join(map(str, work.hidden))}"
+        body.append(f"### {head}\n\n" + table(["", "ms / step", "over the fastest package"], rows))
+        eager, compiled = (0.6, 0.33) if dim == 2 else (0.65, 0.5)
+        for name, goal in ((OURS, eager), (f"{OURS}, compiled", compiled)):
+            goals.append([f"D = {dim}, {name}", f"{found[name] / best:.2f}", f"<= {goal}"])
+        if dim == 2:
+            over_floor = found[f"{OURS}, compiled"] / found[f"{FLOOR}, compiled"]
+            goals.append(["D = 2, compiled over the compiled MLP", f"{over_floor:.2f}", "<= 2.0"])
+    few, many = peak_memory(steps_of_length, 5), peak_memory(steps_of_length, 200)
+    goals.append(["peak memory, 200 terms over 5", f"{many / few:.2f}", "<= 1.1"])
+    peaks = [
+        [name, *(f"{peak_memory(some_steps, dim, name):.0f}" for dim in WORKS)]
+        for name in (OURS, "flowcon iResBlock, unbiased", "torchflows ResFlow")
+    ]
+    body.append(
+        "### Peak memory of three steps beyond the imports, MiB\n\n"
+        + table(["", *(f"D = {dim}" for dim in WORKS)], peaks)
+    )
+    body.insert(0, table(["", "measured", "goal"], goals))
+    publish("training_step", "Training step", "\n\n".join(body), fast=fast, write=write)
+
+
+if __name__ == "__main__":
+    typer.run(main)

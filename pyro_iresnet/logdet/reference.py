@@ -1,0 +1,79 @@
+"""Where the log-determinant is expanded: what a random series has to estimate is only the rest."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..linearization import Linearization
+
+
+@dataclass(frozen=True)
+class Reference(ABC):
+    r"""A matrix :math:`\bar J`, one for the whole batch, around which the series is expanded.
+
+    .. math:: \log\det(I + J) = \log\det(I + \bar J)
+              + \mathrm{tr}\big((I + \bar J)^{-1} (J - \bar J)\big) + \text{rest}
+
+    The first two parts are exact and cheap; only the rest is sampled, by running the series of
+    ``J`` and that of :math:`\bar J` on the same probes. Unbiased for every :math:`\bar J` that does
+    not depend on the probes; the nearer to the Jacobians of the batch, the smaller the variance.
+
+    To write one, define :meth:`matrix`.
+    """
+
+    @abstractmethod
+    def matrix(self, linearization: Linearization) -> Tensor | None:
+        """``J`` for the whole batch, shape ``(D, D)``, with norm below 1; None for the matrix 0."""
+
+
+@dataclass(frozen=True)
+class Zero(Reference):
+    """No reference: the plain series, with its first term exact."""
+
+    def matrix(self, linearization: Linearization) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class MeanJacobian(Reference):
+    r"""The Jacobian with the batch's mean slopes, :math:`W_n \bar S_{n-1} \cdots \bar S_1 W_1`.
+
+    Its norm is at most the product of those of the weights, so the series converges. It costs a
+    few products of matrices for a whole batch. For maps of vectors whose linearization is in closed
+    form and knows its trace; elsewhere there is none, and the series is the plain one.
+    """
+
+    def matrix(self, linearization: Linearization) -> Tensor | None:
+        if linearization.event_dim != 1 or linearization.batch_shape.numel() == 0:
+            return None
+        return linearization.jacobian.mean()
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The exact part of the log-determinant, and what the rest has to be measured from.
+
+    Arguments:
+        exact: the part that is not sampled, differentiable, shape ``(*batch,)``; None if nothing
+            is known, not even the trace of ``J``.
+        reference: the matrix, or None for 0.
+    """
+
+    exact: Tensor | None
+    reference: Tensor | None
+
+    @classmethod
+    def of(cls, linearization: Linearization, reference: Reference) -> "Expansion":
+        with torch.no_grad():
+            matrix = reference.matrix(linearization)
+        if matrix is None:
+            return cls(linearization.trace(), None)
+        with torch.no_grad():
+            eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+            inverse = torch.linalg.inv_ex(eye + matrix).inverse
+            constant = torch.linalg.slogdet(eye + matrix).logabsdet
+            constant = constant - (inverse * matrix.T).sum()
+        trace = linearization.trace(inverse)
+        return cls(None, None) if trace is None else cls(trace + constant, matrix)

@@ -1,0 +1,151 @@
+"""The log-determinant of a whole flow with its standard error."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from nflows.flows import Flow
+from nflows.transforms import Transform as NflowsTransform
+from torch import Tensor, nn
+from torch.distributions import Transform, TransformedDistribution
+
+from .anatomy import modules_of
+from .block import ResidualBlock
+from .errors import ArgumentError, ArgumentTypeError, check_positive_int
+from .logdet import auto_logdet
+
+# Rows that one call evaluates, if the draws allow it.
+ROWS = 4096
+
+
+class LogDetEstimate(NamedTuple):
+    """A log-determinant for each sample, and its standard error, both of shape ``(*batch,)``."""
+
+    mean: Tensor
+    standard_error: Tensor
+
+
+@torch.no_grad()
+def logdet_with_error(
+    flow: object, x: Tensor, draws: int = 100, *, context: Tensor | None = None
+) -> LogDetEstimate:
+    r"""The log-determinant of a flow at ``x`` as the mean of many draws, with its standard error.
+
+    .. math:: \bar\ell = \tfrac1n \sum_i \ell_i, \qquad
+              \mathrm{se} = \sqrt{\tfrac{1}{n (n - 1)} \sum_i (\ell_i - \bar\ell)^2}
+
+    In the mode the flow is in. Each draw takes new probes, those of :class:`PowerSeries` and
+    :class:`ConvergedSeries` too, which are otherwise fixed; an exact log-determinant has standard
+    error 0. What a :class:`PowerSeries` cuts off is a bias, which no draw shows: see
+    :meth:`PowerSeries.truncation_error`.
+
+    Arguments:
+        flow: a :class:`ResidualBlock` or a torch or Pyro transform, for ``log|det dy/dx|``; an
+            nflows ``Transform``, for what its ``forward`` returns; a ``TransformedDistribution``
+            or an nflows ``Flow``, for the map from data to noise, which is what ``log_prob`` adds
+            to the density of the noise.
+        x: where, shape ``(*batch, *event)``.
+        draws: how many, at least 2.
+        context: shape ``(*batch, size)``, for a conditional block or nflows transform.
+
+    Returns:
+        mean and standard error, nats, shape ``(*batch,)`` each.
+
+    Raises:
+        ArgumentTypeError: ``flow`` is none of these.
+        ArgumentError: fewer than 2 draws, or a context for a flow that takes none.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import iresnet, logdet_with_error
+        >>> mean, error = logdet_with_error(iresnet(20), torch.randn(5, 20), draws=50)
+        >>> mean.shape, bool((error > 0).all())
+        (torch.Size([5]), True)
+    """
+    if check_positive_int(draws, "draws") < 2:
+        raise ArgumentError(f"Expected draws to be at least 2; got {draws}.")
+    logdet = _logdet_of(flow, context is not None)
+    blocks = [m for m in modules_of(flow) if isinstance(m, ResidualBlock)]
+    fixed = any(_reseeded(block, x, 1) != _reseeded(block, x, 2) for block in blocks)
+    rows = max(1, len(x) if x.dim() > 1 else 1)
+    at_once = 1 if fixed else max(1, ROWS // rows)
+    estimates = []
+    for start in range(0, draws, at_once):
+        copies = min(at_once, draws - start)
+        with _new_probes(blocks, x) if fixed else torch.no_grad():
+            estimates.append(logdet(x, context, copies))
+    values = torch.cat(estimates)
+    return LogDetEstimate(values.mean(0), values.std(0) / draws**0.5)
+
+
+def _logdet_of(flow: object, has_context: bool) -> Callable[[Tensor, Tensor | None, int], Tensor]:
+    """What computes the log-determinants of several copies, shape ``(copies, *batch)``."""
+    if isinstance(flow, ResidualBlock):
+        return lambda x, context, n: flow.forward_and_logdet(_copies(x, n), context)[1]
+    if isinstance(flow, Flow):
+        return lambda x, context, n: _of_nflows(
+            flow._transform, x, None if context is None else flow._embedding_net(context), n
+        )
+    if isinstance(flow, NflowsTransform):
+        return lambda x, context, n: _of_nflows(flow, x, context, n)
+    if has_context:
+        raise ArgumentError(
+            "Expected no context for a torch or Pyro transform or distribution; condition it first."
+        )
+    if isinstance(flow, Transform):
+        return lambda x, context, n: _of_transform(flow, _copies(x, n))
+    if isinstance(flow, TransformedDistribution):
+        return lambda x, context, n: _of_distribution(flow, _copies(x, n))
+    raise ArgumentTypeError(
+        "Expected flow to be a ResidualBlock, a torch or Pyro transform or "
+        "TransformedDistribution, or an nflows Transform or Flow; got "
+        f"{type(flow).__name__}."
+    )
+
+
+def _copies(x: Tensor, n: int) -> Tensor:
+    return x.expand(n, *x.shape).clone()
+
+
+def _of_nflows(transform: nn.Module, x: Tensor, context: Tensor | None, n: int) -> Tensor:
+    rows = _copies(x, n).flatten(0, 1)
+    repeated = None if context is None else _copies(context, n).flatten(0, 1)
+    return transform(rows, repeated)[1].reshape(n, len(x))
+
+
+def _of_transform(transform: Transform, x: Tensor) -> Tensor:
+    return transform.log_abs_det_jacobian(x, transform(x))
+
+
+def _of_distribution(flow: TransformedDistribution, y: Tensor) -> Tensor:
+    total = y.new_zeros(())
+    event_dim = len(flow.event_shape)
+    for transform in reversed(flow.transforms):
+        x: Tensor = transform.inv(y)  # pyright: ignore[reportAssignmentType]
+        logdet = transform.log_abs_det_jacobian(x, y)
+        extra = event_dim - transform.codomain.event_dim
+        total = total - (logdet.flatten(-extra).sum(-1) if extra else logdet)
+        event_dim += transform.domain.event_dim - transform.codomain.event_dim
+        y = x
+    return total
+
+
+def _reseeded(block: ResidualBlock, x: Tensor, seed: int) -> object:
+    size = block.contraction.event_size or x.shape[-block.contraction.event_dim :].numel()
+    logdet = auto_logdet(size) if block.logdet is None else block.logdet
+    return logdet.with_seed(seed).for_mode(block.training)
+
+
+@contextmanager
+def _new_probes(blocks: list[ResidualBlock], x: Tensor) -> Iterator[None]:
+    """Other fixed probes in every block, from torch's generator, for as long as it is open."""
+    before = [block.logdet for block in blocks]
+    try:
+        for block in blocks:
+            seed = int(torch.randint(2**31, ()))
+            block.logdet = _reseeded(block, x, seed)  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+    finally:
+        for block, logdet in zip(blocks, before, strict=True):
+            block.logdet = logdet
