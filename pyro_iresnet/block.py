@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .caching import acting_of
+from .caching import acting_of, bound_of
 from .contractive import Contraction
 from .errors import check_instance
 from .inverse import Solver, auto_solver, implicit_inverse, solve
@@ -172,7 +172,15 @@ class ResidualBlock(nn.Module):
     def _inverse(
         self, g: Linearizable, y: Tensor, context: Tensor | None, x0: Tensor | None
     ) -> Tensor:
-        solution = solve(self.contraction, y, self.solver, x0=x0, context=context, acting=g)
+        solution = solve(
+            self.contraction,
+            y,
+            self.solver,
+            x0=x0,
+            context=context,
+            acting=g,
+            bound=bound_of(self.contraction),
+        )
         if not torch.is_grad_enabled():
             return solution.value
         return implicit_inverse(

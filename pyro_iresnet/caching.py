@@ -43,11 +43,12 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
 
     def __init__(self, flow: object) -> None:
         self._contractions = contractions_of(flow)
-        self._before: list[object] = []
+        # One entry for each time it is open.
+        self._before: list[list[object]] = []
 
     def __enter__(self) -> None:
         shared = _Shared(self._contractions)
-        self._before = [c.shared_acting for c in self._contractions]
+        self._before.append([c.shared_acting for c in self._contractions])
         for c in self._contractions:
             c.shared_acting = shared
 
@@ -57,16 +58,34 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for c, before in zip(self._contractions, self._before, strict=True):
+        for c, before in zip(self._contractions, self._before.pop(), strict=True):
             c.shared_acting = before
 
 
 def acting_of(contraction: Contraction) -> Linearizable:
     """``contraction.acting()``, or what :class:`cached` has of it."""
+    shared = _shared_by(contraction)
+    return (
+        contraction.acting() if shared is None else shared.of(contraction).acting[id(contraction)]
+    )
+
+
+def bound_of(contraction: Contraction) -> Tensor:
+    """``contraction.lipschitz_bound()``, or what :class:`cached` has of it."""
+    shared = _shared_by(contraction)
+    if shared is None:
+        return contraction.lipschitz_bound()
+    bounds = shared.of(contraction).bounds
+    if id(contraction) not in bounds:
+        bounds[id(contraction)] = contraction.lipschitz_bound()
+    return bounds[id(contraction)]
+
+
+def _shared_by(contraction: Contraction) -> "_Shared | None":
     shared = contraction.shared_acting
     if not isinstance(shared, _Shared) or shared.compiling != is_compiling() or in_torch_func():
-        return contraction.acting()
-    return shared.acting_of(contraction)
+        return None
+    return shared
 
 
 @dataclass
@@ -84,14 +103,15 @@ class _Shared:
     by_mode: dict[bool, "_Computed"] = field(default_factory=dict)
     compiling: bool = field(default_factory=is_compiling)
 
-    def acting_of(self, contraction: Contraction) -> Linearizable:
+    def of(self, contraction: Contraction) -> "_Computed":
+        """What there is of this contraction, or is now made of all."""
         grad = torch.is_grad_enabled()
         for mode in (True,) if grad else (True, False):
             computed = self.by_mode.get(mode)
             if computed is not None and (self.compiling or computed.holds_for(contraction)):
-                return computed.acting[id(contraction)]
-        computed = self.by_mode[grad] = _Computed.of(self.contractions, self.compiling)
-        return computed.acting[id(contraction)]
+                return computed
+        self.by_mode[grad] = _Computed.of(self.contractions, self.compiling)
+        return self.by_mode[grad]
 
 
 @dataclass(frozen=True)
@@ -99,11 +119,17 @@ class _Computed:
     """Acting weights, and the tensors they came from with copies of their values.
 
     By value, since optimisers write through ``.data``, which leaves no other trace.
+
+    Arguments:
+        acting: of each contraction, by its identity, as the others.
+        tensors, values: its parameters and buffers, and what they were.
+        bounds: its proven Lipschitz bound, once asked for.
     """
 
     acting: dict[int, Linearizable]
     tensors: dict[int, list[Tensor]]
     values: dict[int, list[Tensor]]
+    bounds: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, contractions: list[Contraction], compiling: bool) -> "_Computed":

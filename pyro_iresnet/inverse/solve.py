@@ -52,6 +52,7 @@ def solve(
     max_steps: int | None = None,
     throw: bool = True,
     acting: Linearizable | None = None,
+    bound: Tensor | None = None,
 ) -> Solution:
     r"""Solve :math:`x + g(x) = y` for each sample, to a certified error.
 
@@ -74,6 +75,7 @@ def solve(
         atol, rtol, max_steps: instead of those of the solver.
         throw: raise where a sample fails; else the solution says which did.
         acting: ``contraction.acting()``, where the caller has it already.
+        bound: ``contraction.lipschitz_bound()``, where the caller has it already.
 
     Returns:
         A :class:`Solution`; its ``value`` has the shape of ``y``.
@@ -104,7 +106,7 @@ def solve(
             )
         if not bool(x0.isfinite().all()):
             raise ArgumentError("Expected x0 to be finite; got NaN or infinity. Leave it out.")
-    lipschitz = _proven_bound(contraction)
+    lipschitz = _below_one(contraction.lipschitz_bound() if bound is None else bound)
     flat = y.reshape(-1, *event)
     problem = Problem(
         g=contraction.acting() if acting is None else acting,
@@ -129,9 +131,9 @@ def solve(
     return solution
 
 
-def _proven_bound(contraction: Contractive) -> float:
+def _below_one(proven: Tensor) -> float:
     """The proven Lipschitz bound as a number below 1, or raise."""
-    bound = float(contraction.lipschitz_bound())
+    bound = float(proven)
     if not bound < 1.0:
         cause = (
             "its parameters hold NaN or infinity"

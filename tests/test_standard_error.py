@@ -1,0 +1,103 @@
+import pyro.distributions as dist
+import pytest
+import torch
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+from nflows.transforms import CompositeTransform, InverseTransform, LULinear
+
+from pyro_iresnet import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConvergedSeries,
+    Exact,
+    IResNetTransform,
+    PowerSeries,
+    Roulette,
+    logdet_with_error,
+)
+
+from . import zoo
+
+X = (4, zoo.DIM)
+
+
+def check(flow, x, exact, draws=100, **options):
+    mean, error = logdet_with_error(flow, x, draws, **options)
+    assert mean.shape == error.shape == x.shape[:-1]
+    assert (error > 0).all()
+    assert ((mean - exact).abs() <= 4 * error).all()
+
+
+ESTIMATORS = [Roulette(), ConvergedSeries(1e-6, probes=1), PowerSeries(60, probes=2)]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_a_block(estimator):
+    block, x = zoo.block(logdet=estimator), torch.randn(*X)
+    exact = Exact()(block.contraction.linearize(x), lipschitz=0.97)
+    check(block, x, exact)
+    assert block.logdet is estimator
+
+
+@pytest.mark.parametrize("estimator", [Roulette(), PowerSeries(terms=40)], ids=repr)
+def test_flows_of_both_hosts(estimator):
+    x = torch.randn(*X)
+    stack = zoo.PYRO_TRANSFORMS["stack"]()
+    base = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM)).to_event(1)
+    flow = dist.TransformedDistribution(base, [stack.inv])
+    exact = flow.log_prob(x) - base.log_prob(stack(x))
+    for part in stack.parts[1::2]:
+        part.block.logdet = estimator
+    check(flow, x, exact.detach())
+    check(stack, x, exact.detach())
+    check(stack.inv, stack(x).detach(), -exact.detach())
+
+    blocks = [zoo.block(), zoo.block()]
+    parts = [IResNetTransform.from_block(b) for b in blocks]
+    transform = CompositeTransform([parts[0], LULinear(zoo.DIM), InverseTransform(parts[1])])
+    exact = transform(x)[1].detach()
+    for block in blocks:
+        block.logdet = estimator
+    check(transform, x, exact)
+    check(Flow(transform, StandardNormal([zoo.DIM])), x, exact)
+
+
+def test_context():
+    block, x = zoo.CONDITIONAL["conditional_dense"](), torch.randn(*X)
+    transform = IResNetTransform.from_block(zoo.ResidualBlock(block, logdet=Roulette()))
+    context = torch.randn(4, zoo.CONTEXT)
+    exact = Exact()(block.linearize(x, context), lipschitz=0.97).detach()
+    check(transform, x, exact, context=context)
+    check(transform.block, x, exact, context=context)
+
+
+def test_what_is_exact_has_no_error():
+    estimate = logdet_with_error(zoo.block(logdet=Exact()), torch.randn(*X), 5)
+    assert (estimate.standard_error <= 1e-12).all()
+
+
+def test_one_event_and_many_batch_dimensions():
+    block = zoo.block(logdet=Roulette())
+    for batch in ((), (2, 3)):
+        mean, error = logdet_with_error(block, torch.randn(*batch, zoo.DIM), 10)
+        assert mean.shape == error.shape == batch
+
+
+def test_the_seed_decides():
+    block, x = zoo.block(logdet=ConvergedSeries()), torch.randn(*X)
+    torch.manual_seed(3)
+    first = logdet_with_error(block, x, 5)
+    torch.manual_seed(3)
+    assert torch.equal(first.mean, logdet_with_error(block, x, 5).mean)
+
+
+def test_refusals():
+    block, x = zoo.block(), torch.randn(*X)
+    with pytest.raises(ArgumentError, match="draws to be at least 2; got 1"):
+        logdet_with_error(block, x, 1)
+    with pytest.raises(
+        ArgumentTypeError, match=r"Expected flow to be a ResidualBlock.* got Linear"
+    ):
+        logdet_with_error(torch.nn.Linear(2, 2), x)
+    with pytest.raises(ArgumentError, match="Expected no context"):
+        logdet_with_error(zoo.PYRO_TRANSFORMS["stack"](), x, context=torch.randn(4, 2))

@@ -1,0 +1,101 @@
+import math
+import warnings
+
+import pytest
+import torch
+
+from pyro_iresnet import (
+    Adaptive,
+    ArgumentError,
+    Geometric,
+    Poisson,
+    Roulette,
+    VarianceWarning,
+)
+from pyro_iresnet.logdet.truncation import pack, unpack_truncation
+
+from . import zoo
+
+TRUNCATIONS = [Adaptive(), Adaptive(0.7, 3), Geometric(), Geometric(0.2, 1), Poisson(), Poisson(5)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 2.0, 30.0])
+def test_poisson_survival_is_that_of_the_distribution(rate):
+    poisson = torch.distributions.Poisson(torch.tensor(rate))
+    counts = torch.arange(200.0)
+    tail = poisson.log_prob(counts).exp().flip(0).cumsum(0).flip(0)
+    truncation = Poisson(rate, exact_terms=3)
+    for taken in range(int(rate) + 8):
+        survival = truncation.survival(3 + taken, torch.ones(1))
+        torch.testing.assert_close(survival, tail[taken + 1 : taken + 2] / tail[taken])
+
+
+def test_geometric_survival_is_constant():
+    assert Geometric(p=0.2).survival(7, torch.rand(3)).tolist() == [0.8] * 3
+
+
+def test_adaptive_survival_follows_the_term():
+    survival = Adaptive(0.5).survival(1, torch.tensor([0.0, 0.1, 0.5, 3.0]))
+    torch.testing.assert_close(survival, torch.tensor([0.0, 0.2, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=repr)
+def test_packing_loses_nothing(truncation):
+    assert unpack_truncation(*pack(truncation)) == truncation
+
+
+def draw(truncation, lipschitz):
+    g = zoo.dense(3, lipschitz=lipschitz)
+    Roulette(truncation)(g.linearize(torch.randn(4, 3)), lipschitz=lipschitz)
+
+
+def test_poisson_warns_always_with_the_numbers():
+    with pytest.warns(VarianceWarning, match=r"Poisson\(rate=2.0\) has infinite variance .* 0\.1:"):
+        draw(Poisson(2.0), 0.1)
+
+
+def test_geometric_warns_where_its_variance_may_be_infinite_with_the_numbers():
+    words = r"reaches 0\.707, and lipschitz 0\.9 .* 0\.810 is at least .* 0\.500.*p below 0\.190"
+    with pytest.warns(VarianceWarning, match=words):
+        draw(Geometric(0.5), 0.9)
+
+
+@pytest.mark.parametrize("truncation", [Adaptive(), Geometric(0.1), Geometric(0.5)])
+def test_no_warning_where_the_variance_is_finite(truncation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(truncation, 0.7)
+
+
+def test_a_warning_comes_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            draw(Geometric(0.5), 0.9)
+    assert len([w for w in caught if w.category is VarianceWarning]) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Geometric(0.0), r"p in \(0, 1\); got 0.0"),
+        (lambda: Geometric(1.0), r"p in \(0, 1\); got 1.0"),
+        (lambda: Geometric(exact_terms=0), "exact_terms to be at least 1; got 0"),
+        (lambda: Poisson(-1.0), "rate to be finite and above 0; got -1.0"),
+        (lambda: Adaptive(0.0), "threshold to be finite and above 0; got 0.0"),
+    ],
+)
+def test_wrong_settings(make, words):
+    with pytest.raises(ArgumentError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=repr)
+def test_the_longest_series_is_one_that_chance_does_not_reach(truncation):
+    # The chance that the magnitude 0.9^k survives so many terms.
+    log_chance, weight = 0.0, 1.0
+    for k in range(truncation.exact_terms, truncation.longest(0.9) + 1):
+        survival = float(truncation.survival(k, torch.tensor([weight * 0.9**k]).double()))
+        log_chance += math.log(survival)
+        weight /= survival
+    assert log_chance < -80

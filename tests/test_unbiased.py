@@ -1,0 +1,156 @@
+"""The means of the stochastic estimators, value and gradient, at 100,000 draws."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_iresnet import (
+    Adaptive,
+    Exact,
+    Geometric,
+    Linearization,
+    MeanJacobian,
+    Poisson,
+    Roulette,
+    Zero,
+    testing,
+)
+from pyro_iresnet.linear_maps import Chain, Dense, Diagonal
+
+from . import zoo
+
+DRAWS = 100_000
+LAYERS = {1: (), 2: (8,), 3: (8, 7), 4: (6, 6, 6)}
+ESTIMATORS = {
+    "default": Roulette(),
+    "plain": Roulette(reference=Zero()),
+    "coarse": Roulette(Adaptive(threshold=1.0)),
+    "two_probes": Roulette(Adaptive(exact_terms=3), probes=2),
+}
+
+ROTATION = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+NILPOTENT = torch.tensor([[0.0, 0.9, 0.0], [0.0, 0.0, 0.9], [0.0, 0.0, 0.0]])
+MATRICES = {
+    "near_one": 0.95 * torch.eye(3),
+    "near_minus_one": -0.9 * torch.eye(3),
+    "rotation": 0.9 * ROTATION,
+    "nilpotent": NILPOTENT,
+    "zero": torch.zeros(3, 3),
+}
+
+
+def around(matrix):
+    """Jacobians ``A diag(s)`` whose slopes differ, so that no reference is all of them."""
+    slopes = torch.tensor([[1.0, 1.0, 1.0], [0.2, 1.0, 0.6], [0.9, 0.1, -0.5]])
+    return Linearization(torch.zeros(3, 3), Chain((Diagonal(slopes), Dense(matrix.double()))))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("layers", LAYERS)
+def test_the_value(layers, estimator):
+    g = zoo.dense(4, LAYERS[layers], lipschitz=0.9)
+    x = torch.randn(3, 4)
+    testing.check_logdet(estimator, g.linearize(x), lipschitz=0.9, draws=DRAWS)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_value_on_hard_jacobians(name, estimator):
+    testing.check_logdet(estimator, around(MATRICES[name]), lipschitz=0.95, draws=DRAWS)
+
+
+@pytest.mark.parametrize("truncation", [Geometric(p=0.1), Geometric(p=0.3, exact_terms=4)])
+def test_the_value_under_geometric_truncation_within_its_variance(truncation):
+    g = zoo.dense(4, (8, 7), lipschitz=0.6)
+    linearization = g.linearize(torch.randn(3, 4))
+    testing.check_logdet(Roulette(truncation), linearization, lipschitz=0.6, draws=DRAWS)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_iresnet.VarianceWarning")
+def test_the_value_under_poisson_truncation_of_a_nilpotent_jacobian():
+    linearization = Linearization(torch.zeros(2, 3), Dense(NILPOTENT.double()))
+    roulette = Roulette(Poisson(rate=2.0, exact_terms=1), reference=Zero())
+    testing.check_logdet(roulette, linearization, lipschitz=0.9, draws=DRAWS)
+
+
+def weighted_gradient(estimator, linearize, variables, weights, repeat):
+    """The gradient of a weighted sum of log-determinants, averaged over copies of the batch."""
+    logdet = estimator(linearize(repeat), lipschitz=0.95)
+    loss = (weights.repeat(repeat) * logdet).sum() / repeat
+    parts = torch.autograd.grad(loss, variables, allow_unused=True)
+    return torch.cat([p.flatten() for p in parts if p is not None])
+
+
+def check_gradient(estimator, linearize, variables, weights, batches=50):
+    exact = weighted_gradient(Exact(), linearize, variables, weights, 1)
+    copies = DRAWS // batches
+    estimates = torch.stack(
+        [
+            weighted_gradient(estimator, linearize, variables, weights, copies)
+            for _ in range(batches)
+        ]
+    )
+    mean_error = (estimates.mean(0) - exact).norm()
+    # The error of the mean of a vector has the expected square sum(var) / n.
+    standard_error = math.sqrt(float(estimates.var(0).sum()) / batches)
+    assert mean_error <= 4 * standard_error + 1e-10
+    assert standard_error <= 0.05 * exact.norm() + 1e-10
+
+
+@pytest.mark.parametrize("estimator", [Roulette(), Roulette(reference=Zero())], ids=repr)
+@pytest.mark.parametrize("layers", LAYERS)
+def test_the_gradient_of_a_weighted_sum(layers, estimator):
+    g = zoo.dense(4, LAYERS[layers], lipschitz=0.9)
+    x = torch.randn(3, 4, requires_grad=True)
+    variables = [x, *g.parameters()]
+
+    def linearize(repeat):
+        return g.linearize(x.repeat(repeat, 1))
+
+    if layers == 1:
+        variables = list(g.parameters())  # a linear g has the same Jacobian everywhere
+    check_gradient(estimator, linearize, variables, torch.tensor([1.0, -2.0, 0.3]))
+
+
+@pytest.mark.parametrize("reference", [MeanJacobian(), Zero()], ids=repr)
+@pytest.mark.parametrize("name", ["near_one", "near_minus_one", "rotation", "nilpotent"])
+def test_the_gradient_on_hard_jacobians(name, reference):
+    matrix = MATRICES[name].double().requires_grad_()
+    slopes = torch.tensor([[1.0, 1.0, 1.0], [0.2, 1.0, 0.6]])
+
+    def linearize(repeat):
+        chain = Chain((Diagonal(slopes.repeat(repeat, 1)), Dense(matrix)))
+        # The value stands for g(x), which depends on the weights as J does.
+        return Linearization(slopes.repeat(repeat, 1) @ matrix.T, chain)
+
+    check_gradient(Roulette(reference=reference), linearize, [matrix], torch.tensor([1.0, -0.5]))
+
+
+def test_the_reference_takes_most_of_the_variance():
+    g = zoo.dense(20, (40, 40), lipschitz=0.9)
+    x = torch.randn(50, 20)
+    linearization = g.linearize(x)
+
+    def deviation(reference):
+        roulette = Roulette(Adaptive(0.05), reference=reference)
+        with torch.no_grad():
+            draws = [roulette(linearization, lipschitz=0.9) for _ in range(300)]
+        return torch.stack(draws).std(0).mean()
+
+    assert deviation(MeanJacobian()) < 0.6 * deviation(Zero())
+
+
+def test_one_sample_alone_is_exact():
+    g = zoo.dense(5)
+    linearization = g.linearize(torch.randn(1, 5))
+    exact = Exact()(linearization, lipschitz=g.lipschitz)
+    torch.testing.assert_close(Roulette()(linearization, lipschitz=g.lipschitz), exact)
+
+
+def test_the_last_draws_of_a_batch_know_nothing_of_each_other():
+    g = zoo.dense(6)
+    linearization = g.linearize(torch.randn(2, 6).repeat(2000, 1))
+    draws = Roulette()(linearization, lipschitz=g.lipschitz).reshape(2000, 2)
+    centred = (draws - draws.mean(0)) / draws.std(0)
+    assert (centred[:, 0] * centred[:, 1]).mean().abs() < 4 / math.sqrt(2000)
