@@ -2,8 +2,8 @@
 
 Adam under a one-cycle learning rate. For each package the peak rate is chosen from the same grid
 by its score after a short run; then the number of steps grows by 1.4 until a run reaches the
-target. The score is the exact log-density of held-out data, from the dense Jacobian of the whole flow, by
-one judge for all; its time is not counted.
+target. The score is the exact log-density of held-out data, from the dense Jacobian of the whole
+flow, by one judge for all; its time is not counted.
 """
 
 import time

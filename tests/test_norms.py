@@ -130,3 +130,27 @@ def test_soft_scaling_leaves_small_weights_alone(name):
 
 def test_frobenius_is_the_footnote():
     torch.testing.assert_close(Frobenius().norm(torch.tensor([[3.0, 4.0]])), torch.tensor(5.0))
+
+
+@pytest.mark.parametrize("name", zoo.NORMS)
+def test_matrices_of_one_shape_are_taken_together(name):
+    norm = zoo.NORMS[name]
+    shapes = [(4, 6), (6, 4), (4, 6), (5, 5), (5, 5), (1, 3), (2, 2)]
+    weights = [(3 * torch.randn(s)).requires_grad_() for s in shapes]
+    weights[2].data.zero_()
+    weights[4].data.mul_(1e-3)
+    bounds = [0.5 + 0.1 * i for i in range(len(shapes))]
+    together = norm.constrain_all(weights, bounds)
+    for weight, bound, acting in zip(weights, bounds, together, strict=True):
+        (alone,) = norm.constrain_all([weight], [bound])
+        assert acting.shape == weight.shape
+        torch.testing.assert_close(acting, alone)
+        found, expected = [
+            torch.autograd.grad(a.sin().sum(), weight, retain_graph=True)[0]
+            for a in (acting, alone)
+        ]
+        torch.testing.assert_close(found, expected)
+
+
+def test_nothing_to_constrain():
+    assert Gram().constrain_all([], []) == []

@@ -405,3 +405,38 @@ def test_training_is_reproducible_under_pyros_seed(estimator):
         return fitted(guide, 5)
 
     assert run() == run()
+
+
+@pytest.mark.parametrize("direction", ["density", "sample"])
+def test_a_second_backward_pass_through_the_same_point(direction):
+    stack = zoo.PYRO_TRANSFORMS["stack"]()
+    base = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM)).to_event(1)
+    transforms = [stack.inv] if direction == "density" else [stack]
+    flow = dist.TransformedDistribution(base, transforms)
+    x = torch.randn(4, zoo.DIM)
+    gradients = []
+    for _ in range(2):
+        stack.zero_grad()
+        flow.log_prob(x).sum().backward()
+        gradients.append([p.grad.clone() for p in stack.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_stack_gives_its_density_without_inverting(monkeypatch):
+    stack = zoo.PYRO_TRANSFORMS["stack"]()
+    stack = type(stack)([part.with_cache(0) for part in stack.parts])
+    base = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM)).to_event(1)
+    flow = dist.TransformedDistribution(base, [stack.inv])
+    x = torch.randn(4, zoo.DIM)
+    assert stack.inv.inv is stack
+    sample = flow.sample((3,))
+    torch.testing.assert_close(stack.inv(stack(x)), x)
+
+    def refuse(*args, **options):
+        raise AssertionError("an inversion")
+
+    monkeypatch.setattr("pyro_iresnet.block.solve", refuse)
+    assert flow.log_prob(x).shape == (4,)
+    assert flow.log_prob(sample).shape == (3,)
+    assert stack.with_cache(1).inv.log_abs_det_jacobian(stack(x), x).shape == (4,)
