@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from .linear_maps import LinearMap, as_matrix
+from .torch_modes import disable_compiler
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ class Linearizable(Protocol):
         ...
 
 
+# A compiler cannot carry a pullback from one graph to the next.
+_uncompiled = disable_compiler("it differentiates a network of which only the calls are known")
+
+
 @dataclass(frozen=True)
 class Autograd(LinearMap):
     """The Jacobian of any function by automatic differentiation, one sweep for each product.
@@ -118,12 +123,14 @@ class Autograd(LinearMap):
     event_dim: int
     pullback: Callable[[Tensor], tuple[Tensor]]
 
+    @_uncompiled
     def mv(self, v: Tensor) -> Tensor:
         # The pullback is linear in its argument, so its own pullback is J itself: no
         # forward-mode rule is asked of the user's layers, and g is not evaluated again.
         pushforward = vjp(lambda u: self.pullback(u)[0], torch.zeros_like(self.x))[1]
         return self._over_leading(lambda u: pushforward(u)[0], v)
 
+    @_uncompiled
     def vm(self, v: Tensor) -> Tensor:
         return self._over_leading(lambda u: self.pullback(u)[0], v)
 
@@ -146,6 +153,7 @@ class Autograd(LinearMap):
         return autograd_map(self.function, x, context, self.event_dim)[1]
 
 
+@_uncompiled
 def autograd_map(
     function: Callable[..., Tensor], x: Tensor, context: Tensor | None, event_dim: int
 ) -> tuple[Tensor, Autograd]:

@@ -108,7 +108,8 @@ class Series:
         """As :meth:`run`; in a compiled graph as one opaque operation, since its length varies."""
         j, like, event_dim = linearization.jacobian, linearization.value, linearization.event_dim
         packed = j.packed() if is_compiling() else None
-        if packed is None:
+        truncation = pack(self.truncation) if is_compiling() else None
+        if packed is None or truncation is None:
             return self.run(j, like, event_dim, reference)
         kinds, tensors = packed
         return _opaque_series(
@@ -117,7 +118,7 @@ class Series:
             like,
             event_dim,
             reference,
-            *pack(self.truncation),
+            *truncation,
             self.probes,
             self.first_is_exact,
             self.lipschitz,

@@ -146,4 +146,6 @@ def _probes(linearization: Linearization, probes: int, seed: int) -> Tensor:
 
 
 def _term(linearization: Linearization, k: int, u: Tensor, v: Tensor) -> Tensor:
-    return (-1) ** (k + 1) / k * linearization.sum_event(u * v).mean(0)
+    # Not (-1)**k: where torch.compile makes k symbolic, it takes that power wrongly (torch 2.13).
+    sign = 1.0 if k % 2 else -1.0
+    return sign / k * linearization.sum_event(u * v).mean(0)

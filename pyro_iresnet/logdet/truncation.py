@@ -162,10 +162,13 @@ class Poisson(Truncation):
         return self.exact_terms + math.ceil(math.e**2 * self.rate + SURELY_ENDED)
 
 
-def pack(truncation: Truncation) -> tuple[str, list[float]]:
-    """A truncation as the name of its class and its fields, as :func:`unpack_truncation` takes."""
-    names = [f.name for f in _fields(type(truncation))]
-    return type(truncation).__name__, [float(getattr(truncation, name)) for name in names]
+def pack(truncation: Truncation) -> tuple[str, list[float]] | None:
+    """A truncation as the name of its class and its fields, as :func:`unpack_truncation` takes
+    them; None if it is no dataclass of numbers."""
+    values = [getattr(truncation, f.name) for f in _fields(type(truncation))]
+    if not values or not all(isinstance(value, int | float) for value in values):
+        return None
+    return type(truncation).__name__, [float(value) for value in values]
 
 
 def unpack_truncation(name: str, settings: list[float]) -> Truncation:
@@ -181,4 +184,4 @@ def unpack_truncation(name: str, settings: list[float]) -> Truncation:
 
 
 def _fields(kind: type[Truncation]) -> list[Field]:
-    return list(kind.__dataclass_fields__.values())  # pyright: ignore[reportAttributeAccessIssue]
+    return list(getattr(kind, "__dataclass_fields__", {}).values())
