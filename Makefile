@@ -9,12 +9,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	&& echo $$p && break; done)
 ARGS ?=
 
-.PHONY: demo test test-slow lint format build clean help
+.PHONY: demo test test-slow bench lint format build clean help
 
 help:
 	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
 	@echo 'make test         run the tests (ARGS="-k inverse")'
 	@echo 'make test-slow    run the slow tests as well'
+	@echo 'make bench        run the benchmarks and write benchmarks/RESULTS.md (ARGS="--fast" to try)'
 	@echo 'make lint         check style, format, types and import layers'
 	@echo 'make format       mend style and format where a tool can'
 	@echo 'make build        build the wheel and the sdist into dist/'
@@ -28,6 +29,11 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench
+	for name in training_step logdet_error crossover time_to_quality; do \
+		$(BIN)/python -W ignore -m benchmarks.$$name --write $(ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -48,7 +48,9 @@ class MeanJacobian(Reference):
     def matrix(self, linearization: Linearization) -> Tensor | None:
         if linearization.event_dim != 1 or linearization.batch_shape.numel() == 0:
             return None
-        return linearization.jacobian.mean()
+        mean = linearization.jacobian.mean()
+        # A sample that is not a number fails alone: the others are expanded at 0 then.
+        return None if mean is None else torch.where(mean.isfinite().all(), mean, 0.0)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Expansion:
             return cls(linearization.trace(), None)
         with torch.no_grad():
             eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-            inverse = torch.linalg.inv_ex(eye + matrix).inverse
-            constant = torch.linalg.slogdet(eye + matrix).logabsdet
-            constant = constant - (inverse * matrix.T).sum()
+            factors, pivots = torch.linalg.lu_factor(eye + matrix)
+            inverse = torch.linalg.lu_solve(factors, pivots, eye)
+            constant = factors.diagonal().abs().log().sum() - (inverse * matrix.T).sum()
         trace = linearization.trace(inverse)
         return cls(None, None) if trace is None else cls(trace + constant, matrix)
