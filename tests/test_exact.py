@@ -74,7 +74,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.parametrize("hidden", [None, [1024, 1024]])
 def test_784_dimensions_are_evaluated_in_2_gib(hidden):
-    program = PROGRAM.format(hidden=hidden, rows=200)
+    program = PROGRAM.format(hidden=hidden, rows=60)
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -56,7 +56,7 @@ class IResNet(_OfBlock):
     :math:`\mathrm{Lip}(g) < 1` holds by construction, so the transform is bijective on all of
     :math:`\mathbb{R}^D`. Both directions work for any value, not only for one that is cached:
     ``inv`` solves by fixed-point iteration to a certified error. ``log_abs_det_jacobian`` is exact
-    or unbiased, as the block's estimator says: with more than 16 coordinates the default draws in
+    or unbiased, as the block's estimator says: with more than 8 coordinates the default draws in
     train mode, so call ``eval()`` for HMC or NUTS, which need a deterministic density. See
     :func:`iresnet` for a block ready made.
 
