@@ -1,6 +1,7 @@
 """The parts of a flow, whoever built the stack around them."""
 
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 
 from torch import nn
 from torch.distributions import ComposeTransform, Transform, TransformedDistribution
@@ -35,6 +36,15 @@ def modules_of(flow: object) -> list[nn.Module]:
 def contractions_of(flow: object) -> list[Contraction]:
     """Every contraction in a flow, once; ``flow`` as in :func:`modules_of`."""
     return [m for m in modules_of(flow) if isinstance(m, Contraction)]
+
+
+def settings_of(module: nn.Module) -> tuple[object, ...]:
+    """What a module computes with beside tensors and its parts: numbers, words, strategies."""
+    return tuple(
+        value
+        for name, value in vars(module).items()
+        if name[0] != "_" and (isinstance(value, int | float | str | tuple) or is_dataclass(value))
+    )
 
 
 def _modules(flow: object) -> Iterable[nn.Module]:

@@ -1,12 +1,13 @@
 """Acting weights computed once for many calls: :class:`cached`."""
 
+import threading
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from .anatomy import contractions_of
+from .anatomy import contractions_of, settings_of
 from .contractive import Contraction, acting_together
 from .linearization import Linearizable
 from .torch_modes import in_torch_func, is_compiling
@@ -44,13 +45,13 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
     def __init__(self, flow: object) -> None:
         self._contractions = contractions_of(flow)
         # One entry for each time it is open.
-        self._before: list[list[object]] = []
+        self._open: list[_Shared] = []
 
     def __enter__(self) -> None:
         shared = _Shared(self._contractions)
-        self._before.append([c.shared_acting for c in self._contractions])
+        self._open.append(shared)
         for c in self._contractions:
-            c.shared_acting = shared
+            c.shared_acting = (*c.shared_acting, shared)
 
     def __exit__(
         self,
@@ -58,8 +59,9 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for c, before in zip(self._contractions, self._before.pop(), strict=True):
-            c.shared_acting = before
+        closed = self._open.pop()
+        for c in self._contractions:
+            c.shared_acting = tuple(s for s in c.shared_acting if s is not closed)
 
 
 def acting_of(contraction: Contraction) -> Linearizable:
@@ -82,10 +84,17 @@ def bound_of(contraction: Contraction) -> Tensor:
 
 
 def _shared_by(contraction: Contraction) -> "_Shared | None":
-    shared = contraction.shared_acting
-    if not isinstance(shared, _Shared) or shared.compiling != is_compiling() or in_torch_func():
+    if not contraction.shared_acting or in_torch_func():
         return None
-    return shared
+    for shared in reversed(contraction.shared_acting):
+        if isinstance(shared, _Shared) and shared.is_open_here():
+            return shared
+    return None
+
+
+def _thread() -> int:
+    # A compiler cannot ask; it works in one thread.
+    return 0 if is_compiling() else threading.get_ident()
 
 
 @dataclass
@@ -97,21 +106,29 @@ class _Shared:
         by_mode: what was computed with gradients, and without.
         compiling: whether the block was entered by what is being compiled: a cache from outside
             would enter the graph as a constant.
+        thread: the thread that entered it; another would meet a graph that this one has freed.
     """
 
     contractions: list[Contraction]
-    by_mode: dict[bool, "_Computed"] = field(default_factory=dict)
+    by_mode: dict[tuple[bool, bool], "_Computed"] = field(default_factory=dict)
     compiling: bool = field(default_factory=is_compiling)
+    thread: int = field(default_factory=_thread)
+
+    def is_open_here(self) -> bool:
+        """Whether the present call is inside the block."""
+        return self.compiling == is_compiling() and self.thread == _thread()
 
     def of(self, contraction: Contraction) -> "_Computed":
         """What there is of this contraction, or is now made of all."""
-        grad = torch.is_grad_enabled()
-        for mode in (True,) if grad else (True, False):
-            computed = self.by_mode.get(mode)
+        inference = not self.compiling and torch.is_inference_mode_enabled()
+        mode = (torch.is_grad_enabled(), inference)
+        # What carries a graph serves without one too.
+        for usable in {mode, (True, False)} if mode == (False, False) else {mode}:
+            computed = self.by_mode.get(usable)
             if computed is not None and (self.compiling or computed.holds_for(contraction)):
                 return computed
-        self.by_mode[grad] = _Computed.of(self.contractions, self.compiling)
-        return self.by_mode[grad]
+        self.by_mode[mode] = _Computed.of(self.contractions, self.compiling)
+        return self.by_mode[mode]
 
 
 @dataclass(frozen=True)
@@ -122,13 +139,17 @@ class _Computed:
 
     Arguments:
         acting: of each contraction, by its identity, as the others.
-        tensors, values: its parameters and buffers, and what they were.
+        tensors, needs, values: its parameters and buffers, which of them required gradients, and
+            what they were.
+        settings: of it and its parts.
         bounds: its proven Lipschitz bound, once asked for.
     """
 
     acting: dict[int, Linearizable]
     tensors: dict[int, list[Tensor]]
+    needs: dict[int, list[bool]]
     values: dict[int, list[Tensor]]
+    settings: dict[int, list[object]]
     bounds: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -136,18 +157,31 @@ class _Computed:
         together = acting_together(contractions)
         acting = {id(c): a for c, a in zip(contractions, together, strict=True)}
         if compiling:
-            return cls(acting, {}, {})
+            return cls(acting, {}, {}, {}, {})
         tensors = {id(c): _tensors(c) for c in contractions}
+        needs = {key: [t.requires_grad for t in ts] for key, ts in tensors.items()}
         values = {key: [t.detach().clone() for t in ts] for key, ts in tensors.items()}
-        return cls(acting, tensors, values)
+        settings = {id(c): _settings(c) for c in contractions}
+        return cls(acting, tensors, needs, values, settings)
 
     def holds_for(self, contraction: Contraction) -> bool:
         tensors, before = _tensors(contraction), self.tensors[id(contraction)]
-        return len(tensors) == len(before) and all(
-            t is b and t.dtype == v.dtype and t.device == v.device and torch.equal(t, v)
-            for t, b, v in zip(tensors, before, self.values[id(contraction)], strict=True)
+        if _settings(contraction) != self.settings[id(contraction)] or len(tensors) != len(before):
+            return False
+        needs, values = self.needs[id(contraction)], self.values[id(contraction)]
+        return all(
+            t is b
+            and t.requires_grad == n
+            and t.dtype == v.dtype
+            and t.device == v.device
+            and torch.equal(t, v)
+            for t, b, n, v in zip(tensors, before, needs, values, strict=True)
         )
 
 
 def _tensors(module: torch.nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _settings(module: torch.nn.Module) -> list[object]:
+    return [settings_of(m) for m in module.modules()]

@@ -13,14 +13,19 @@ from torch.distributions import Transform, TransformedDistribution
 from .anatomy import modules_of
 from .block import ResidualBlock
 from .errors import ArgumentError, ArgumentTypeError, check_positive_int
-from .logdet import auto_logdet
+from .logdet import LogDet, auto_logdet
 
 # Rows that one call evaluates, if the draws allow it.
 ROWS = 4096
 
 
 class LogDetEstimate(NamedTuple):
-    """A log-determinant for each sample, and its standard error, both of shape ``(*batch,)``."""
+    """What :func:`logdet_with_error` returns.
+
+    Arguments:
+        mean: the log-determinant of each sample, nats, shape ``(*batch,)``.
+        standard_error: of that mean, nats, shape ``(*batch,)``.
+    """
 
     mean: Tensor
     standard_error: Tensor
@@ -35,10 +40,11 @@ def logdet_with_error(
     .. math:: \bar\ell = \tfrac1n \sum_i \ell_i, \qquad
               \mathrm{se} = \sqrt{\tfrac{1}{n (n - 1)} \sum_i (\ell_i - \bar\ell)^2}
 
-    In the mode the flow is in. Each draw takes new probes, those of :class:`PowerSeries` and
-    :class:`ConvergedSeries` too, which are otherwise fixed; an exact log-determinant has standard
-    error 0. What a :class:`PowerSeries` cuts off is a bias, which no draw shows: see
-    :meth:`PowerSeries.truncation_error`.
+    In the mode the flow is in, train or eval, as far as its blocks go; what stands between them is
+    taken in eval mode, so that nothing starts or counts. Each draw takes new probes, those of
+    :class:`PowerSeries` and :class:`ConvergedSeries` too, which are otherwise fixed; an exact
+    log-determinant has standard error 0. What a :class:`PowerSeries` cuts off is a bias, which no
+    draw shows: see :meth:`PowerSeries.truncation_error`.
 
     Arguments:
         flow: a :class:`ResidualBlock` or a torch or Pyro transform, for ``log|det dy/dx|``; an
@@ -63,18 +69,25 @@ def logdet_with_error(
         >>> mean.shape, bool((error > 0).all())
         (torch.Size([5]), True)
     """
-    if check_positive_int(draws, "draws") < 2:
+    if isinstance(draws, int) and not isinstance(draws, bool) and draws < 2:
         raise ArgumentError(f"Expected draws to be at least 2; got {draws}.")
+    draws = check_positive_int(draws, "draws")
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(f"Expected x to be a torch.Tensor; got {type(x).__name__}.")
     logdet = _logdet_of(flow, context is not None)
-    blocks = [m for m in modules_of(flow) if isinstance(m, ResidualBlock)]
+    modules = modules_of(flow)
+    blocks = [m for m in modules if isinstance(m, ResidualBlock)]
     fixed = any(_reseeded(block, x, 1) != _reseeded(block, x, 2) for block in blocks)
-    rows = max(1, len(x) if x.dim() > 1 else 1)
+    rows = max(1, x.numel() // max(1, x.shape[-1] if x.dim() else 1))
     at_once = 1 if fixed else max(1, ROWS // rows)
     estimates = []
-    for start in range(0, draws, at_once):
-        copies = min(at_once, draws - start)
-        with _new_probes(blocks, x) if fixed else torch.no_grad():
-            estimates.append(logdet(x, context, copies))
+    with _unchanged(modules, blocks):
+        for start in range(0, draws, at_once):
+            if fixed:
+                for block in blocks:
+                    seed = int(torch.randint(2**31, ()))
+                    block.logdet = _reseeded(block, x, seed)
+            estimates.append(logdet(x, context, min(at_once, draws - start)))
     values = torch.cat(estimates)
     return LogDetEstimate(values.mean(0), values.std(0) / draws**0.5)
 
@@ -82,7 +95,7 @@ def logdet_with_error(
 def _logdet_of(flow: object, has_context: bool) -> Callable[[Tensor, Tensor | None, int], Tensor]:
     """What computes the log-determinants of several copies, shape ``(copies, *batch)``."""
     if isinstance(flow, ResidualBlock):
-        return lambda x, context, n: flow.forward_and_logdet(_copies(x, n), context)[1]
+        return lambda x, context, n: _of_block(flow, x, context, n)
     if isinstance(flow, Flow):
         return lambda x, context, n: _of_nflows(
             flow._transform, x, None if context is None else flow._embedding_net(context), n
@@ -108,7 +121,21 @@ def _copies(x: Tensor, n: int) -> Tensor:
     return x.expand(n, *x.shape).clone()
 
 
+def _of_block(block: ResidualBlock, x: Tensor, context: Tensor | None, n: int) -> Tensor:
+    x, context = block.contraction.check(x, context)
+    repeated = None if context is None else _copies(context, n)
+    return block.forward_and_logdet(_copies(x, n), repeated)[1]
+
+
 def _of_nflows(transform: nn.Module, x: Tensor, context: Tensor | None, n: int) -> Tensor:
+    if x.dim() < 2:
+        raise ArgumentError(
+            f"Expected x of shape (batch, features) for nflows; got {tuple(x.shape)}."
+        )
+    if context is not None and len(context) != len(x):
+        raise ArgumentError(
+            f"Expected a context for each of the {len(x)} rows of x; got {len(context)}."
+        )
     rows = _copies(x, n).flatten(0, 1)
     repeated = None if context is None else _copies(context, n).flatten(0, 1)
     return transform(rows, repeated)[1].reshape(n, len(x))
@@ -131,21 +158,27 @@ def _of_distribution(flow: TransformedDistribution, y: Tensor) -> Tensor:
     return total
 
 
-def _reseeded(block: ResidualBlock, x: Tensor, seed: int) -> object:
+def _reseeded(block: ResidualBlock, x: Tensor, seed: int) -> LogDet:
     size = block.contraction.event_size or x.shape[-block.contraction.event_dim :].numel()
     logdet = auto_logdet(size) if block.logdet is None else block.logdet
     return logdet.with_seed(seed).for_mode(block.training)
 
 
 @contextmanager
-def _new_probes(blocks: list[ResidualBlock], x: Tensor) -> Iterator[None]:
-    """Other fixed probes in every block, from torch's generator, for as long as it is open."""
-    before = [block.logdet for block in blocks]
+def _unchanged(modules: list[nn.Module], blocks: list[ResidualBlock]) -> Iterator[None]:
+    """All but the blocks in eval mode, for as long as it is open; then everything as it was.
+
+    In train mode an ActNorm would start from copies of ``x``, and a BatchNorm count them.
+    """
+    modes = [m.training for m in modules]
+    estimators = [block.logdet for block in blocks]
+    inside = {id(m) for block in blocks for m in block.modules()}
     try:
-        for block in blocks:
-            seed = int(torch.randint(2**31, ()))
-            block.logdet = _reseeded(block, x, seed)  # pyright: ignore[reportAttributeAccessIssue]
+        for m in modules:
+            m.training = m.training and id(m) in inside
         yield
     finally:
-        for block, logdet in zip(blocks, before, strict=True):
-            block.logdet = logdet
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
+        for block, estimator in zip(blocks, estimators, strict=True):
+            block.logdet = estimator

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyro_iresnet import ArgumentError, actnorm, iresnet_stack
+from pyro_iresnet import ActNorm, ArgumentError, actnorm, iresnet_stack
 
 
 def test_the_first_batch_is_standardised():
@@ -72,3 +72,15 @@ def test_a_stack_starts_from_data():
     z = stack(100 + 7 * torch.randn(500, 2))
     assert z.mean(0).abs().max() < 1e-6
     assert (z.std(0) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.1, 1e5 / 3, -7e-9])
+def test_rounding_is_no_spread(value, dtype):
+    norm = ActNorm(2).to(dtype)
+    x = torch.stack([torch.full((1000,), value), torch.randn(1000)], -1).to(dtype)
+    norm(x)
+    assert norm.log_scale[0] == 0
+    torch.testing.assert_close(
+        norm(x)[:, 0], torch.zeros(1000, dtype=dtype), atol=1e-6 * max(abs(value), 1), rtol=0
+    )

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import threading
 
 import pyro.distributions as dist
 import pytest
@@ -136,18 +137,18 @@ def test_gradients_flow_after_a_call_without_them(first):
 
 def fail_inside(block, outer):
     with cached(block):
-        assert block.contraction.shared_acting is not outer
+        assert block.contraction.shared_acting[-1] is not outer
         block(torch.randn(3))
 
 
 def test_it_ends_with_the_block_and_nests():
     block = zoo.block()
     with cached(block):
-        outer = block.contraction.shared_acting
+        (outer,) = block.contraction.shared_acting
         with pytest.raises(ArgumentError):
             fail_inside(block, outer)
-        assert block.contraction.shared_acting is outer
-    assert block.contraction.shared_acting is None
+        assert block.contraction.shared_acting == (outer,)
+    assert block.contraction.shared_acting == ()
 
 
 def test_one_object_can_be_entered_twice():
@@ -155,7 +156,7 @@ def test_one_object_can_be_entered_twice():
     share = cached(block)
     with share, share:
         pass
-    assert block.contraction.shared_acting is None
+    assert block.contraction.shared_acting == ()
 
 
 def test_copies_and_pickles_are_made_inside():
@@ -163,7 +164,7 @@ def test_copies_and_pickles_are_made_inside():
     with cached(block):
         y = block(x)
         for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-            assert other.contraction.shared_acting is None
+            assert other.contraction.shared_acting == ()
             torch.testing.assert_close(other(x), y)
 
 
@@ -198,3 +199,64 @@ def test_whatever_holds_a_block():
 def test_what_holds_none_is_refused():
     with pytest.raises(ArgumentTypeError, match=r"Expected flow to be a module, .* got int"):
         cached(3)
+
+
+def test_a_parameter_that_asks_for_gradients_again_gets_them():
+    block, x = zoo.block(), torch.randn(3, zoo.DIM)
+    with cached(block):
+        block.requires_grad_(False)
+        block(x)
+        block.requires_grad_(True)
+        block(x).sum().backward()
+    assert all(layer.weight.grad is not None for layer in block.contraction.layers)
+
+
+def test_a_changed_setting_is_noticed():
+    block, x = zoo.block(), torch.randn(3, zoo.DIM)
+    with cached(block):
+        before = block(x)
+        block.contraction.lipschitz = 0.1
+        after = block(x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, block(x))
+
+
+def test_blocks_that_overlap_leave_nothing_behind():
+    block = zoo.block()
+    first, second = cached(block), cached(block)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert len(block.contraction.shared_acting) == 1
+    second.__exit__(None, None, None)
+    assert block.contraction.shared_acting == ()
+
+
+def test_threads_do_not_share():
+    block = zoo.block()
+    errors = []
+
+    def work():
+        try:
+            for _ in range(5):
+                with cached(block):
+                    block(torch.randn(3, zoo.DIM, dtype=torch.float64)).sum().backward()
+        except RuntimeError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert block.contraction.shared_acting == ()
+
+
+def test_inference_mode_with_gradients_enabled_inside():
+    block, x = zoo.block(), torch.randn(3, zoo.DIM)
+    with cached(block):
+        with torch.inference_mode(), torch.enable_grad():
+            block(x)
+        block(x).sum().backward()
+    assert block.contraction.layers[0].weight.grad is not None

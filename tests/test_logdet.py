@@ -5,6 +5,7 @@ import torch
 
 from pyro_iresnet import (
     Adaptive,
+    ArgumentError,
     ByMode,
     ContractionError,
     ConvergedSeries,
@@ -264,3 +265,53 @@ def test_the_default_by_size():
     wrapped = ResidualBlock(zoo.CONTRACTIONS["wrapped"]())
     assert wrapped.logdet_of(5) == Exact()
     assert wrapped.logdet_of(64) == Roulette()
+
+
+def test_modes_nest():
+    inner = ByMode(train=Roulette(), evaluate=Exact())
+    outer = ByMode(train=inner, evaluate=PowerSeries())
+    assert outer.for_mode(True) == Roulette()
+    assert outer.for_mode(False) == PowerSeries()
+    assert ByMode(train=Exact(), evaluate=inner).for_mode(False) == Exact()
+
+
+@pytest.mark.parametrize("estimator", [Roulette(), ConvergedSeries()])
+@pytest.mark.parametrize("lipschitz", [1.0, 0.0, 1.5, math.nan])
+def test_a_wrong_bound_is_refused(estimator, lipschitz):
+    with pytest.raises(ArgumentError, match=r"lipschitz in \(0, 1\); got"):
+        estimator(zoo.dense().linearize(torch.randn(2, zoo.DIM)), lipschitz=lipschitz)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_wrong_size_is_refused(size):
+    with pytest.raises(ArgumentError, match="event_size to be at least 1"):
+        auto_logdet(size)
+
+
+def test_many_gradients_at_once():
+    block, x = zoo.block(3, logdet=Exact()), torch.randn(4, 3)
+
+    def logdet(x):
+        return block.forward_and_logdet(x)[1]
+
+    expected = torch.autograd.functional.jacobian(logdet, x)
+    together = torch.autograd.functional.jacobian(logdet, x, vectorize=True)
+    torch.testing.assert_close(together, expected)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("hidden", [(8,), (6, 6, 6)])
+def test_a_converged_series_is_within_its_tolerance(hidden, tolerance):
+    g = zoo.dense(5, hidden, lipschitz=0.9)
+    linearization = g.linearize(torch.randn(4, 5))
+    series = ConvergedSeries(tolerance, probes=3)
+    whole = PowerSeries(terms=400, probes=3)(linearization, lipschitz=0.9)
+    off = (series(linearization, lipschitz=0.9) - whole).abs()
+    assert (off <= tolerance).all()
+    assert torch.equal(series(linearization, lipschitz=0.9), series(linearization, lipschitz=0.9))
+
+
+def test_a_series_that_does_not_converge_ends_in_words():
+    linearization = Linearization(torch.zeros(2, 3), Dense(1.1 * torch.eye(3)))
+    with pytest.raises(ContractionError, match="did not converge to"):
+        ConvergedSeries()(linearization, lipschitz=0.5)

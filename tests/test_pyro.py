@@ -20,6 +20,7 @@ from pyro_iresnet import (
     IResNet,
     ResidualBlock,
     Roulette,
+    Sine,
     actnorm,
     iresnet,
     iresnet_stack,
@@ -152,7 +153,7 @@ def test_no_call_is_remembered_that_is_no_longer_true():
     assert y.requires_grad
     assert transform(x) is y
     logdet = transform.log_abs_det_jacobian(x, y)
-    assert transform.log_abs_det_jacobian(x, y) is logdet
+    torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), logdet)
     logdet.sum().backward()
     torch.optim.SGD(transform.parameters(), lr=1.0).step()
     after = transform(x)
@@ -440,3 +441,41 @@ def test_a_stack_gives_its_density_without_inverting(monkeypatch):
     assert flow.log_prob(x).shape == (4,)
     assert flow.log_prob(sample).shape == (3,)
     assert stack.with_cache(1).inv.log_abs_det_jacobian(stack(x), x).shape == (4,)
+
+
+def test_every_log_density_draws_afresh():
+    transform = iresnet(20)
+    zoo.trained(transform.block.contraction)
+    flow = dist.TransformedDistribution(base(20), [transform.inv])
+    x = torch.randn(3, 20)
+    with torch.no_grad():
+        draws = torch.stack([flow.log_prob(x) for _ in range(50)])
+        others = torch.stack([flow.log_prob(x.clone()) for _ in range(50)])
+    assert (draws.std(0) > 0.3 * others.std(0)).all()
+
+
+def change_the_estimator(transform):
+    transform.block.logdet = Exact()
+
+
+def change_the_activation(transform):
+    transform.block.contraction.activations[0].frequency = 3.0
+
+
+def change_the_bound(transform):
+    transform.block.contraction.lipschitz = 0.1
+
+
+@pytest.mark.parametrize("change", [change_the_estimator, change_the_activation, change_the_bound])
+def test_no_change_of_a_setting_is_overlooked(change):
+    transform = iresnet(20, activation=Sine)
+    zoo.trained(transform.block.contraction)
+    x = torch.randn(5, 20)
+    y = transform(x)
+    transform.log_abs_det_jacobian(x, y)
+    change(transform)
+    y = transform(x)
+    torch.testing.assert_close(y, transform.block(x))
+    if isinstance(transform.block.logdet, Exact):
+        expected = transform.block.forward_and_logdet(x)[1]
+        torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), expected)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
-from nflows.transforms import CompositeTransform, InverseTransform, LULinear
+from nflows.transforms import BatchNorm, CompositeTransform, InverseTransform, LULinear
 
 from pyro_iresnet import (
     ArgumentError,
@@ -13,6 +13,7 @@ from pyro_iresnet import (
     IResNetTransform,
     PowerSeries,
     Roulette,
+    iresnet_stack,
     logdet_with_error,
 )
 
@@ -99,3 +100,35 @@ def test_refusals():
         logdet_with_error(torch.nn.Linear(2, 2), x)
     with pytest.raises(ArgumentError, match="Expected no context"):
         logdet_with_error(zoo.PYRO_TRANSFORMS["stack"](), x, context=torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("shapes", [((), (8,)), ((6,), (5, 1)), ((1,), (4,)), ((4,), ())])
+def test_the_context_belongs_to_the_batch(shapes):
+    g = zoo.CONDITIONAL["conditional_dense"]()
+    block = zoo.ResidualBlock(g, logdet=Exact())
+    x, context = torch.randn(*shapes[0], zoo.DIM), torch.randn(*shapes[1], zoo.CONTEXT)
+    mean, error = logdet_with_error(block, x, 8, context=context)
+    torch.testing.assert_close(mean, block.forward_and_logdet(x, context)[1].detach())
+    assert (error <= 1e-12).all()
+
+
+def test_nothing_is_started_or_counted():
+    stack = iresnet_stack(2, 2)
+    norm = BatchNorm(2)
+    transform = CompositeTransform([IResNetTransform(2), norm]).train()
+    states = [{k: v.clone() for k, v in m.state_dict().items()} for m in (stack, transform)]
+    for module, before in zip((stack, transform), states, strict=True):
+        logdet_with_error(module, torch.randn(30, 2), 3)
+        assert all(m.training for m in module.modules())
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_wrong_shapes_for_nflows():
+    transform = IResNetTransform(zoo.DIM, context_features=2)
+    with pytest.raises(ArgumentError, match=r"\(batch, features\) for nflows; got \(5,\)"):
+        logdet_with_error(transform, torch.randn(zoo.DIM), 3)
+    with pytest.raises(ArgumentError, match="each of the 4 rows of x; got 3"):
+        logdet_with_error(transform, torch.randn(*X), 3, context=torch.randn(3, 2))
+    with pytest.raises(ArgumentTypeError, match=r"x to be a torch\.Tensor; got list"):
+        logdet_with_error(transform, [1.0], 3)

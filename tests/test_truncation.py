@@ -8,10 +8,14 @@ from pyro_iresnet import (
     Adaptive,
     ArgumentError,
     Geometric,
+    Linearization,
     Poisson,
     Roulette,
     VarianceWarning,
+    Zero,
+    testing,
 )
+from pyro_iresnet.linear_maps import Dense
 from pyro_iresnet.logdet.truncation import pack, unpack_truncation
 
 from . import zoo
@@ -99,3 +103,29 @@ def test_the_longest_series_is_one_that_chance_does_not_reach(truncation):
         log_chance += math.log(survival)
         weight /= survival
     assert log_chance < -80
+
+
+def test_poisson_holds_at_any_rate():
+    survival = Poisson(750.0).survival(2, torch.ones(2))
+    assert survival.tolist() == [1.0, 1.0]
+    assert Poisson(1e-9).survival(9, torch.ones(1)).item() > 0
+
+
+class Eager(Geometric):
+    """Asks for more than a probability."""
+
+    def survival(self, term, magnitude):
+        return torch.full_like(magnitude, 2.0 if term < 5 else 0.5)
+
+
+def test_a_survival_above_one_is_one():
+    linearization = Linearization(torch.zeros(2, 3), Dense(0.5 * torch.eye(3)))
+    testing.check_logdet(
+        Roulette(Eager(0.5), reference=Zero()), linearization, lipschitz=0.5, draws=20_000
+    )
+
+
+def test_a_tiny_threshold_is_no_fault_of_the_contraction():
+    linearization = Linearization(torch.zeros(2, 2), Dense(-0.9 * torch.eye(2)))
+    logdet = Roulette(Adaptive(1e-60), reference=Zero())(linearization, lipschitz=0.9)
+    torch.testing.assert_close(logdet, torch.full((2,), 2 * math.log(0.1)))

@@ -14,6 +14,7 @@ import torch
 from pyro.distributions import TransformModule
 from torch import Tensor, nn
 
+from ..anatomy import settings_of
 from ..errors import ArgumentError
 from ..torch_modes import in_torch_func, is_compiling
 
@@ -84,10 +85,10 @@ class MemoTransform(TransformModule):
         memo = self._recall(x=x, y=y)
         if memo is None:
             return self.logdet(x, y)
-        if not isinstance(memo.logdet, Tensor):
-            memo.logdet = memo.logdet()
-            memo.forget_after_backward(memo.logdet)
-        return memo.logdet
+        # Computed for each call: a stochastic estimator draws afresh.
+        logdet = memo.logdet()
+        memo.forget_after_backward(logdet)
+        return logdet
 
     def __getstate__(self) -> dict[str, Any]:
         # What a call leaves behind holds an autograd graph, which neither copies nor pickles. The
@@ -125,14 +126,14 @@ class _Surroundings:
     tensor's identity and its version as they were.
 
     Arguments:
-        modes: grad, inference and autocast modes, and the train mode of every module.
+        modes: grad, inference and autocast modes, and the train mode and settings of every module.
         tensors: parameters, buffers, ``x`` and ``y``, held so that no other can take their place.
         needs: which of them require gradients.
         values: copies of them; None inside a transform of torch.func, where values cannot be
             compared, and every call has tensors of its own.
     """
 
-    modes: tuple[bool, ...]
+    modes: tuple[object, ...]
     tensors: list[Tensor]
     needs: list[bool]
     values: list[Tensor] | None
@@ -161,8 +162,8 @@ class _Surroundings:
         )
 
     @staticmethod
-    def _see(module: nn.Module, x: Tensor, y: Tensor) -> tuple[tuple[bool, ...], list[Tensor]]:
-        modes = [
+    def _see(module: nn.Module, x: Tensor, y: Tensor) -> tuple[tuple[object, ...], list[Tensor]]:
+        modes: list[object] = [
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
             torch.is_autocast_enabled(x.device.type),
@@ -171,7 +172,7 @@ class _Surroundings:
         modules = [module]
         while modules:
             m = modules.pop()
-            modes.append(m.training)
+            modes.append(settings_of(m))
             tensors += [t for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
             modules += [child for child in m._modules.values() if child is not None]
         return tuple(modes), tensors
@@ -179,10 +180,10 @@ class _Surroundings:
 
 @dataclass(eq=False)
 class _Memo:
-    """One call: the pair ``x, y``, what it rests on, and its log-determinant, once asked for.
+    """One call: the pair ``x, y``, what it rests on, and what computes its log-determinant.
 
     Arguments:
-        x, y, logdet: the pair, and its log-determinant or what computes it.
+        x, y, logdet: the pair, and what computes its log-determinant.
         rests_on: what the pair depends on.
         spent: whether a backward pass went through it, which frees its graph.
     """
@@ -190,7 +191,7 @@ class _Memo:
     x: Tensor
     y: Tensor
     rests_on: _Surroundings
-    logdet: Tensor | Callable[[], Tensor]
+    logdet: Callable[[], Tensor]
     spent: bool = False
 
     def forget_after_backward(self, made: Tensor) -> None:

@@ -103,14 +103,15 @@ class _FusedLipSwish(Function):
             return _by_autograd(x, beta, grad_outputs)
         s = torch.sigmoid(beta * x)
         c = torch.addcmul(s, s, s, value=-1).div_(1.1)
+        # Nothing is written into what a gradient is part of: it may be one of a batch of them.
         grad, along_x = torch.zeros_like(x), torch.zeros_like(x)
         if of_slope is not None:
-            along_x = s.mul_(-2).add_(1).mul_(x).mul_(beta).add_(2).mul_(c).mul_(of_slope)
+            along_x = s.mul_(-2).add_(1).mul_(x).mul_(beta).add_(2).mul_(c) * of_slope
             grad = along_x * beta
         if of_value is not None:
-            grad.addcmul_(of_value, slope)
-            along_x.addcmul_(c.mul_(x), of_value)
-        return grad, torch.dot(along_x.flatten(), x.flatten()).reshape(beta.shape)
+            grad = torch.addcmul(grad, of_value, slope)
+            along_x = torch.addcmul(along_x, c.mul_(x), of_value)
+        return grad, torch.dot(along_x.reshape(-1), x.reshape(-1)).reshape(beta.shape)
 
 
 def _by_autograd(

@@ -32,8 +32,8 @@ class Contraction(nn.Module, ABC):
     event_shape: tuple[int, ...]
     context_dim: int | None
     lipschitz: float
-    # Set while a `cached` block is open; see caching.py.
-    shared_acting: object = None
+    # What the open `cached` blocks share, the innermost last; see caching.py.
+    shared_acting: tuple[object, ...] = ()
 
     @property
     def event_dim(self) -> int:

@@ -85,7 +85,8 @@ class ActNorm(MemoTransform):
             return
         mean, std = rows.mean(0), rows.std(0)
         # A coordinate without spread, or one that is not finite, has no scale to take.
-        usable = (std > 0) & std.isfinite()
+        rounding = 64 * torch.finfo(rows.dtype).eps * rows.abs().amax(0)
+        usable = (std > rounding) & std.isfinite()
         scale = torch.where(usable, std, 1.0)
         self.log_scale.copy_(-scale.log())
         self.shift.copy_(torch.where(mean.isfinite(), -mean / scale, 0.0))

@@ -1,5 +1,6 @@
 """The default choice of an estimator."""
 
+from ..errors import check_positive_int
 from .base import ByMode
 from .exact import Exact
 from .roulette import Roulette
@@ -21,10 +22,14 @@ def auto_logdet(event_size: int) -> ByMode:
     Arguments:
         event_size: the number of coordinates of one event.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: not an integer of at least 1.
+
     Example:
         >>> auto_logdet(64).evaluate
         Exact()
     """
+    check_positive_int(event_size, "event_size")
     return ByMode(
         train=Exact() if event_size <= EXACT_IN_TRAINING else Roulette(),
         evaluate=Exact() if event_size <= EXACT_IN_EVALUATION else ConvergedSeries(),

@@ -66,7 +66,7 @@ class ByMode(LogDet):
         return self.evaluate(linearization, lipschitz=lipschitz)
 
     def for_mode(self, training: bool) -> LogDet:
-        return self.train if training else self.evaluate
+        return (self.train if training else self.evaluate).for_mode(training)
 
     def with_seed(self, seed: int) -> "ByMode":
         return ByMode(self.train.with_seed(seed), self.evaluate.with_seed(seed))

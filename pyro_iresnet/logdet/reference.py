@@ -30,7 +30,12 @@ class Reference(ABC):
 
 @dataclass(frozen=True)
 class Zero(Reference):
-    """No reference: the plain series, with its first term exact."""
+    """No reference: the plain series, with its first term exact.
+
+    Example:
+        >>> from pyro_iresnet import Roulette, Zero
+        >>> logdet = Roulette(reference=Zero())
+    """
 
     def matrix(self, linearization: Linearization) -> None:
         return None
@@ -43,6 +48,12 @@ class MeanJacobian(Reference):
     Its norm is at most the product of those of the weights, so the series converges. It costs a
     few products of matrices for a whole batch. For maps of vectors whose linearization is in closed
     form and knows its trace; elsewhere there is none, and the series is the plain one.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, MeanJacobian
+        >>> MeanJacobian().matrix(DenseContraction(3).linearize(torch.zeros(5, 3))).shape
+        torch.Size([3, 3])
     """
 
     def matrix(self, linearization: Linearization) -> Tensor | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ContractionError, check_instance, check_positive_int
+from ..errors import ContractionError, check_instance, check_lipschitz, check_positive_int
 from ..linear_maps import LinearMap, unpack
 from ..linearization import Linearization
 from ..torch_modes import disable_compiler, is_compiling, refuse_forward_mode, refuse_transforms
@@ -72,8 +72,7 @@ class Roulette(LogDet):
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
         refuse_transforms("Roulette", linearization.value)
         refuse_forward_mode("Roulette", linearization.value)
-        if not is_compiling():
-            self.truncation.warn(lipschitz)
+        check_lipschitz(lipschitz)
         expansion = Expansion.of(linearization, self.reference)
         exact = expansion.exact
         series = Series(self.truncation, self.probes, exact is not None, lipschitz)
@@ -139,6 +138,7 @@ class Series:
         Returns:
             shapes ``(probes, *batch, *event)``, ``(probes, *batch)`` and as the first.
         """
+        self.truncation.warn(self.lipschitz)
         shape = (self.probes, *like.shape)
         u = rademacher(shape, like)
         batch = like.shape[: like.dim() - event_dim]
@@ -171,7 +171,7 @@ class Series:
             if k < self.truncation.exact_terms:
                 continue
             magnitude = alive.size().mul_(weight).div_(unit)
-            survival = self.truncation.survival(k, magnitude)
+            survival = self.truncation.survival(k, magnitude).clamp(max=1.0)
             # A value that is not finite dies here, and stays visible in what was added above.
             lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
             kept = torch.nonzero(lives).reshape(-1)

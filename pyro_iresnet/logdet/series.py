@@ -11,9 +11,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import ContractionError, check_int, check_positive, check_positive_int
+from ..errors import (
+    ContractionError,
+    check_int,
+    check_lipschitz,
+    check_positive,
+    check_positive_int,
+)
 from ..linearization import Linearization
-from ..torch_modes import refuse_transforms
+from ..torch_modes import disable_compiler, refuse_transforms
 from .base import LogDet
 from .probe import fixed_signs
 
@@ -110,8 +116,10 @@ class ConvergedSeries(LogDet):
         check_positive_int(self.probes, "probes")
         check_int(self.seed, "seed")
 
+    @disable_compiler("its number of terms depends on the data")
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
         refuse_transforms("ConvergedSeries", linearization.value)
+        check_lipschitz(lipschitz)
         trace = linearization.trace()
         u = _probes(linearization, self.probes, self.seed)
         total = linearization.value.new_zeros(()) if trace is None else trace

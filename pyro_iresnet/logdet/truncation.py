@@ -63,6 +63,10 @@ class Adaptive(Truncation):
     Arguments:
         threshold: :math:`\tau`, above 0; smaller costs more terms and has less variance.
         exact_terms: terms that are always taken, at least 1.
+
+    Example:
+        >>> Adaptive(0.5).survival(1, torch.tensor([0.1, 2.0]))
+        tensor([0.2000, 1.0000])
     """
 
     threshold: float = 0.15
@@ -74,6 +78,11 @@ class Adaptive(Truncation):
 
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         return (magnitude / self.threshold).clamp_(max=1.0)
+
+    def longest(self, lipschitz: float) -> int:
+        # Above the threshold no term is left out.
+        certain = max(0.0, math.log(self.threshold) / math.log(lipschitz))
+        return super().longest(lipschitz) + math.ceil(certain)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,10 @@ class Geometric(Truncation):
 
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Section 3.1.
+
+    Example:
+        >>> Geometric(p=0.25).survival(3, torch.tensor([0.1, 2.0]))
+        tensor([0.7500, 0.7500])
     """
 
     p: float = 0.5
@@ -131,6 +144,10 @@ class Poisson(Truncation):
 
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Appendix.
+
+    Example:
+        >>> Poisson(rate=2.0, exact_terms=1).survival(1, torch.tensor([1.0]))
+        tensor([0.8647])
     """
 
     rate: float = 2.0
@@ -146,7 +163,8 @@ class Poisson(Truncation):
         tail = 0.0
         for i in range(taken + 1 + math.ceil(self.rate) + 40, taken, -1):
             tail = (1 + tail) * self.rate / i
-        return torch.full_like(magnitude, tail / (1 + tail))
+        # The tail overflows at rates of some hundreds, where the chance to go on is 1.
+        return torch.full_like(magnitude, tail / (1 + tail) if tail < 1 else 1 / (1 + 1 / tail))
 
     def warn(self, lipschitz: float) -> None:
         warnings.warn(
@@ -168,7 +186,7 @@ def pack(truncation: Truncation) -> tuple[str, list[float]] | None:
     values = [getattr(truncation, f.name) for f in _fields(type(truncation))]
     if not values or not all(isinstance(value, int | float) for value in values):
         return None
-    return type(truncation).__name__, [float(value) for value in values]
+    return _name(type(truncation)), [float(value) for value in values]
 
 
 def unpack_truncation(name: str, settings: list[float]) -> Truncation:
@@ -177,10 +195,14 @@ def unpack_truncation(name: str, settings: list[float]) -> Truncation:
     while kinds:
         for kind in kinds.pop().__subclasses__():
             kinds.append(kind)
-            found[kind.__name__] = kind
+            found[_name(kind)] = kind
     whole = [f.type in (int, "int") for f in _fields(found[name])]
     values = [int(v) if w else v for v, w in zip(settings, whole, strict=True)]
     return found[name](*values)
+
+
+def _name(kind: type[Truncation]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _fields(kind: type[Truncation]) -> list[Field]:
