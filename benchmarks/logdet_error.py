@@ -29,6 +29,7 @@ from .report import publish, table
 
 WORK = Work(64, (128, 128), blocks=4, actnorm=True)
 PUBLISHED_TERMS = 2
+DEFAULT = Adaptive().threshold
 
 
 @dataclass
@@ -177,7 +178,7 @@ def main(
     draws = 20 if fast else 1000
     exact = by_estimator(flow, x, Exact())
     rows, deviations = [], {}
-    for threshold in (0.1, 0.3, 1.0, 3.0):
+    for threshold in (0.1, DEFAULT, 0.5, 1.0):
         counter = Counter()
         estimator = Counting(Roulette(Adaptive(threshold)), counter)
         found = spread(lambda e=estimator: by_estimator(flow, x, e), draws, exact)
@@ -197,7 +198,7 @@ def main(
     default = spread(lambda: published(True), draws, exact)
     rows.append(["published, as it trains by default", f"{cost + 1:.2f}", *_cells(default)])
     affordable = [std for products, std in deviations.values() if products <= cost]
-    default_cost, default_std = deviations[0.3]
+    default_cost, default_std = deviations[DEFAULT]
     ours, published_worst = worst_draws(200 if fast else 10_000)
     goals = [
         [
@@ -205,7 +206,7 @@ def main(
             f"{min(affordable, default=math.nan) / theirs[0]:.3f}",
             "<= 0.2",
         ],
-        ["the same with the default, Adaptive(0.3)", f"{default_std / theirs[0]:.3f}", ""],
+        [f"the same with the default, Adaptive({DEFAULT})", f"{default_std / theirs[0]:.3f}", ""],
         ["its products over the published", f"{default_cost / cost:.2f}", ""],
         ["worst draw of 10^4 for g = 0.9 x, nats", f"{ours:.3f}", "<= 0.1"],
         ["the published estimator's", f"{published_worst:.1f}", ""],
@@ -219,7 +220,8 @@ def main(
         + "\n\nThe published estimator is `normflows`' own code over the same trained networks: "
         "Gaussian probes, one geometric number of terms for the batch, two exact terms. As it "
         "trains by default, what it returns as log p(x) has the right gradient but is not the "
-        "log-density, as its mean error shows."
+        "log-density, as its mean error shows. A training step of either takes one more product, "
+        "for the gradient."
     )
     publish("logdet_error", "Error of the log-determinant", body, fast=fast, write=write)
 
