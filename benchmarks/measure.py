@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -59,9 +58,15 @@ def peak_memory(function: Callable[..., object], *arguments: object) -> float:
 
 
 def _peak_of(function: Callable[..., object], arguments: tuple[object, ...]) -> float:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     function(*arguments)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    # getrusage would count what the parent had when it started this process.
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def machine() -> str:

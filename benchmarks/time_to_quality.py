@@ -161,15 +161,23 @@ def main(
     write: Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
+    only: Annotated[
+        str, typer.Option(help="One task, checkerboard or digits; never written.")
+    ] = "",
+    skip: Annotated[str, typer.Option(help="A package to leave out; never written.")] = "",
 ) -> None:
     """Race to 3.75 nats on the checkerboard and to 10 nats on held-out digits."""
     torch.set_num_threads(threads)
     body = []
     for task in tasks():
+        if only not in ("", task.name):
+            continue
         if fast:
             task = Task(task.name, task.work, task.batch, task.held_out[:200], 1e3, 20, 5)
         rows = []
         for name, make in makers(task.work).items():
+            if name == skip:
+                continue
             rows.append([name, *race(task, make, seed)])
             print(task.name, rows[-1], flush=True)
         ours = rows[0][1]
@@ -183,7 +191,8 @@ def main(
             f"This project over the fastest package: {ratio} (goal <= 0.4). `>` means that the "
             "target was not reached when the run was given up."
         )
-    publish("time_to_quality", "Time to quality", "\n\n".join(body), fast=fast, write=write)
+    part = bool(fast or only or skip)
+    publish("time_to_quality", "Time to quality", "\n\n".join(body), fast=part, write=write)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def main(
     body = []
     goals = []
     for dim, work in WORKS.items():
-        found = times(work, rounds=3 if fast else 31)
+        found = times(work, rounds=3 if fast else 21)
         best = min(found[name] for name in published(work))
         rows = [[name, f"{ms:.1f}", f"{ms / best:.2f}"] for name, ms in found.items()]
         head = f"D = {dim}, 8 blocks of {'-'.join(map(str, work.hidden))}"
