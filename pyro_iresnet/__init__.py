@@ -4,7 +4,14 @@ A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro `
 (:func:`iresnet`, :class:`IResNet`) and as an nflows ``Transform`` (:class:`IResNetTransform`).
 """
 
-from .adapters import InverseIResNet, IResNet, IResNetTransform, iresnet
+from .adapters import (
+    InverseIResNet,
+    IResNet,
+    IResNetTransform,
+    LogDetEstimate,
+    iresnet,
+    logdet_with_error,
+)
 from .block import Evaluation, ResidualBlock
 from .caching import cached
 from .contractive import (
@@ -54,7 +61,6 @@ from .logdet import (
     auto_logdet,
 )
 from .solution import Result, Solution, Stats
-from .standard_error import LogDetEstimate, logdet_with_error
 
 __version__ = "0.1.0"
 

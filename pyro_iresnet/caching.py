@@ -7,9 +7,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from .anatomy import contractions_of, settings_of
+from .anatomy import contractions_of
 from .contractive import Contraction, acting_together
 from .linearization import Linearizable
+from .snapshot import Snapshot
 from .torch_modes import in_torch_func, is_compiling
 
 
@@ -51,7 +52,7 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
         shared = _Shared(self._contractions)
         self._open.append(shared)
         for c in self._contractions:
-            c.shared_acting = (*c.shared_acting, shared)
+            c._shared_acting = (*c._shared_acting, shared)
 
     def __exit__(
         self,
@@ -61,7 +62,7 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
     ) -> None:
         closed = self._open.pop()
         for c in self._contractions:
-            c.shared_acting = tuple(s for s in c.shared_acting if s is not closed)
+            c._shared_acting = tuple(s for s in c._shared_acting if s is not closed)
 
 
 def acting_of(contraction: Contraction) -> Linearizable:
@@ -84,9 +85,9 @@ def bound_of(contraction: Contraction) -> Tensor:
 
 
 def _shared_by(contraction: Contraction) -> "_Shared | None":
-    if not contraction.shared_acting or in_torch_func():
+    if not contraction._shared_acting or in_torch_func():
         return None
-    for shared in reversed(contraction.shared_acting):
+    for shared in reversed(contraction._shared_acting):
         if isinstance(shared, _Shared) and shared.is_open_here():
             return shared
     return None
@@ -97,7 +98,7 @@ def _thread() -> int:
     return 0 if is_compiling() else threading.get_ident()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Shared:
     """What one ``with cached(...)`` shares.
 
@@ -131,57 +132,25 @@ class _Shared:
         return self.by_mode[mode]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Computed:
-    """Acting weights, and the tensors they came from with copies of their values.
-
-    By value, since optimisers write through ``.data``, which leaves no other trace.
+    """Acting weights, and what they rest on.
 
     Arguments:
         acting: of each contraction, by its identity, as the others.
-        tensors, needs, values: its parameters and buffers, which of them required gradients, and
-            what they were.
-        settings: of it and its parts.
+        snapshots: of the contraction; none in a compiled graph, in which nothing changes.
         bounds: its proven Lipschitz bound, once asked for.
     """
 
     acting: dict[int, Linearizable]
-    tensors: dict[int, list[Tensor]]
-    needs: dict[int, list[bool]]
-    values: dict[int, list[Tensor]]
-    settings: dict[int, list[object]]
+    snapshots: dict[int, Snapshot]
     bounds: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, contractions: list[Contraction], compiling: bool) -> "_Computed":
         together = acting_together(contractions)
         acting = {id(c): a for c, a in zip(contractions, together, strict=True)}
-        if compiling:
-            return cls(acting, {}, {}, {}, {})
-        tensors = {id(c): _tensors(c) for c in contractions}
-        needs = {key: [t.requires_grad for t in ts] for key, ts in tensors.items()}
-        values = {key: [t.detach().clone() for t in ts] for key, ts in tensors.items()}
-        settings = {id(c): _settings(c) for c in contractions}
-        return cls(acting, tensors, needs, values, settings)
+        return cls(acting, {} if compiling else {id(c): Snapshot.of(c) for c in contractions})
 
     def holds_for(self, contraction: Contraction) -> bool:
-        tensors, before = _tensors(contraction), self.tensors[id(contraction)]
-        if _settings(contraction) != self.settings[id(contraction)] or len(tensors) != len(before):
-            return False
-        needs, values = self.needs[id(contraction)], self.values[id(contraction)]
-        return all(
-            t is b
-            and t.requires_grad == n
-            and t.dtype == v.dtype
-            and t.device == v.device
-            and torch.equal(t, v)
-            for t, b, n, v in zip(tensors, before, needs, values, strict=True)
-        )
-
-
-def _tensors(module: torch.nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _settings(module: torch.nn.Module) -> list[object]:
-    return [settings_of(m) for m in module.modules()]
+        return self.snapshots[id(contraction)].holds(contraction)

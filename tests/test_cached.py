@@ -137,18 +137,18 @@ def test_gradients_flow_after_a_call_without_them(first):
 
 def fail_inside(block, outer):
     with cached(block):
-        assert block.contraction.shared_acting[-1] is not outer
+        assert block.contraction._shared_acting[-1] is not outer
         block(torch.randn(3))
 
 
 def test_it_ends_with_the_block_and_nests():
     block = zoo.block()
     with cached(block):
-        (outer,) = block.contraction.shared_acting
+        (outer,) = block.contraction._shared_acting
         with pytest.raises(ArgumentError):
             fail_inside(block, outer)
-        assert block.contraction.shared_acting == (outer,)
-    assert block.contraction.shared_acting == ()
+        assert block.contraction._shared_acting == (outer,)
+    assert block.contraction._shared_acting == ()
 
 
 def test_one_object_can_be_entered_twice():
@@ -156,7 +156,7 @@ def test_one_object_can_be_entered_twice():
     share = cached(block)
     with share, share:
         pass
-    assert block.contraction.shared_acting == ()
+    assert block.contraction._shared_acting == ()
 
 
 def test_copies_and_pickles_are_made_inside():
@@ -164,7 +164,7 @@ def test_copies_and_pickles_are_made_inside():
     with cached(block):
         y = block(x)
         for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-            assert other.contraction.shared_acting == ()
+            assert other.contraction._shared_acting == ()
             torch.testing.assert_close(other(x), y)
 
 
@@ -227,9 +227,9 @@ def test_blocks_that_overlap_leave_nothing_behind():
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert len(block.contraction.shared_acting) == 1
+    assert len(block.contraction._shared_acting) == 1
     second.__exit__(None, None, None)
-    assert block.contraction.shared_acting == ()
+    assert block.contraction._shared_acting == ()
 
 
 def test_threads_do_not_share():
@@ -250,7 +250,7 @@ def test_threads_do_not_share():
     for thread in threads:
         thread.join()
     assert errors == []
-    assert block.contraction.shared_acting == ()
+    assert block.contraction._shared_acting == ()
 
 
 def test_inference_mode_with_gradients_enabled_inside():

@@ -14,8 +14,8 @@ import torch
 from pyro.distributions import TransformModule
 from torch import Tensor, nn
 
-from ..anatomy import settings_of
 from ..errors import ArgumentError
+from ..snapshot import Snapshot
 from ..torch_modes import in_torch_func, is_compiling
 
 Evaluated = tuple[Tensor, Callable[[], Tensor]]
@@ -122,60 +122,30 @@ class MemoTransform(TransformModule):
 class _Surroundings:
     """What a call depends on beside the identity of its tensors.
 
-    Writes are found by value: Pyro's optimisers, and users, write through ``.data``, which leaves a
-    tensor's identity and its version as they were.
-
     Arguments:
-        modes: grad, inference and autocast modes, and the train mode and settings of every module.
-        tensors: parameters, buffers, ``x`` and ``y``, held so that no other can take their place.
-        needs: which of them require gradients.
-        values: copies of them; None inside a transform of torch.func, where values cannot be
-            compared, and every call has tensors of its own.
+        modes: grad, inference and autocast modes, and whether a transform of torch.func is active;
+            inside one, values cannot be compared, and every call has tensors of its own.
+        snapshot: of the transform, ``x`` and ``y``.
     """
 
-    modes: tuple[object, ...]
-    tensors: list[Tensor]
-    needs: list[bool]
-    values: list[Tensor] | None
+    modes: tuple[bool, ...]
+    snapshot: Snapshot
 
     @classmethod
     def of(cls, module: nn.Module, x: Tensor, y: Tensor) -> "_Surroundings":
-        modes, tensors = cls._see(module, x, y)
-        transformed = in_torch_func()
-        values = None if transformed else [t.detach().clone() for t in tensors]
-        return cls(modes, tensors, [t.requires_grad for t in tensors], values)
+        return cls(_modes(x), Snapshot.of(module, x, y, by_value=not in_torch_func()))
 
     def still_hold(self, module: nn.Module, x: Tensor, y: Tensor) -> bool:
-        modes, tensors = self._see(module, x, y)
-        if modes != self.modes or len(tensors) != len(self.tensors):
-            return False
-        if any(a is not b for a, b in zip(tensors, self.tensors, strict=True)):
-            return False
-        if any(t.requires_grad != n for t, n in zip(tensors, self.needs, strict=True)):
-            return False
-        transformed = in_torch_func()
-        if transformed or self.values is None:
-            return transformed and self.values is None
-        return all(
-            t.dtype == v.dtype and t.device == v.device and torch.equal(t, v)
-            for t, v in zip(tensors, self.values, strict=True)
-        )
+        return _modes(x) == self.modes and self.snapshot.holds(module, x, y)
 
-    @staticmethod
-    def _see(module: nn.Module, x: Tensor, y: Tensor) -> tuple[tuple[object, ...], list[Tensor]]:
-        modes: list[object] = [
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.is_autocast_enabled(x.device.type),
-        ]
-        tensors = [x, y]
-        modules = [module]
-        while modules:
-            m = modules.pop()
-            modes.append(settings_of(m))
-            tensors += [t for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
-            modules += [child for child in m._modules.values() if child is not None]
-        return tuple(modes), tensors
+
+def _modes(x: Tensor) -> tuple[bool, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(x.device.type),
+        in_torch_func(),
+    )
 
 
 @dataclass(eq=False)

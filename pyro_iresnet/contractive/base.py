@@ -33,7 +33,7 @@ class Contraction(nn.Module, ABC):
     context_dim: int | None
     lipschitz: float
     # What the open `cached` blocks share, the innermost last; see caching.py.
-    shared_acting: tuple[object, ...] = ()
+    _shared_acting: tuple[object, ...] = ()
 
     @property
     def event_dim(self) -> int:
@@ -60,7 +60,7 @@ class Contraction(nn.Module, ABC):
     def __getstate__(self) -> dict[str, Any]:
         # What an open `cached` block shares holds an autograd graph, which neither copies nor
         # pickles.
-        return {k: v for k, v in vars(self).items() if k != "shared_acting"}
+        return {k: v for k, v in vars(self).items() if k != "_shared_acting"}
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """``g(x)`` and the Jacobian at ``x``, in one pass."""

@@ -10,10 +10,10 @@ from nflows.transforms import Transform as NflowsTransform
 from torch import Tensor, nn
 from torch.distributions import Transform, TransformedDistribution
 
-from .anatomy import modules_of
-from .block import ResidualBlock
-from .errors import ArgumentError, ArgumentTypeError, check_positive_int
-from .logdet import LogDet, auto_logdet
+from ..anatomy import modules_of
+from ..block import ResidualBlock
+from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
+from ..logdet import LogDet, auto_logdet
 
 # Rows that one call evaluates, if the draws allow it.
 ROWS = 4096
