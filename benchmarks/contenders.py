@@ -21,12 +21,7 @@ from flowcon.distributions import StandardNormal as FlowconNormal
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.nn.nets import ResidualNet
-from nflows.transforms import (
-    ActNorm,
-    AffineCouplingTransform,
-    CompositeTransform,
-    IdentityTransform,
-)
+from nflows.transforms import ActNorm, AffineCouplingTransform, CompositeTransform
 from torch import Tensor, nn
 from torchflows.bijections.base import BijectiveComposition
 from torchflows.bijections.finite.autoregressive.layers import ElementwiseAffine
@@ -83,8 +78,7 @@ def of_nflows(flow: Flow) -> Contender:
 def this_project(work: Work, logdet: LogDet | None = None) -> Contender:
     """``IResNetTransform`` blocks in an nflows ``Flow``, with the defaults but for the widths."""
     blocks = [IResNetTransform(work.dim, work.hidden, logdet=logdet) for _ in range(work.blocks)]
-    between = partial(ActNorm, work.dim) if work.actnorm else IdentityTransform
-    return of_nflows(Flow(_between(blocks, between), StandardNormal([work.dim])))
+    return of_nflows(_nflows_flow(work, blocks))
 
 
 def normflows_residual(work: Work, *, brute_force: bool) -> Contender:
@@ -186,8 +180,7 @@ def realnvp(work: Work, parameters: int) -> Contender:
             net = partial(ResidualNet, hidden_features=width)
             parts.append(AffineCouplingTransform(mask, net))
             mask = -mask
-        between = partial(ActNorm, work.dim) if work.actnorm else IdentityTransform
-        return Flow(_between(parts, between), StandardNormal([work.dim]))
+        return _nflows_flow(work, parts)
 
     sizes = {width: of_nflows(make(width)).parameters for width in range(8, 257, 8)}
     return of_nflows(make(min(sizes, key=lambda width: abs(sizes[width] - parameters))))
@@ -216,5 +209,6 @@ def _interleave(
     return [*parts, between()]
 
 
-def _between(blocks: Sequence[nn.Module], between: Callable[[], nn.Module]) -> CompositeTransform:
-    return CompositeTransform(_interleave(blocks, between))
+def _nflows_flow(work: Work, blocks: Sequence[nn.Module]) -> Flow:
+    between = partial(ActNorm, work.dim) if work.actnorm else None
+    return Flow(CompositeTransform(_interleave(blocks, between)), StandardNormal([work.dim]))

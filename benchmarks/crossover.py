@@ -1,7 +1,6 @@
 """From which dimension on an unbiased estimate is cheaper to train with than the exact value."""
 
 import time
-from typing import Annotated
 
 import torch
 import typer
@@ -10,7 +9,7 @@ from pyro_iresnet import ConvergedSeries, DenseContraction, Exact, LogDet, Resid
 from pyro_iresnet.logdet.auto import EXACT_IN_EVALUATION, EXACT_IN_TRAINING
 
 from .measure import interleaved
-from .report import publish, table
+from .report import Fast, Threads, Write, publish, table
 
 BATCH = 256
 TRAINING = (2, 4, 8, 12, 16, 20, 24, 32, 48)
@@ -56,9 +55,9 @@ def _moved(g: DenseContraction) -> DenseContraction:
 
 
 def main(
-    fast: Annotated[bool, typer.Option(help="A reduced run, to see that it works.")] = False,
-    write: Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    fast: Fast = False,
+    write: Write = False,
+    threads: Threads = 1,
 ) -> None:
     """Compare Exact with Roulette in training, and with ConvergedSeries in evaluation."""
     torch.set_num_threads(threads)

@@ -3,8 +3,16 @@
 import re
 from datetime import date
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from .measure import machine
+
+# The options that every script has.
+Fast = Annotated[bool, typer.Option(help="A reduced run, to see that it works.")]
+Write = Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")]
+Threads = Annotated[int, typer.Option(help="Threads of torch.")]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEAD = """# Benchmark results

@@ -9,7 +9,7 @@ what else the machine does does not count; with one thread they are those of a q
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from pyro_iresnet.demo.data import checkerboard, digits
 
 from . import contenders
 from .contenders import Contender, Work
-from .report import publish, table
+from .report import Fast, Threads, Write, publish, table
 
 BATCH = 256
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
@@ -76,16 +76,25 @@ def tasks() -> list[Task]:
 
     return [
         Task(
-            "checkerboard",
-            Work(2, (64, 64, 64), 8, True),
-            checkerboard,
-            board,
-            3.75,
-            1000,
-            1000,
-            150,
+            name="checkerboard",
+            work=Work(2, (64, 64, 64), actnorm=True),
+            batch=checkerboard,
+            held_out=board,
+            target=3.75,
+            short=1000,
+            first=1000,
+            most=150,
         ),
-        Task("digits", Work(64, (128, 128), 4, True), batch_of_digits, rows, 10.0, 500, 100, 100),
+        Task(
+            name="digits",
+            work=Work(64, (128, 128), blocks=4, actnorm=True),
+            batch=batch_of_digits,
+            held_out=rows,
+            target=10.0,
+            short=500,
+            first=100,
+            most=100,
+        ),
     ]
 
 
@@ -165,9 +174,9 @@ def race(task: Task, make: Callable[[], Contender], seed: int) -> list[str]:
 
 
 def main(
-    fast: Annotated[bool, typer.Option(help="A reduced run, to see that it works.")] = False,
-    write: Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    fast: Fast = False,
+    write: Write = False,
+    threads: Threads = 1,
     seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
     only: Annotated[
         str, typer.Option(help="One task, checkerboard or digits; never written.")
@@ -181,7 +190,8 @@ def main(
         if only not in ("", task.name):
             continue
         if fast:
-            task = Task(task.name, task.work, task.batch, task.held_out[:200], 1e3, 20, 20, 5)
+            few = task.held_out[:200]
+            task = replace(task, held_out=few, target=1e3, short=20, first=20, most=5)
         rows = []
         for name, make in makers(task.work).items():
             if name == skip:

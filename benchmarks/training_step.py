@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
 
 import torch
 import typer
@@ -13,7 +12,7 @@ from pyro_iresnet import Adaptive, Roulette, cached
 from . import contenders
 from .contenders import Contender, Work
 from .measure import interleaved, peak_memory
-from .report import publish, table
+from .report import Fast, Threads, Write, publish, table
 
 BATCH = 500
 WORKS = {2: Work(2, (64, 64, 64)), 21: Work(21, (128, 128)), 63: Work(63, (128, 128))}
@@ -129,9 +128,9 @@ def steps_of_length(terms: int) -> None:
 
 
 def main(
-    fast: Annotated[bool, typer.Option(help="A reduced run, to see that it works.")] = False,
-    write: Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    fast: Fast = False,
+    write: Write = False,
+    threads: Threads = 2,
 ) -> None:
     """Time a training step of 8 blocks at batch 500."""
     torch.set_num_threads(threads)
