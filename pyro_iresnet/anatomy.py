@@ -38,12 +38,15 @@ def contractions_of(flow: object) -> list[Contraction]:
     return [m for m in modules_of(flow) if isinstance(m, Contraction)]
 
 
+PLAIN = (int, float, str, tuple)
+
+
 def settings_of(module: nn.Module) -> tuple[object, ...]:
     """What a module computes with beside tensors and its parts: numbers, words, strategies."""
     return tuple(
         value
         for name, value in vars(module).items()
-        if name[0] != "_" and (isinstance(value, int | float | str | tuple) or is_dataclass(value))
+        if name[0] != "_" and (isinstance(value, PLAIN) or is_dataclass(value))
     )
 
 

@@ -43,3 +43,39 @@ def test_lipswish_starts_at_the_beta_asked(beta):
 def test_the_constant_of_lipswish_is_nearly_tight():
     slope = zoo.LipSwish().value_and_slope(torch.linspace(2.3, 2.5, 10_001))[1]
     assert 0.999 < slope.max() < 1.0
+
+
+@pytest.mark.parametrize("name", zoo.ACTIVATIONS)
+def test_the_factors_make_the_activation(name):
+    activation = zoo.ACTIVATIONS[name]()
+    core, inner, outer = (1.0 if f is None else f for f in activation.factors())
+    assert not list(core.parameters())
+    torch.testing.assert_close(outer * core(inner * GRID), activation(GRID))
+    value, slope = core.value_and_slope(inner * GRID)
+    expected = activation.value_and_slope(GRID)
+    torch.testing.assert_close((outer * value, outer * inner * slope), expected)
+
+
+@pytest.mark.parametrize("raw_beta", [-90.0, -40.0, 40.0])
+def test_lipswish_is_finite_at_extreme_beta(raw_beta):
+    g = zoo.dense().float()
+    with torch.no_grad():
+        for activation in g.activations:
+            activation.raw_beta.fill_(raw_beta)
+    x = torch.randn(20, zoo.DIM, dtype=torch.float32)
+    expected = g.double().linearize(x.double())
+    found = g.float().linearize(x)
+    for a, b in ((found.value, expected.value), (found.as_matrix(), expected.as_matrix())):
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-4)
+
+
+def test_the_fused_rule_of_silu_to_second_order():
+    core, x = zoo.LipSwish().factors().core, torch.linspace(-3, 3, 7, requires_grad=True)
+    assert torch.autograd.gradcheck(core.value_and_slope, (x,), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(core.value_and_slope, (x,), check_batched_grad=True)
+    for i in range(2):
+        (alone,) = torch.autograd.grad(core.value_and_slope(x)[i].sum(), x)
+        (plain,) = torch.autograd.grad(
+            (core(x) if i == 0 else x.sigmoid() * (1 + x * (1 - x.sigmoid()))).sum(), x
+        )
+        torch.testing.assert_close(alone, plain)

@@ -4,6 +4,7 @@ Each acts on every entry by itself, so its Jacobian is the diagonal matrix of it
 """
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from ..errors import check_positive
-from ..torch_modes import in_plain_autograd
+from ..torch_modes import in_plain_autograd, is_compiling
 
 
 class Activation(nn.Module, ABC):
@@ -32,6 +33,25 @@ class Activation(nn.Module, ABC):
     @abstractmethod
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the derivative at ``x``, each of the shape of ``x``."""
+
+    def factors(self) -> "Factors":
+        """The activation as a scaled core: override it where the scales are learned, so that a
+        network can put them into its weights, which are fewer numbers than a batch."""
+        return Factors(self, None, None)
+
+
+class Factors(NamedTuple):
+    r"""An activation as :math:`\phi(x) = b\,\psi(a x)`.
+
+    Arguments:
+        core: :math:`\psi`, without parameters.
+        inner: :math:`a`, a scalar; None for 1.
+        outer: :math:`b`, a scalar; None for 1.
+    """
+
+    core: Activation
+    inner: Tensor | None
+    outer: Tensor | None
 
 
 class LipSwish(Activation):
@@ -68,66 +88,72 @@ class LipSwish(Activation):
         return x * torch.sigmoid(self.beta * x) / 1.1
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if in_plain_autograd():
-            return _FusedLipSwish.apply(x, self.beta)
-        return _lipswish(x, self.beta)
+        t = self.beta * x
+        s = torch.sigmoid(t)
+        gate = s / 1.1
+        return x * gate, gate * (1 + t * (1 - s))
+
+    def factors(self) -> Factors:
+        if is_compiling():
+            # A compiler takes the scales along in the passes that are made anyway.
+            return super().factors()
+        # Below this the function is linear to within rounding, and depends on beta no more.
+        beta = self.beta.clamp(min=1e-12)
+        return Factors(SiLU(), beta, 1 / (1.1 * beta))
 
 
-def _lipswish(x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    t = beta * x
-    s = torch.sigmoid(t)
-    gate = s / 1.1
-    return x * gate, gate * (1 + t * (1 - s))
+class SiLU(Activation):
+    r""":math:`x\,\sigma(x)`, the core of :class:`LipSwish`; its slope lies in [-0.0999, 1.0999]."""
+
+    bound = 1.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.silu(x)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _FusedSiLU.apply(x) if in_plain_autograd() else _silu(x)[:2]
 
 
-class _FusedLipSwish(Function):
+def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, slope, and the logistic function."""
+    s = torch.sigmoid(x)
+    value = x * s
+    return value, s + value * (1 - s), s
+
+
+class _FusedSiLU(Function):
     r"""Value and slope with their derivatives in closed form: fewer passes over memory.
 
-    With :math:`s = \sigma(\beta x)`, :math:`c = s (1 - s) / 1.1` and
-    :math:`k = c\,(2 + \beta x (1 - 2 s))`, the value has the derivatives slope in x and
-    :math:`x^2 c` in beta, the slope :math:`\beta k` in x and :math:`x k` in beta.
+    With :math:`s = \sigma(x)` and the slope :math:`p`, the derivative of the slope is
+    :math:`s + p - 2 s p`.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = _lipswish(x, beta)
-        ctx.save_for_backward(x, beta, slope)
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        s = torch.sigmoid(x)
+        value = x * s
+        # s + value (1 - s), in one pass.
+        slope = torch.lerp(value, value.new_ones(()), s)
+        ctx.save_for_backward(x, slope, s)
         ctx.set_materialize_grads(False)
         return value, slope
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        x, beta, slope = ctx.saved_tensors
+    def backward(ctx, *grad_outputs: Tensor | None) -> Tensor | None:
+        x, slope, s = ctx.saved_tensors
         of_value, of_slope = grad_outputs
-        if torch.is_grad_enabled():
-            return _by_autograd(x, beta, grad_outputs)
-        s = torch.sigmoid(beta * x)
-        c = torch.addcmul(s, s, s, value=-1).div_(1.1)
-        # Nothing is written into what a gradient is part of: it may be one of a batch of them.
-        grad, along_x = torch.zeros_like(x), torch.zeros_like(x)
-        if of_slope is not None:
-            along_x = s.mul_(-2).add_(1).mul_(x).mul_(beta).add_(2).mul_(c) * of_slope
-            grad = along_x * beta
-        if of_value is not None:
-            grad = torch.addcmul(grad, of_value, slope)
-            along_x = torch.addcmul(along_x, c.mul_(x), of_value)
-        return grad, torch.dot(along_x.reshape(-1), x.reshape(-1)).reshape(beta.shape)
-
-
-def _by_autograd(
-    x: Tensor, beta: Tensor, grad_outputs: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The rule as a function of its inputs, for a second derivative."""
-    given = [
-        (out, grad)
-        for out, grad in zip(_lipswish(x, beta), grad_outputs, strict=True)
-        if grad is not None
-    ]
-    inputs = [t for t in (x, beta) if t.requires_grad]
-    outputs, grads = zip(*given, strict=True)
-    found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
-    of_x = next(found) if x.requires_grad else None
-    return of_x, next(found) if beta.requires_grad else None
+        second = torch.is_grad_enabled()
+        if second:
+            # A second derivative is under way: both have to be functions of x again.
+            _, slope, s = _silu(x)
+        if of_slope is None:
+            return None if of_value is None else of_value * slope
+        if second:
+            curvature = s + slope - 2 * s * slope
+        else:
+            curvature = torch.add(s, slope).addcmul_(s, slope, value=-2)
+        grad = curvature * of_slope
+        return grad if of_value is None else torch.addcmul(grad, of_value, slope)
 
 
 class ELU(Activation):

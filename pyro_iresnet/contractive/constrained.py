@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,20 +25,36 @@ class ConstrainedContraction(Contraction):
     norm: Norm
 
     @abstractmethod
-    def free_weights(self) -> list[tuple[Tensor, float]]:
-        """Each weight as it is stored, a matrix, and the bound of its norm."""
+    def free_weights(self) -> list["FreeWeight"]:
+        """Each weight as it is stored, and what has to be done to it."""
 
     @abstractmethod
     def acting_with(self, weights: Sequence[Tensor]) -> Linearizable:
-        """``g`` with these weights, which keep their bounds, in the order of `free_weights`."""
+        """``g`` with these weights, which keep their bounds and have their scales, in the order of
+        `free_weights`."""
 
     def acting(self) -> Linearizable:
-        return self.acting_with(self.acting_weights())
+        return acting_together([self])[0]
 
-    def acting_weights(self) -> list[Tensor]:
-        """The weights that act: each scaled to its bound where its norm exceeds it."""
-        weights, bounds = zip(*self.free_weights(), strict=True)
+    def constrained_weights(self) -> list[Tensor]:
+        """Each weight, scaled to its bound where its norm exceeds it."""
+        weights, bounds, _ = zip(*self.free_weights(), strict=True)
         return self.norm.constrain_all(weights, bounds)
+
+
+class FreeWeight(NamedTuple):
+    """A weight before it is constrained.
+
+    Arguments:
+        weight: a matrix.
+        bound: of its norm.
+        scale: a scalar that the constrained weight is multiplied by before it acts, such as the
+            learned scales of the activations around it; None for 1.
+    """
+
+    weight: Tensor
+    bound: float
+    scale: Tensor | None = None
 
 
 def acting_together(contractions: Sequence[Contraction]) -> list[Linearizable]:
@@ -54,8 +71,8 @@ def acting_together(contractions: Sequence[Contraction]) -> list[Linearizable]:
             acting[id(c)] = c.acting()
     for norm, members in by_norm.items():
         free = [c.free_weights() for c in members]
-        weights, bounds = zip(*(pair for pairs in free for pair in pairs), strict=True)
-        scaled = iter(norm.constrain_all(weights, bounds))
-        for c, pairs in zip(members, free, strict=True):
-            acting[id(c)] = c.acting_with([next(scaled) for _ in pairs])
+        weights, bounds, scales = zip(*(w for weights in free for w in weights), strict=True)
+        scaled = iter(norm.constrain_all(weights, bounds, scales))
+        for c, its_own in zip(members, free, strict=True):
+            acting[id(c)] = c.acting_with([next(scaled) for _ in its_own])
     return [acting[id(c)] for c in contractions]

@@ -18,7 +18,7 @@ from ..errors import (
 from ..linear_maps import Chain, Dense, Diagonal, LinearMap
 from ..linearization import Linearization
 from .activations import Activation, LipSwish
-from .constrained import ConstrainedContraction
+from .constrained import ConstrainedContraction, FreeWeight
 from .norms import Gram, Norm
 
 
@@ -86,20 +86,28 @@ class DenseContraction(ConstrainedContraction):
                 nn.Linear(context_dim, width, bias=False) for width in widths[1:-1] or widths[-1:]
             )
 
-    def free_weights(self) -> list[tuple[Tensor, float]]:
+    def free_weights(self) -> list[FreeWeight]:
         # An activation of bound B eats a factor B of the budget of the layer that feeds it.
         share = self.lipschitz ** (1 / len(self.layers))
         bounds = [share / a.bound for a in self._activations()] + [share]
+        scales: list[Tensor | None] = [None] * len(bounds)
+        for i, (_, inner, outer) in enumerate(a.factors() for a in self._activations()):
+            before = scales[i]
+            scales[i] = before if inner is None else inner if before is None else before * inner
+            scales[i + 1] = outer
         weights = [layer.weight for layer in _linears(self.layers)]
-        return list(zip(weights, bounds, strict=True))
+        return [FreeWeight(*w) for w in zip(weights, bounds, scales, strict=True)]
 
     def acting_with(self, weights: Sequence[Tensor]) -> "_Acting":
-        return _Acting(
-            weights=tuple(weights),
-            biases=tuple(layer.bias for layer in _linears(self.layers)),
-            activations=self._activations(),
-            context_weights=tuple(layer.weight for layer in _linears(self.context_layers)),
-        )
+        biases: list[Tensor] = [layer.bias for layer in _linears(self.layers)]
+        contexts: list[Tensor] = [layer.weight for layer in _linears(self.context_layers)]
+        factors = [activation.factors() for activation in self._activations()]
+        for i, (_, inner, _) in enumerate(factors):
+            if inner is not None:
+                biases[i] = inner * biases[i]
+                contexts[i : i + 1] = [inner * c for c in contexts[i : i + 1]]
+        cores = tuple(core for core, _, _ in factors)
+        return _Acting(tuple(weights), tuple(biases), cores, tuple(contexts))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)
@@ -107,7 +115,7 @@ class DenseContraction(ConstrainedContraction):
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
-        bound = torch.stack([self.norm.proven(w) for w in self.acting_weights()]).prod()
+        bound = torch.stack([self.norm.proven(w) for w in self.constrained_weights()]).prod()
         return bound * math.prod(a.bound for a in self._activations())
 
     def extra_repr(self) -> str:
@@ -119,7 +127,7 @@ class DenseContraction(ConstrainedContraction):
 
 @dataclass(frozen=True)
 class _Acting:
-    """The weights that act, and ``g`` as a function of ``x`` alone."""
+    """The weights that act, with the scales of the activations in them."""
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]

@@ -44,7 +44,9 @@ class Norm(ABC):
         """A proven upper bound of ``||weight||_2``, shapes as in :meth:`norm`."""
         return self.norm(weight)
 
-    def constrain(self, weight: Tensor, bound: float | Tensor) -> Tensor:
+    def constrain(
+        self, weight: Tensor, bound: float | Tensor, scale: Tensor | None = None
+    ) -> Tensor:
         r"""``weight`` where its norm is at most ``bound``, else scaled to it.
 
         .. math:: W \min(1, c / \lVert W \rVert)
@@ -54,6 +56,7 @@ class Norm(ABC):
         Arguments:
             weight: shape ``(*batch, rows, columns)``.
             bound: above 0, a number or a tensor of shape ``(*batch,)``.
+            scale: what to multiply the result by, shape ``(*batch,)``.
         """
         # A norm has no second derivative at 0, where a last layer may start: it is asked
         # elsewhere, and the answer left out.
@@ -61,15 +64,25 @@ class Norm(ABC):
         norm = self.norm(torch.where(zero[..., None, None], 1.0, weight))
         # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
         factor = torch.where(zero, 1.0, bound / norm.clamp(min=bound))
+        if scale is not None:
+            factor = factor * scale
         return weight * factor[..., None, None]
 
-    def constrain_all(self, weights: Sequence[Tensor], bounds: Sequence[float]) -> list[Tensor]:
+    def constrain_all(
+        self,
+        weights: Sequence[Tensor],
+        bounds: Sequence[float],
+        scales: Sequence[Tensor | None] | None = None,
+    ) -> list[Tensor]:
         """:meth:`constrain` for many matrices, those of one shape (or its transpose) at once.
 
         Arguments:
             weights: matrices of any shapes.
             bounds: one for each.
+            scales: one scalar for each, None for 1.
         """
+        if scales is None:
+            scales = [None] * len(weights)
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for i, w in enumerate(weights):
             groups[min(w.shape), max(w.shape), w.dtype, w.device].append(i)
@@ -77,14 +90,22 @@ class Norm(ABC):
         for members in groups.values():
             wide = [_wide(weights[i]) for i in members]
             if len(wide) == 1:
-                scaled = [self.constrain(wide[0], bounds[members[0]])]
+                scaled = [self.constrain(wide[0], bounds[members[0]], scales[members[0]])]
             else:
                 many = torch.stack(wide)
                 each = many.new_tensor([bounds[i] for i in members])
-                scaled = self.constrain(many, each).unbind()
+                scaled = self.constrain(many, each, _stack([scales[i] for i in members], many))
+                scaled = scaled.unbind()
             for i, w in zip(members, scaled, strict=True):
                 acting[i] = w if weights[i].shape == w.shape else w.mT
         return acting
+
+
+def _stack(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
+    if all(scale is None for scale in scales):
+        return None
+    one = like.new_ones(())
+    return torch.stack([one if scale is None else scale for scale in scales])
 
 
 def _wide(weight: Tensor) -> Tensor:

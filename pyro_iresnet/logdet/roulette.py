@@ -195,59 +195,58 @@ class _Chains:
 
     Arguments:
         jacobian: J of these samples.
-        reference: the matrix expanded at, or None for 0.
+        reference: the matrix expanded at and its transpose, shape ``(2, D, D)``, or None for 0.
         u: the probes.
         v: ``(J^T)^k u``.
-        first: ``(J - reference)^T u``; None without a reference.
-        back: ``(reference^T)^k u``; None without a reference.
-        forth: ``reference^k u``; None without a reference.
+        apart: what the gradient needs of term k: how far the two powers are apart. Not kept: it
+            is made anew at every step.
+        first: ``(J - reference)^T u``; None without a reference, as the next.
+        back_forth: ``(reference^T)^k u`` and ``reference^k u``, shape ``(2, n, D)``.
     """
 
     jacobian: LinearMap
     reference: Tensor | None
     u: Tensor
     v: Tensor
+    apart: Tensor
     first: Tensor | None = None
-    back: Tensor | None = None
-    forth: Tensor | None = None
+    back_forth: Tensor | None = None
 
     @classmethod
     def start(cls, jacobian: LinearMap, u: Tensor, reference: Tensor | None) -> "_Chains":
         """At k = 1."""
         v = jacobian.vm(u)
         if reference is None:
-            return cls(jacobian, None, u, v)
-        back = u @ reference
-        return cls(jacobian, reference, u, v, v - back, back, u @ reference.T)
-
-    @property
-    def apart(self) -> Tensor:
-        """What the gradient needs of term k: how far the two powers are apart."""
-        return self.v if self.back is None else self.v - self.back
+            return cls(jacobian, None, u, v, v)
+        both = torch.stack([reference, reference.mT])
+        back_forth = u @ both
+        apart = v - back_forth[0]
+        return cls(jacobian, both, u, v, apart, apart, back_forth)
 
     def step(self, k: int) -> Tensor:
         """On to k: the sampled term, without its sign, weight and ``1 / k``."""
         self.v = self.jacobian.vm(self.v)
-        if self.reference is None or self.back is None or self.forth is None or self.first is None:
+        if self.reference is None or self.back_forth is None or self.first is None:
+            self.apart = self.v
             return _dot(self.u, self.v)
-        tangent = _dot(self.first, self.forth)
-        self.back, self.forth = self.back @ self.reference, self.forth @ self.reference.T
-        return _dot(self.u, self.v - self.back) - k * tangent
+        tangent = self.first * self.back_forth[1]
+        self.back_forth = self.back_forth @ self.reference
+        self.apart = self.v - self.back_forth[0]
+        return torch.addcmul(tangent.mul_(-k), self.u, self.apart).sum(1)
 
     def size(self) -> Tensor:
         """A scale of the terms to come: they are 0 where it is."""
-        if self.back is None or self.forth is None:
+        if self.back_forth is None:
             return _norm(self.v)
-        others = torch.maximum(_norm(self.back), _norm(self.forth))
+        others = torch.linalg.vector_norm(self.back_forth, dim=2).amax(0)
         return torch.maximum(_norm(self.apart), others)
 
     def keep(self, index: Tensor) -> None:
         """Only these samples from here on."""
         self.jacobian = self.jacobian.select(index)
         self.u, self.v = self.u[index], self.v[index]
-        if self.first is not None and self.back is not None and self.forth is not None:
-            self.first, self.back = self.first[index], self.back[index]
-            self.forth = self.forth[index]
+        if self.first is not None and self.back_forth is not None:
+            self.first, self.back_forth = self.first[index], self.back_forth[:, index]
 
 
 def _norm(a: Tensor) -> Tensor:
