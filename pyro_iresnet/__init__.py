@@ -42,7 +42,18 @@ from .errors import (
     VarianceWarning,
 )
 from .flows import ActNorm, actnorm, iresnet_stack
-from .inverse import FixedPoint, Solver, auto_solver, solve
+from .inverse import (
+    AffineFit,
+    Anderson,
+    FixedPoint,
+    Newton,
+    NoFit,
+    Preconditioner,
+    Solver,
+    auto_solver,
+    solve,
+)
+from .linear_solve import DenseSolve, KrylovSolve, LinearSolve, NeumannSolve
 from .linearization import Linearization, linearize_by_autograd
 from .logdet import (
     Adaptive,
@@ -69,6 +80,8 @@ __all__ = [
     "ActNorm",
     "Activation",
     "Adaptive",
+    "AffineFit",
+    "Anderson",
     "ArgumentError",
     "ArgumentTypeError",
     "ByMode",
@@ -76,6 +89,7 @@ __all__ = [
     "ContractionError",
     "ConvergedSeries",
     "DenseContraction",
+    "DenseSolve",
     "Evaluation",
     "Exact",
     "FixedPoint",
@@ -88,16 +102,22 @@ __all__ = [
     "IResNetTransform",
     "InverseIResNet",
     "InversionError",
+    "KrylovSolve",
+    "LinearSolve",
     "LinearSolveError",
     "Linearization",
     "LipSwish",
     "LogDet",
     "LogDetEstimate",
     "MeanJacobian",
+    "NeumannSolve",
+    "Newton",
+    "NoFit",
     "Norm",
     "Poisson",
     "PowerIteration",
     "PowerSeries",
+    "Preconditioner",
     "Reference",
     "ResidualBlock",
     "Result",

@@ -1,12 +1,13 @@
 """The invertible residual block: a contraction, a log-determinant and an inverse, composed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .caching import acting_of, bound_of
-from .contractive import Contraction
+from .caching import acting_of
+from .contractive import Acting, Contraction
 from .errors import check_instance
 from .inverse import Solver, auto_solver, implicit_inverse, solve
 from .linearization import Linearizable, Linearization
@@ -33,6 +34,23 @@ class Evaluation:
         """``log|det dy/dx|``, shape ``(*batch,)``; a stochastic estimator draws afresh."""
         with _full_precision(self.y):
             return self.estimator(self.linearization, lipschitz=self.lipschitz)
+
+
+@dataclass(frozen=True)
+class InverseEvaluation:
+    """A block inverted at ``y``: ``x``, and what its log-determinant needs, not yet computed.
+
+    Arguments:
+        x: the solution of ``x + g(x) = y``, shape ``(*batch, *event)``.
+        linearize: gives the :class:`Evaluation` at ``x``, with the weights that solved for it.
+    """
+
+    x: Tensor
+    linearize: Callable[[], Evaluation]
+
+    def logdet(self) -> Tensor:
+        """``log|det dx/dy|``, shape ``(*batch,)``; a stochastic estimator draws afresh."""
+        return -self.linearize().logdet()
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
@@ -92,7 +110,7 @@ class ResidualBlock(nn.Module):
         self.solver = (
             auto_solver(size)
             if solver is None
-            else check_instance(solver, Solver, "solver", "FixedPoint()")
+            else check_instance(solver, Solver, "solver", "Anderson()")
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -128,25 +146,36 @@ class ResidualBlock(nn.Module):
         Arguments:
             y: shape ``(*batch, *event)``.
             context: shape ``(*batch, size)``, for a conditional ``g``.
-            x0: where the solver starts, the shape of ``y``; by default ``y``.
+            x0: where the solver starts, the shape of ``y``; by default near the solution of an
+                affine map that resembles the block.
 
         Raises:
             InversionError: a sample did not reach the tolerance, or is NaN or infinite.
             ContractionError: the proven bound of ``Lip(g)`` is 1 or more.
         """
-        y, context = self.contraction.check(y, context, "y")
-        with _full_precision(y):
-            return self._inverse(acting_of(self.contraction), y, context, x0)
+        return self.evaluate_inverse(y, context, x0=x0).x
 
     def inverse_and_logdet(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``x`` and ``log|det dx/dy|``, shapes ``(*batch, *event)`` and ``(*batch,)``."""
+        evaluation = self.evaluate_inverse(y, context, x0=x0)
+        return evaluation.x, evaluation.logdet()
+
+    def evaluate_inverse(
+        self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
+    ) -> InverseEvaluation:
+        """``x`` now and the log-determinant on demand, from one pass at the solution."""
         y, context = self.contraction.check(y, context, "y")
         with _full_precision(y):
             g = acting_of(self.contraction)
             x = self._inverse(g, y, context, x0)
-            return x, -self._evaluate(g, x, context).logdet()
+
+        def linearize() -> Evaluation:
+            with _full_precision(y):
+                return self._evaluate(g, x, context)
+
+        return InverseEvaluation(x, linearize)
 
     def lipschitz_bound(self) -> Tensor:
         """A proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""
@@ -169,9 +198,7 @@ class ResidualBlock(nn.Module):
             lipschitz=self.contraction.lipschitz,
         )
 
-    def _inverse(
-        self, g: Linearizable, y: Tensor, context: Tensor | None, x0: Tensor | None
-    ) -> Tensor:
+    def _inverse(self, g: Acting, y: Tensor, context: Tensor | None, x0: Tensor | None) -> Tensor:
         solution = solve(
             self.contraction,
             y,
@@ -179,7 +206,6 @@ class ResidualBlock(nn.Module):
             x0=x0,
             context=context,
             acting=g,
-            bound=bound_of(self.contraction),
         )
         if not torch.is_grad_enabled():
             return solution.value

@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
-from torch import Tensor
 
 from .anatomy import contractions_of
-from .contractive import Contraction, acting_together
-from .linearization import Linearizable
+from .contractive import Acting, Contraction, acting_together
 from .snapshot import Snapshot
 from .torch_modes import in_torch_func, is_compiling
 
@@ -65,23 +63,12 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
             c._shared_acting = tuple(s for s in c._shared_acting if s is not closed)
 
 
-def acting_of(contraction: Contraction) -> Linearizable:
+def acting_of(contraction: Contraction) -> Acting:
     """``contraction.acting()``, or what :class:`cached` has of it."""
     shared = _shared_by(contraction)
     return (
         contraction.acting() if shared is None else shared.of(contraction).acting[id(contraction)]
     )
-
-
-def bound_of(contraction: Contraction) -> Tensor:
-    """``contraction.lipschitz_bound()``, or what :class:`cached` has of it."""
-    shared = _shared_by(contraction)
-    if shared is None:
-        return contraction.lipschitz_bound()
-    bounds = shared.of(contraction).bounds
-    if id(contraction) not in bounds:
-        bounds[id(contraction)] = contraction.lipschitz_bound()
-    return bounds[id(contraction)]
 
 
 def _shared_by(contraction: Contraction) -> "_Shared | None":
@@ -139,12 +126,10 @@ class _Computed:
     Arguments:
         acting: of each contraction, by its identity, as the others.
         snapshots: of the contraction; none in a compiled graph, in which nothing changes.
-        bounds: its proven Lipschitz bound, once asked for.
     """
 
-    acting: dict[int, Linearizable]
+    acting: dict[int, Acting]
     snapshots: dict[int, Snapshot]
-    bounds: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, contractions: list[Contraction], compiling: bool) -> "_Computed":

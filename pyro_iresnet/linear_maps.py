@@ -122,7 +122,7 @@ class Diagonal(LinearMap):
         return self.diagonal * v
 
     def select(self, index: Tensor) -> "Diagonal":
-        return Diagonal(self.diagonal.reshape(-1, self.diagonal.shape[-1])[index])
+        return Diagonal(self.diagonal.reshape(-1, self.diagonal.shape[-1]).index_select(0, index))
 
     def trace(self, weight: Tensor | None = None) -> Tensor:
         return self.diagonal.sum(-1) if weight is None else self.diagonal @ weight.diagonal()

@@ -18,7 +18,7 @@ class Result(IntEnum):
         1,
         "The inverse did not reach the tolerance. The contraction is probably close to "
         "Lipschitz 1, or the tolerance below what the dtype can resolve. Raise max_steps or rtol, "
-        "lower lipschitz, or use float64.",
+        "lower lipschitz, or use Newton() or float64.",
     )
     NON_FINITE = (
         2,
@@ -46,10 +46,11 @@ class Stats:
 
     Arguments:
         results: the :class:`Result` of each sample, as int64.
-        steps: solver steps taken.
-        evaluations: evaluations of ``g``.
-        residual: ``||x + g(x) - y||`` at the returned ``x``.
-        error_bound: certified bound of ``||x - x*||``, that is ``residual / (1 - L)``.
+        steps: solver steps taken after which ``g`` was evaluated.
+        evaluations: evaluations of ``g``, a product with its Jacobian counted as one.
+        residual: ``||x + g(x) - y||`` where the certificate was taken: at the returned ``x``, or at
+            the iterate before it.
+        error_bound: certified bound of ``||x - x*||`` for the returned ``x``.
         tolerance: the bound that was asked, never below the floor of the arithmetic.
     """
 

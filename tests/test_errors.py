@@ -118,7 +118,7 @@ TYPES = {
     "norm": (lambda: iresnet(2, norm="gram"), r"norm to be a Norm such as Gram\(\); got str"),
     "norm_class": (lambda: iresnet(2, norm=Gram), "got the class Gram. Call it"),
     "logdet": (lambda: iresnet(2, logdet="exact"), r"logdet to be a LogDet such as Exact\(\)"),
-    "solver": (lambda: iresnet(2, solver=5), r"solver to be a Solver such as FixedPoint\(\)"),
+    "solver": (lambda: iresnet(2, solver=5), r"solver to be a Solver such as Anderson\(\)"),
     "by_mode": (lambda: ByMode(train=Exact, evaluate=Exact()), "got the class Exact"),
     "truncation": (lambda: Roulette(truncation=0.3), "truncation to be a Truncation"),
     "activation": (lambda: iresnet(2, activation=LipSwish()), "pass the class"),

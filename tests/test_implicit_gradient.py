@@ -2,8 +2,17 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from pyro_iresnet import Exact, FixedPoint, HigherOrderError, LinearSolveError, ResidualBlock, wrap
-from pyro_iresnet.linear_solve import DenseSolve, NeumannSolve
+from pyro_iresnet import (
+    DenseSolve,
+    Exact,
+    FixedPoint,
+    HigherOrderError,
+    KrylovSolve,
+    LinearSolveError,
+    NeumannSolve,
+    ResidualBlock,
+    wrap,
+)
 
 from . import zoo
 
@@ -70,7 +79,7 @@ def test_the_logdet_of_the_inverse_has_its_gradient():
     torch.testing.assert_close(-block.forward_and_logdet(x)[1], logdet)
 
 
-def test_above_the_dense_size_the_neumann_series_gives_the_same():
+def test_above_the_dense_size_the_gradient_is_the_same():
     block = ResidualBlock(zoo.dense(40, (30,), lipschitz=0.9), solver=TIGHT)
     y = torch.randn(3, 40, requires_grad=True)
     weights = torch.randn(3, 40)
@@ -90,22 +99,76 @@ def test_above_the_dense_size_the_neumann_series_gives_the_same():
     torch.testing.assert_close(second, difference, atol=1e-5, rtol=1e-5)
 
 
+LINEAR_SOLVES = {
+    "dense": DenseSolve(),
+    "neumann": NeumannSolve(),
+    "neumann_tight": NeumannSolve(rtol=1e-12),
+    "krylov": KrylovSolve(),
+    "krylov_tight": KrylovSolve(rtol=1e-12),
+    "krylov_short": KrylovSolve(restart=2),
+}
+ITERATIVE = {
+    "neumann": NeumannSolve(),
+    "krylov": KrylovSolve(),
+    "restarted": KrylovSolve(restart=2),
+}
+
+
 @pytest.mark.parametrize("transpose", [False, True])
-@pytest.mark.parametrize("method", [DenseSolve(), NeumannSolve(), NeumannSolve(rtol=1e-12)])
-def test_linear_solves(method, transpose):
+@pytest.mark.parametrize("name", LINEAR_SOLVES)
+def test_linear_solves(name, transpose):
     g = zoo.dense(lipschitz=0.95)
     linearization = g.linearize(torch.randn(3, 4, zoo.DIM))
     v = torch.randn(3, 4, zoo.DIM)
     v[0, 0] = 0.0
-    w = method(linearization, v, transpose=transpose, lipschitz=0.95)
+    w = LINEAR_SOLVES[name](linearization, v, transpose=transpose, lipschitz=0.95).value
     back = w + (linearization.vm(w) if transpose else linearization.mv(w))
     torch.testing.assert_close(back, v, atol=1e-8, rtol=0)
 
 
-def test_a_neumann_series_that_cannot_converge_says_so():
-    linearization = wrap(zoo.Scaled(1.0, torch.eye(2)), bound=0.9).linearize(torch.randn(3, 2))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_an_iterative_solve_keeps_its_tolerance(name, dtype):
+    g = zoo.dense(40, (30,), lipschitz=0.9).to(dtype)
+    linearization = g.linearize(torch.randn(50, 40, dtype=dtype))
+    v = torch.randn(50, 40, dtype=dtype)
+    solved = ITERATIVE[name](linearization, v, transpose=False, lipschitz=0.9)
+    exact = DenseSolve()(linearization, v, transpose=False, lipschitz=0.9).value
+    asked = 1e-6 if dtype == torch.float32 else 1e-10
+    # The floor of the arithmetic stands above what is asked in float32.
+    floor = 8 * torch.finfo(dtype).eps / (1 - 0.9)
+    assert ((solved.value - exact).norm(dim=-1) <= max(asked, floor) * v.norm(dim=-1)).all()
+    assert solved.products.shape == (50,)
+
+
+def test_krylov_ends_after_as_many_products_as_there_are_eigenvalues():
+    matrix = torch.diag(torch.tensor([0.9, -0.9, 0.9, -0.9, 0.5, 0.5]))
+    linearization = wrap(zoo.Scaled(1.0, matrix), bound=0.95).linearize(torch.randn(4, 6))
+    v = torch.randn(4, 6)
+    v[0, :4] = 0.0
+    krylov = KrylovSolve()(linearization, v, transpose=False, lipschitz=0.95)
+    assert krylov.products.tolist() == [1, 3, 3, 3]
+    neumann = NeumannSolve()(linearization, v, transpose=False, lipschitz=0.95)
+    assert (neumann.products > 100)[1:].all()
+    torch.testing.assert_close(krylov.value, v / (1 + matrix.diagonal()))
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_row_that_is_not_finite_stays_visible_and_alone(name):
+    linearization = zoo.dense(40, (30,)).linearize(torch.randn(3, 40))
+    v = torch.randn(3, 40)
+    clean = ITERATIVE[name](linearization, v, transpose=True, lipschitz=0.97).value
+    v[1, 3] = torch.nan
+    found = ITERATIVE[name](linearization, v, transpose=True, lipschitz=0.97).value
+    assert found[1].isnan().any()
+    torch.testing.assert_close(found[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_solve_that_cannot_converge_says_so(name):
+    linearization = wrap(zoo.Scaled(-1.0, torch.eye(2)), bound=0.9).linearize(torch.randn(3, 2))
     with pytest.raises(LinearSolveError, match="did not reach the tolerance"):
-        NeumannSolve()(linearization, torch.randn(3, 2), transpose=False, lipschitz=0.9)
+        ITERATIVE[name](linearization, torch.randn(3, 2), transpose=False, lipschitz=0.9)
 
 
 def test_memory_does_not_grow_with_the_steps():
@@ -193,8 +256,8 @@ def test_an_empty_batch_goes_backward(dim):
 def test_the_size_of_a_cotangent_does_not_matter(size):
     linearization = zoo.dense(40, (30,)).float().linearize(torch.randn(2, 40).float())
     v = torch.randn(2, 40).float()
-    one = NeumannSolve()(linearization, v, transpose=True, lipschitz=0.97)
-    other = NeumannSolve()(linearization, size * v, transpose=True, lipschitz=0.97)
+    one = NeumannSolve()(linearization, v, transpose=True, lipschitz=0.97).value
+    other = NeumannSolve()(linearization, size * v, transpose=True, lipschitz=0.97).value
     torch.testing.assert_close(other.double() / size, one.double(), rtol=1e-4, atol=1e-5)
 
 

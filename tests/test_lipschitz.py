@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,8 +66,13 @@ def test_the_bound_holds_all_through_training(name):
     g = DenseContraction(zoo.DIM, [32, 32], lipschitz=0.9, norm=zoo.CERTIFIED_NORMS[name])
     for _ in expand(g):
         bound = float(g.lipschitz_bound())
-        weights = [w.detach().double() for w in g.acting().weights]
-        exact = float(torch.stack([torch.linalg.matrix_norm(w, ord=2) for w in weights]).prod())
+        acting = g.acting()
+        weights = [layer.weight.detach().double() for layer in acting.layers]
+        norms = [torch.linalg.matrix_norm(w, ord=2) for w in weights]
+        for norm, layer in zip(norms, acting.layers, strict=True):
+            assert norm <= layer.norm() * (1 + 1e-5)
+        slopes = math.prod(a.bound for a in acting.activations)
+        exact = float(torch.stack(norms).prod()) * slopes
         assert exact <= bound + 1e-5
         assert bound <= 0.9 + 1e-5
     x = torch.randn(50, zoo.DIM, dtype=torch.float32)

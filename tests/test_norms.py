@@ -143,10 +143,13 @@ def test_matrices_of_one_shape_are_taken_together(name):
     together = norm.constrain_all(weights, bounds)
     for weight, bound, acting in zip(weights, bounds, together, strict=True):
         (alone,) = norm.constrain_all([weight], [bound])
-        assert acting.shape == weight.shape
-        torch.testing.assert_close(acting, alone)
+        assert acting.weight.shape == weight.shape
+        torch.testing.assert_close(acting.weight, alone.weight)
+        torch.testing.assert_close(acting.norm(), alone.norm())
+        torch.testing.assert_close(acting.weight, norm.constrain(weight, bound))
+        torch.testing.assert_close(acting.norm(), norm.proven(acting.weight).detach())
         found, expected = [
-            torch.autograd.grad(a.sin().sum(), weight, retain_graph=True)[0]
+            torch.autograd.grad(a.weight.sin().sum(), weight, retain_graph=True)[0]
             for a in (acting, alone)
         ]
         torch.testing.assert_close(found, expected)

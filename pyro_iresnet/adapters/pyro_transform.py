@@ -55,7 +55,7 @@ class IResNet(_OfBlock):
 
     :math:`\mathrm{Lip}(g) < 1` holds by construction, so the transform is bijective on all of
     :math:`\mathbb{R}^D`. Both directions work for any value, not only for one that is cached:
-    ``inv`` solves by fixed-point iteration to a certified error. ``log_abs_det_jacobian`` is exact
+    ``inv`` solves to a certified error. ``log_abs_det_jacobian`` is exact
     or unbiased, as the block's estimator says: with more than 8 coordinates the default draws in
     train mode, so call ``eval()`` for HMC or NUTS, which need a deterministic density. See
     :func:`iresnet` for a block ready made.
@@ -85,8 +85,8 @@ class IResNet(_OfBlock):
         return evaluation.y, evaluation.logdet
 
     def evaluate_inverse(self, y: Tensor) -> Evaluated:
-        x = self.block.inverse(y)
-        return x, lambda: self.block.evaluate(x).logdet()
+        evaluation = self.block.evaluate_inverse(y)
+        return evaluation.x, lambda: -evaluation.logdet()
 
 
 class InverseIResNet(_OfBlock):
@@ -118,8 +118,8 @@ class InverseIResNet(_OfBlock):
     """
 
     def evaluate(self, x: Tensor) -> Evaluated:
-        y = self.block.inverse(x)
-        return y, lambda: -self.block.evaluate(y).logdet()
+        evaluation = self.block.evaluate_inverse(x)
+        return evaluation.x, evaluation.logdet
 
     def evaluate_inverse(self, y: Tensor) -> Evaluated:
         evaluation = self.block.evaluate(y)

@@ -1,14 +1,16 @@
 """Contractive networks ``g`` with a proven Lipschitz bound, and the norms that prove it."""
 
 from .activations import ELU, Activation, LipSwish, Sine, Softplus, Tanh
-from .base import Contraction
+from .base import Acting, Contraction
 from .constrained import ConstrainedContraction, acting_together
+from .gram import Gram
 from .mlp import DenseContraction
-from .norms import Frobenius, Gram, Norm, PowerIteration, SingularValue
+from .norms import Frobenius, Norm, PowerIteration, SingularValue
 from .wrapped import wrap
 
 __all__ = [
     "ELU",
+    "Acting",
     "Activation",
     "ConstrainedContraction",
     "Contraction",

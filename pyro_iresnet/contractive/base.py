@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class Contraction(nn.Module, ABC):
     def lipschitz_bound(self) -> Tensor:
         """A proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""
 
-    def acting(self) -> Linearizable:
+    def acting(self) -> "Acting":
         """``g`` with the weights that act in place: computed once, for many evaluations."""
         return _ByAutograd(self)
 
@@ -104,6 +104,14 @@ class Contraction(nn.Module, ABC):
         return x.expand(*batch, *event), context.expand(*batch, context.shape[-1])
 
 
+class Acting(Linearizable, Protocol):
+    """``g`` with its acting weights in place, and the bound that they prove."""
+
+    def lipschitz_bound(self) -> Tensor:
+        """A proven upper bound of ``Lip(g)`` with these weights, a scalar."""
+        ...
+
+
 class _ByAutograd:
     """A contraction as its own acting function, with the Jacobian by automatic differentiation."""
 
@@ -117,3 +125,6 @@ class _ByAutograd:
         return linearize_by_autograd(
             self._contraction.forward, x, context, self._contraction.event_dim
         )
+
+    def lipschitz_bound(self) -> Tensor:
+        return self._contraction.lipschitz_bound()

@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..linearization import Linearizable
-from .base import Contraction
-from .norms import Norm
+from .base import Acting, Contraction
+from .norms import ActingWeight, Norm
 
 
 class ConstrainedContraction(Contraction):
@@ -29,17 +29,16 @@ class ConstrainedContraction(Contraction):
         """Each weight as it is stored, and what has to be done to it."""
 
     @abstractmethod
-    def acting_with(self, weights: Sequence[Tensor]) -> Linearizable:
+    def acting_with(self, weights: Sequence[ActingWeight]) -> Acting:
         """``g`` with these weights, which keep their bounds and have their scales, in the order of
         `free_weights`."""
 
-    def acting(self) -> Linearizable:
+    def acting(self) -> Acting:
         return acting_together([self])[0]
 
-    def constrained_weights(self) -> list[Tensor]:
-        """Each weight, scaled to its bound where its norm exceeds it."""
-        weights, bounds, _ = zip(*self.free_weights(), strict=True)
-        return self.norm.constrain_all(weights, bounds)
+    @torch.no_grad()
+    def lipschitz_bound(self) -> Tensor:
+        return self.acting().lipschitz_bound()
 
 
 class FreeWeight(NamedTuple):
@@ -57,12 +56,12 @@ class FreeWeight(NamedTuple):
     scale: Tensor | None = None
 
 
-def acting_together(contractions: Sequence[Contraction]) -> list[Linearizable]:
+def acting_together(contractions: Sequence[Contraction]) -> list[Acting]:
     """``[c.acting() for c in contractions]``, with weights of one shape taken together.
 
     One batched computation of the norm serves all layers of a stack that share their shape.
     """
-    acting: dict[int, Linearizable] = {}
+    acting: dict[int, Acting] = {}
     by_norm: dict[Norm, list[ConstrainedContraction]] = defaultdict(list)
     for c in contractions:
         if isinstance(c, ConstrainedContraction):

@@ -19,7 +19,8 @@ from ..linear_maps import Chain, Dense, Diagonal, LinearMap
 from ..linearization import Linearization
 from .activations import Activation, LipSwish
 from .constrained import ConstrainedContraction, FreeWeight
-from .norms import Gram, Norm
+from .gram import Gram
+from .norms import ActingWeight, Norm
 
 
 class DenseContraction(ConstrainedContraction):
@@ -98,7 +99,7 @@ class DenseContraction(ConstrainedContraction):
         weights = [layer.weight for layer in _linears(self.layers)]
         return [FreeWeight(*w) for w in zip(weights, bounds, scales, strict=True)]
 
-    def acting_with(self, weights: Sequence[Tensor]) -> "_Acting":
+    def acting_with(self, weights: Sequence[ActingWeight]) -> "_Acting":
         biases: list[Tensor] = [layer.bias for layer in _linears(self.layers)]
         contexts: list[Tensor] = [layer.weight for layer in _linears(self.context_layers)]
         factors = [activation.factors() for activation in self._activations()]
@@ -113,11 +114,6 @@ class DenseContraction(ConstrainedContraction):
         x, context = self.check(x, context)
         return self.acting()(x, context)
 
-    @torch.no_grad()
-    def lipschitz_bound(self) -> Tensor:
-        bound = torch.stack([self.norm.proven(w) for w in self.constrained_weights()]).prod()
-        return bound * math.prod(a.bound for a in self._activations())
-
     def extra_repr(self) -> str:
         return f"dim={self.dim}, lipschitz={self.lipschitz}, norm={self.norm}"
 
@@ -129,7 +125,7 @@ class DenseContraction(ConstrainedContraction):
 class _Acting:
     """The weights that act, with the scales of the activations in them."""
 
-    weights: tuple[Tensor, ...]
+    layers: tuple[ActingWeight, ...]
     biases: tuple[Tensor, ...]
     activations: tuple[Activation, ...]
     context_weights: tuple[Tensor, ...]
@@ -138,19 +134,23 @@ class _Acting:
         h = x
         for i, activation in enumerate(self.activations):
             h = activation(self._affine(i, h, context))
-        return self._affine(len(self.weights) - 1, h, context)
+        return self._affine(len(self.layers) - 1, h, context)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         h = x
         maps: list[LinearMap] = []
         for i, activation in enumerate(self.activations):
             h, slope = activation.value_and_slope(self._affine(i, h, context))
-            maps += [Dense(self.weights[i]), Diagonal(slope)]
-        value = self._affine(len(self.weights) - 1, h, context)
-        return Linearization(value, Chain((*maps, Dense(self.weights[-1]))))
+            maps += [Dense(self.layers[i].weight), Diagonal(slope)]
+        value = self._affine(len(self.layers) - 1, h, context)
+        return Linearization(value, Chain((*maps, Dense(self.layers[-1].weight))))
+
+    def lipschitz_bound(self) -> Tensor:
+        bound = torch.stack([layer.norm() for layer in self.layers]).prod()
+        return bound * math.prod(a.bound for a in self.activations)
 
     def _affine(self, i: int, h: Tensor, context: Tensor | None) -> Tensor:
-        z = nn.functional.linear(h, self.weights[i], self.biases[i])
+        z = nn.functional.linear(h, self.layers[i].weight, self.biases[i])
         if context is not None and i < len(self.context_weights):
             z = z + nn.functional.linear(context, self.context_weights[i])
         return z

@@ -9,13 +9,34 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..errors import check_positive_int
-from ..torch_modes import in_forward_mode, is_tracing
+
+
+@dataclass(frozen=True)
+class ActingWeight:
+    """A weight as it acts.
+
+    Arguments:
+        weight: a matrix.
+        strategy: how its norm is taken.
+        known: a proven upper bound of its norm, where constraining it has left one.
+    """
+
+    weight: Tensor
+    strategy: "Norm"
+    known: Tensor | None = None
+
+    def norm(self) -> Tensor:
+        """A proven upper bound of its norm, a scalar without gradient."""
+        if self.known is not None:
+            return self.known
+        with torch.no_grad():
+            return self.strategy.proven(self.weight)
 
 
 @dataclass(frozen=True)
@@ -23,8 +44,13 @@ class Norm(ABC):
     """A way to take ``||W||_2``, and to keep it at a bound.
 
     To write one, define :meth:`norm` for a batch of matrices; where that is no upper bound of the
-    spectral norm, define :meth:`proven` too.
+    spectral norm, set ``certified`` to False and define :meth:`proven` too.
+
+    Attributes:
+        certified: whether :meth:`norm` is a proven upper bound.
     """
+
+    certified: ClassVar[bool] = True
 
     @abstractmethod
     def norm(self, weight: Tensor) -> Tensor:
@@ -44,9 +70,7 @@ class Norm(ABC):
         """A proven upper bound of ``||weight||_2``, shapes as in :meth:`norm`."""
         return self.norm(weight)
 
-    def constrain(
-        self, weight: Tensor, bound: float | Tensor, scale: Tensor | None = None
-    ) -> Tensor:
+    def constrain(self, weight: Tensor, bound: float | Tensor) -> Tensor:
         r"""``weight`` where its norm is at most ``bound``, else scaled to it.
 
         .. math:: W \min(1, c / \lVert W \rVert)
@@ -56,8 +80,13 @@ class Norm(ABC):
         Arguments:
             weight: shape ``(*batch, rows, columns)``.
             bound: above 0, a number or a tensor of shape ``(*batch,)``.
-            scale: what to multiply the result by, shape ``(*batch,)``.
         """
+        return self._constrain(weight, bound, None)[0]
+
+    def _constrain(
+        self, weight: Tensor, bound: float | Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The constrained weight times ``scale``, and a proven bound of its norm, if known."""
         # A norm has no second derivative at 0, where a last layer may start: it is asked
         # elsewhere, and the answer left out.
         zero = (weight == 0).flatten(-2).all(-1)
@@ -66,39 +95,39 @@ class Norm(ABC):
         factor = torch.where(zero, 1.0, bound / norm.clamp(min=bound))
         if scale is not None:
             factor = factor * scale
-        return weight * factor[..., None, None]
+        acting = weight * factor[..., None, None]
+        if not self.certified:
+            return acting, None
+        return acting, torch.where(zero, 0.0, norm.detach() * factor.detach().abs())
 
     def constrain_all(
         self,
         weights: Sequence[Tensor],
         bounds: Sequence[float],
         scales: Sequence[Tensor | None] | None = None,
-    ) -> list[Tensor]:
+    ) -> list[ActingWeight]:
         """:meth:`constrain` for many matrices, those of one shape (or its transpose) at once.
 
         Arguments:
             weights: matrices of any shapes.
             bounds: one for each.
-            scales: one scalar for each, None for 1.
+            scales: a scalar for each, to multiply it with when it is constrained; None for 1.
         """
         if scales is None:
             scales = [None] * len(weights)
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for i, w in enumerate(weights):
             groups[min(w.shape), max(w.shape), w.dtype, w.device].append(i)
-        acting = list(weights)
+        acting: dict[int, ActingWeight] = {}
         for members in groups.values():
-            wide = [_wide(weights[i]) for i in members]
-            if len(wide) == 1:
-                scaled = [self.constrain(wide[0], bounds[members[0]], scales[members[0]])]
-            else:
-                many = torch.stack(wide)
-                each = many.new_tensor([bounds[i] for i in members])
-                scaled = self.constrain(many, each, _stack([scales[i] for i in members], many))
-                scaled = scaled.unbind()
-            for i, w in zip(members, scaled, strict=True):
-                acting[i] = w if weights[i].shape == w.shape else w.mT
-        return acting
+            many = torch.stack([wide(weights[i]) for i in members])
+            each = many.new_tensor([bounds[i] for i in members])
+            scaled, norms = self._constrain(many, each, _stack([scales[i] for i in members], many))
+            known = [None] * len(members) if norms is None else norms.unbind()
+            for i, w, norm in zip(members, scaled.unbind(), known, strict=True):
+                turned = w if weights[i].shape == w.shape else w.mT
+                acting[i] = ActingWeight(turned, self, norm)
+        return [acting[i] for i in range(len(weights))]
 
 
 def _stack(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
@@ -108,107 +137,10 @@ def _stack(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
     return torch.stack([one if scale is None else scale for scale in scales])
 
 
-def _wide(weight: Tensor) -> Tensor:
+def wide(weight: Tensor) -> Tensor:
+    """The matrix or its transpose, whichever has no more rows than columns."""
     # Of the two orientations the one whose products have long rows, which run up to twice as fast.
     return weight.mT if weight.shape[-2] > weight.shape[-1] else weight
-
-
-@dataclass(frozen=True)
-class Gram(Norm):
-    r"""A smooth, certified bound from repeated squarings of the Gram matrix.
-
-    .. math:: S(W) = \lVert Q W \rVert_F^{2/p} \ge \lVert W \rVert_2,
-              \qquad Q = (W W^\top)^{2^k}, \quad p = 2^{k+2} + 2
-
-    It is the Schatten norm of order ``p``: loose by at most the factor :math:`n^{1/p}` for ``n``
-    the smaller side of W (1.6% at n = 64, k = 6). Made of matrix products only, with its gradient
-    in closed form, one product more: :math:`\nabla S = Q\, (Q W) / S^{p-1}`.
-
-    Arguments:
-        squarings: ``k``, at least 1.
-
-    References:
-        The rescaled Gram iteration: Efficient Bound of Lipschitz Constant for Convolutional Layers
-        by Gram Iteration (Delattre et al., 2023).
-
-    Example:
-        >>> import torch
-        >>> round(Gram(squarings=6).norm(torch.diag(torch.tensor([3.0, 1.0]))).item(), 4)
-        3.0
-    """
-
-    squarings: int = 6
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.squarings, "squarings")
-
-    def norm(self, weight: Tensor) -> Tensor:
-        if is_tracing() or in_forward_mode():
-            # A tracer records operations and knows no autograd function written in Python, and one
-            # with a forward-mode rule does not compile: both take the operations as they are.
-            return _gram(weight, self.squarings)[0]
-        return _GramNorm.apply(weight, self.squarings)[0]
-
-
-# Squarings between two rescalings: a matrix of norm 1 and side n falls to n^-4 at worst, which
-# float32 holds for sides of some thousands.
-RESCALE_EVERY = 3
-
-
-def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
-    """``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
-    tiny = torch.finfo(weight.dtype).tiny
-    w = _wide(weight)
-    # By the largest entry: the squares in a norm under- or overflow where the entries do not.
-    scale = w.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
-    unit = w / scale
-    power = unit @ unit.mT
-    order = 2 ** (squarings + 2) + 2
-    log_norm = torch.zeros_like(scale)
-    for done in range(squarings + 1):
-        if done % RESCALE_EVERY == 0 or done == squarings:
-            size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
-            # Squared once more for every squaring to come.
-            log_norm = log_norm + size.log() * (2.0 ** (squarings - done + 1) / order)
-            power = power / size
-        if done < squarings:
-            power = power @ power
-    product = power @ unit
-    size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True).clamp(min=tiny)
-    root = torch.exp(log_norm + size.log() * (2.0 / order))
-    direction = power @ product
-    # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
-    euler = (unit * direction).sum((-2, -1), keepdim=True).clamp(min=tiny)
-    direction = direction * (root / euler)
-    if weight.shape[-2] > weight.shape[-1]:
-        direction = direction.mT
-    return (scale * root)[..., 0, 0], direction
-
-
-class _GramNorm(Function):
-    """``(S(W), dS/dW)`` of which the second output only serves the backward pass."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
-        size, direction = _gram(weight, squarings)
-        return size, direction
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        weight, squarings = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(weight, output[1])
-        ctx.squarings = squarings
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        weight, direction = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # A second derivative is under way: the direction has to be a function of W again.
-            direction = _gram(weight, ctx.squarings)[1]
-        return grad_outputs[0][..., None, None] * direction, None
 
 
 @dataclass(frozen=True)
@@ -267,6 +199,8 @@ class PowerIteration(Norm):
     """
 
     steps: int = 10
+
+    certified: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive_int(self.steps, "steps")

@@ -1,12 +1,15 @@
 """What a solver is: a strategy with ``init`` and ``step``; the loop is elsewhere."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from ..errors import check_not_negative, check_positive, check_positive_int
-from ..linearization import Linearizable
+from ..linearization import Linearizable, Linearization
 
 
 @dataclass(frozen=True)
@@ -25,29 +28,115 @@ class Problem:
     context: Tensor | None
     lipschitz: float
 
+    def at(self, x: Tensor, *, linearized: bool) -> "Point":
+        """Evaluate ``g`` at ``x``, with its Jacobian or without."""
+        linearization = self.g.linearize(x, self.context) if linearized else None
+        value = self.g(x, self.context) if linearization is None else linearization.value
+        banach = self.y - value
+        residual = x - banach
+        return Point(x, banach, residual, norm(residual), linearization)
+
     def select(self, index: Tensor) -> "Problem":
         """The problem of the samples ``index`` only."""
-        context = None if self.context is None else self.context[index]
-        return replace(self, y=self.y[index], context=context)
+        context = None if self.context is None else self.context.index_select(0, index)
+        return replace(self, y=self.y.index_select(0, index), context=context)
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where ``g`` was evaluated.
+
+    Arguments:
+        x: shape ``(n, *event)``, as the next two.
+        banach: the fixed-point step from there, ``y - g(x)``.
+        residual: ``x + g(x) - y``.
+        size: the norm of the residual, shape ``(n,)``.
+        linearization: of ``g`` at ``x``, for a solver that asks for it.
+    """
+
+    x: Tensor
+    banach: Tensor
+    residual: Tensor
+    size: Tensor
+    linearization: Linearization | None = None
+
+    def unless(self, refused: Tensor, other: "Point") -> "Point":
+        """This point, but the other one for the samples that are refused.
+
+        The linearization stays this one's: a fixed-point step, which needs none, comes next there.
+        """
+        wide = per_sample(refused, self.x)
+        return Point(
+            torch.where(wide, other.x, self.x),
+            torch.where(wide, other.banach, self.banach),
+            torch.where(wide, other.residual, self.residual),
+            torch.where(refused, other.size, self.size),
+            self.linearization,
+        )
+
+    def select(self, index: Tensor) -> "Point":
+        """That of the samples ``index`` only."""
+        linearization = self.linearization
+        return Point(
+            self.x.index_select(0, index),
+            self.banach.index_select(0, index),
+            self.residual.index_select(0, index),
+            self.size.index_select(0, index),
+            None if linearization is None else linearization.select(index),
+        )
+
+
+class State(Protocol):
+    """What a solver carries from step to step, one entry for each sample."""
+
+    def select(self, index: Tensor) -> Self:
+        """That of the samples ``index`` only."""
+        ...
+
+
+class Stateless:
+    """The state of a solver that needs none."""
+
+    def select(self, index: Tensor) -> Self:
+        return self
+
+
+class Step(NamedTuple):
+    """What a solver proposes.
+
+    Arguments:
+        x: the next iterate.
+        state: the next state.
+        products: how many products with a Jacobian it took; shape ``(n,)``, or one number.
+    """
+
+    x: Tensor
+    state: Any
+    products: Tensor | int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
     """A way to go from one iterate to the next.
 
-    To write one, define :meth:`init`, :meth:`step` and :meth:`default_max_steps`. A state is a
-    tuple of tensors whose first dimension counts the samples: the loop drops the rows of those
-    that are done.
+    To write one, define :meth:`step`, and :meth:`init` if it carries a state. The loop evaluates
+    ``g``, watches the certificate, drops the samples that are done, and keeps a proposal only where
+    it brings the residual down: elsewhere it takes the fixed-point step, which must.
 
     Attributes:
         rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64.
         atol: absolute tolerance, in the units of ``x``; by default 0.
-        max_steps: by default what the solver's theory says.
+        max_steps: by default what theory says suffices.
     """
 
     rtol: float | None = None
     atol: float = 0.0
     max_steps: int | None = None
+
+    # Whether a step needs the Jacobian at the point it starts from.
+    linearizes: ClassVar[bool] = False
+    # Whether the residual must fall from step to step; not where the step is the safeguard itself.
+    safeguarded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
@@ -56,21 +145,53 @@ class Solver(ABC):
         if self.max_steps is not None:
             check_positive_int(self.max_steps, "max_steps")
 
-    @abstractmethod
-    def init(self, problem: Problem, x: Tensor) -> tuple[Tensor, ...]:
-        """The state before the first step, from the start ``x``."""
+    def init(self, problem: Problem, x0: Tensor | None) -> tuple[Tensor, Any]:
+        """Where to start, by default at ``y``, and the state before the first step.
+
+        Arguments:
+            problem: what is to be solved.
+            x0: where the caller wants to start, or None.
+        """
+        return (problem.y if x0 is None else x0), Stateless()
 
     @abstractmethod
-    def step(
-        self, problem: Problem, x: Tensor, residual: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next iterate and state, from ``x`` and its ``residual`` ``x + g(x) - y``."""
+    def step(self, problem: Problem, point: Point, state: Any) -> Step:
+        """The next iterate and state, from where ``g`` was evaluated last."""
 
-    @abstractmethod
+    def learn(self, state: Any, point: Point, tried: Point, accepted: Tensor) -> Any:
+        """The state with what an evaluation tells.
+
+        Arguments:
+            state: as the last step left it.
+            point: where that step started.
+            tried: where it went.
+            accepted: the mask of the samples that stay there; the others go back.
+        """
+        return state
+
     def default_max_steps(self, ratio: float, lipschitz: float) -> int:
-        """Steps that suffice.
+        """Steps that suffice: here twice those of the fixed-point iteration, since at worst every
+        other step is one.
 
         Arguments:
             ratio: the largest ``(first residual / (1 - L)) / tolerance`` of a sample.
             lipschitz: the proven bound ``L``.
         """
+        return 2 * banach_steps(ratio, lipschitz)
+
+
+def banach_steps(ratio: float, lipschitz: float) -> int:
+    """The steps of the fixed-point iteration that shrink an error by ``ratio`` (Eq. 36)."""
+    if ratio <= 1.0 or lipschitz == 0.0:
+        return 1
+    return max(1, math.ceil(math.log(ratio) / -math.log(lipschitz)))
+
+
+def norm(v: Tensor) -> Tensor:
+    """The Euclidean norm of each sample, shape ``(n,)``."""
+    return torch.linalg.vector_norm(v.flatten(1), dim=1)
+
+
+def per_sample(mask: Tensor, like: Tensor) -> Tensor:
+    """A tensor of shape ``(n,)``, to broadcast against ``like`` of shape ``(n, *event)``."""
+    return mask.reshape(-1, *(1,) * (like.dim() - 1))

@@ -1,12 +1,12 @@
 """Banach's fixed-point iteration."""
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Problem, Solver
+from .base import Point, Problem, Solver, Step, banach_steps, per_sample
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,26 @@ class FixedPoint(Solver):
         >>> transform = iresnet(2, solver=FixedPoint(rtol=1e-4))
     """
 
-    def init(self, problem: Problem, x: Tensor) -> tuple[Tensor, ...]:
-        return (torch.full_like(x.flatten(1).sum(1), torch.inf),)
+    safeguarded: ClassVar[bool] = False
 
-    def step(
-        self, problem: Problem, x: Tensor, residual: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        (previous,) = state
-        size = torch.linalg.vector_norm(residual.flatten(1), dim=1)
-        stalls = size > 0.5 * (1 + problem.lipschitz) * previous
-        share = torch.where(stalls, 0.5, 1.0).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
-        # y - g(x) = x - (x + g(x) - y), with the g that the residual has already paid for.
-        return x - share * residual, (size,)
+    def init(self, problem: Problem, x0: Tensor | None) -> tuple[Tensor, "_LastSize"]:
+        x = problem.y if x0 is None else x0
+        return x, _LastSize(torch.full_like(x.flatten(1).sum(1), torch.inf))
+
+    def step(self, problem: Problem, point: Point, state: "_LastSize") -> Step:
+        stalls = point.size > 0.5 * (1 + problem.lipschitz) * state.size
+        share = per_sample(torch.where(stalls, 0.5, 1.0).to(point.x.dtype), point.x)
+        return Step(point.x - share * point.residual, _LastSize(point.size))
 
     def default_max_steps(self, ratio: float, lipschitz: float) -> int:
-        if ratio <= 1.0 or lipschitz == 0.0:
-            return 1
-        return max(1, math.ceil(math.log(ratio) / -math.log(lipschitz)))
+        return banach_steps(ratio, lipschitz)
+
+
+@dataclass(frozen=True)
+class _LastSize:
+    """The norm of the residual one step ago."""
+
+    size: Tensor
+
+    def select(self, index: Tensor) -> "_LastSize":
+        return _LastSize(self.size.index_select(0, index))

@@ -58,7 +58,7 @@ def implicit_inverse(
 
     def adjoint(grad: Tensor, x: Tensor, *held: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
-            w = linear_solve(at_solution, grad, transpose=True, lipschitz=lipschitz)
+            w = linear_solve(at_solution, grad, transpose=True, lipschitz=lipschitz).value
             return w, *(None for _ in held)
         if minus_g(x.detach(), *(h.detach() for h in held)).requires_grad:
             raise HigherOrderError(
@@ -78,9 +78,9 @@ def implicit_inverse(
 def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: LinearSolve) -> Tensor:
     """``(I + J)^{-T} v``, differentiable in ``v`` and in all that J depends on."""
     if isinstance(by, DenseSolve):
-        return by(j, v, transpose=True, lipschitz=lipschitz)
+        return by(j, v, transpose=True, lipschitz=lipschitz).value
     with torch.no_grad():
-        w = by(j, v, transpose=True, lipschitz=lipschitz)
+        w = by(j, v, transpose=True, lipschitz=lipschitz).value
 
     def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
@@ -88,7 +88,7 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
                 "The inverse has first and second derivatives; a third one, with more than 32 "
                 "coordinates, would be wrong. Call backward without create_graph the second time."
             )
-        return (by(j, grad, transpose=False, lipschitz=lipschitz),)
+        return (by(j, grad, transpose=False, lipschitz=lipschitz).value,)
 
     return _Implicit.apply(v - j.vm(w), w, adjoint)
 

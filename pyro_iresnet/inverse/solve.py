@@ -20,9 +20,17 @@ from ..linear_solve import default_rtol, floor
 from ..linearization import Linearizable
 from ..solution import Result, Solution, Stats
 from ..torch_modes import disable_compiler, refuse_transforms
+from .auto import auto_solver
 from .base import Problem, Solver
-from .fixed_point import FixedPoint
 from .loop import Tolerance, iterate
+
+
+class Acting(Linearizable, Protocol):
+    """``g`` with its acting weights in place."""
+
+    def lipschitz_bound(self) -> Tensor:
+        """A proven upper bound of ``Lip(g)`` with these weights, a scalar."""
+        ...
 
 
 @runtime_checkable
@@ -31,8 +39,7 @@ class Contractive(Protocol):
 
     @property
     def event_dim(self) -> int: ...
-    def acting(self) -> Linearizable: ...
-    def lipschitz_bound(self) -> Tensor: ...
+    def acting(self) -> Acting: ...
     def check(
         self, x: Tensor, context: Tensor | None = None, name: str = "x"
     ) -> tuple[Tensor, Tensor | None]: ...
@@ -43,7 +50,7 @@ class Contractive(Protocol):
 def solve(
     contraction: Contractive,
     y: Tensor,
-    solver: Solver = FixedPoint(),  # noqa: B008  (frozen, so safe to share)
+    solver: Solver | None = None,
     *,
     x0: Tensor | None = None,
     context: Tensor | None = None,
@@ -51,14 +58,16 @@ def solve(
     rtol: float | None = None,
     max_steps: int | None = None,
     throw: bool = True,
-    acting: Linearizable | None = None,
-    bound: Tensor | None = None,
+    acting: Acting | None = None,
 ) -> Solution:
     r"""Solve :math:`x + g(x) = y` for each sample, to a certified error.
 
-    A sample is done when the proven bound of its error,
-    :math:`\lVert x - x^* \rVert \le \lVert x + g(x) - y \rVert / (1 - L)`, is at most
-    :math:`\text{atol} + \text{rtol} \lVert y \rVert`; it then leaves the batch. Below
+    A sample is done when the proven bound of its error is at most
+    :math:`\text{atol} + \text{rtol} \lVert y \rVert`; it then leaves the batch. With
+    :math:`r = x + g(x) - y` at the last evaluation of ``g``, it is
+    :math:`\lVert r \rVert / (1 - L)` for x itself, and
+    :math:`L \lVert r \rVert / (1 - L) + \lVert x' - (x - r) \rVert` for the iterate
+    :math:`x'` that the solver would go to next, which is returned where that is enough. Below
     :math:`8 \epsilon / (1 - L)`, relative to the larger of ``x`` and ``y``, rounding hides the
     residual: there a sample counts as done, and so does one whose residual has stopped shrinking
     within 32 times that (or of 1, if ``x`` and ``y`` are smaller). ``stats.tolerance`` says what
@@ -69,13 +78,12 @@ def solve(
     Arguments:
         contraction: ``g``.
         y: shape ``(*batch, *event)``.
-        solver: how to go from one iterate to the next.
-        x0: where to start, the shape of ``y``; by default ``y`` itself.
+        solver: how to go from one iterate to the next; by default ``auto_solver(D)``.
+        x0: where to start, the shape of ``y``; by default where the solver would.
         context: shape ``(*batch, size)``, for a conditional ``g``.
         atol, rtol, max_steps: instead of those of the solver.
         throw: raise where a sample fails; else the solution says which did.
         acting: ``contraction.acting()``, where the caller has it already.
-        bound: ``contraction.lipschitz_bound()``, where the caller has it already.
 
     Returns:
         A :class:`Solution`; its ``value`` has the shape of ``y``.
@@ -93,11 +101,13 @@ def solve(
         True
     """
     check_instance(contraction, Contractive, "contraction", "block.contraction")
-    check_instance(solver, Solver, "solver", "FixedPoint()")
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
     event_dim = contraction.event_dim
     batch, event = y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]
+    if solver is None:
+        solver = auto_solver(event.numel())
+    check_instance(solver, Solver, "solver", "Anderson()")
     if x0 is not None:
         check_tensor(x0, tuple(event), y, "x0")
         if x0.shape != y.shape:
@@ -106,10 +116,11 @@ def solve(
             )
         if not bool(x0.isfinite().all()):
             raise ArgumentError("Expected x0 to be finite; got NaN or infinity. Leave it out.")
-    lipschitz = _below_one(contraction.lipschitz_bound() if bound is None else bound)
+    acting = contraction.acting() if acting is None else acting
+    lipschitz = _below_one(acting.lipschitz_bound())
     flat = y.reshape(-1, *event)
     problem = Problem(
-        g=contraction.acting() if acting is None else acting,
+        g=acting,
         y=flat,
         context=None if context is None else context.reshape(-1, context.shape[-1]),
         lipschitz=lipschitz,
@@ -121,7 +132,7 @@ def solve(
         floor=floor(y.dtype, lipschitz),
     )
     limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
-    start = flat if x0 is None else x0.reshape(flat.shape)
+    start = None if x0 is None else x0.reshape(flat.shape)
     value, rows = iterate(problem, start, solver, tolerance, limit)
     stats = Stats(**{name: figure.reshape(batch) for name, figure in rows.items()})
     worst = Result(int(stats.results.max())) if flat.shape[0] else Result.CONVERGED

@@ -1,0 +1,214 @@
+"""When a sample is done: its error is proven to be small enough, or nothing more can be done."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..solution import Result
+from .base import Point, Solver, norm, per_sample
+
+# Steps without a smaller residual after which rounding, not the solver, decides.
+PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When the error bound of a sample is small enough."""
+
+    atol: float
+    rtol: float
+    floor: float
+
+    def stalled_at(self, scale: Tensor) -> Tensor:
+        """The error up to which a residual that no longer shrinks counts as rounding's doing.
+
+        The hidden layers round too, at their own size; that of standardised data is about 1.
+        """
+        return 32 * self.floor * scale.clamp(min=1.0)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A record of tensors with one entry for each sample."""
+
+    def select(self, index: Tensor) -> Self:
+        """That of the samples ``index`` only."""
+        return type(self)(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Samples(_Rows):
+    """What is known of each sample that is still at work.
+
+    Arguments:
+        rows: its place in the batch.
+        y_norm: the norm of its ``y``.
+        asked: the error that the caller allows.
+        best: the iterate of the smallest residual so far.
+        best_size: the norm of that residual.
+        age: how many steps ago that was.
+        evaluations: of ``g`` so far, products with its Jacobian among them.
+        forced: whether its last proposal was refused, so that a fixed-point step is due.
+        stretched: whether ``g`` stretched the last step beyond its bound.
+        certified: whether ``best`` was within the tolerance one step ago.
+    """
+
+    rows: Tensor
+    y_norm: Tensor
+    asked: Tensor
+    best: Tensor
+    best_size: Tensor
+    age: Tensor
+    evaluations: Tensor
+    forced: Tensor
+    stretched: Tensor
+    certified: Tensor
+
+    @classmethod
+    def start(cls, point: Point, y_norm: Tensor, tolerance: Tolerance) -> "Samples":
+        """Before the first step."""
+        rows = torch.arange(len(point.x), device=point.x.device)
+        zero, no = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+        asked = tolerance.atol + tolerance.rtol * y_norm
+        infinite = torch.full_like(y_norm, torch.inf)
+        return cls(rows, y_norm, asked, point.x, infinite, zero, zero + 1, no, no, no)
+
+    def seen(self, point: Point) -> "Samples":
+        """After an evaluation that was kept."""
+        better = point.size < self.best_size
+        if bool(better.all()):
+            return replace(self, best=point.x, best_size=point.size, age=torch.zeros_like(self.age))
+        return replace(
+            self,
+            best=torch.where(per_sample(better, point.x), point.x, self.best),
+            best_size=torch.where(better, point.size, self.best_size),
+            age=torch.where(better, 0, self.age + 1),
+        )
+
+    def tried(
+        self,
+        lipschitz: float,
+        solver: Solver,
+        point: Point,
+        tried: Point,
+        verdict: "Verdict",
+        products: Tensor | int,
+    ) -> "Samples":
+        """After an evaluation that may be kept or not."""
+        forced = self.forced
+        if solver.safeguarded:
+            # Not a number is not smaller.
+            forced = ~((tried.size <= point.size) | self.forced)
+        return replace(
+            self,
+            evaluations=self.evaluations + (1 + products),
+            forced=forced,
+            stretched=_stretched(lipschitz, point, tried, verdict.scale),
+            certified=verdict.certified,
+        )
+
+
+@dataclass(frozen=True)
+class Verdict(_Rows):
+    r"""Whether each sample is done, and why.
+
+    With :math:`r = x + g(x) - y`, the fixed-point step from x is within
+    :math:`L \lVert r \rVert / (1 - L)` of the solution, so that
+
+    .. math:: \lVert x' - x^* \rVert
+              \le \frac{L}{1 - L} \lVert r \rVert + \lVert x' - (x - r) \rVert
+
+    for whatever :math:`x'` a solver proposes.
+
+    Arguments:
+        ended: whether it is.
+        ahead: whether the iterate ahead is within the tolerance.
+        ahead_bound: the certified error of that.
+        certified: whether the best iterate is.
+        scale: the larger of the norms of that and of y.
+        asked: the error that is small enough.
+        finite: whether all is.
+    """
+
+    ended: Tensor
+    ahead: Tensor
+    ahead_bound: Tensor
+    certified: Tensor
+    scale: Tensor
+    asked: Tensor
+    finite: Tensor
+
+    @classmethod
+    def of(
+        cls, lipschitz: float, tolerance: Tolerance, point: Point, ahead: Tensor, samples: Samples
+    ) -> "Verdict":
+        """On the samples at a point, with the iterate ``ahead`` of it."""
+        scale = torch.maximum(norm(samples.best), samples.y_norm)
+        asked = torch.maximum(samples.asked, tolerance.floor * scale)
+        bound = point.size * (lipschitz / (1 - lipschitz))
+        if ahead is not point.banach:
+            bound = bound + norm(ahead - point.banach)
+        looks_ahead = bound <= asked
+        certified = samples.best_size <= (1 - lipschitz) * asked
+        finite = (point.size + asked).isfinite()
+        # Certified twice without a better iterate ahead: no use to wait for one.
+        ended = looks_ahead | (certified & samples.certified) | samples.stretched | ~finite
+        ended |= samples.age >= PATIENCE
+        return cls(ended, looks_ahead, bound, certified, scale, asked, finite)
+
+
+@dataclass(frozen=True)
+class Ending(_Rows):
+    """What is left of the samples that are done.
+
+    Arguments:
+        value: the iterate that is returned.
+        results: the :class:`Result` of each.
+        evaluations, residual, error_bound, tolerance: as in :class:`Stats`.
+    """
+
+    value: Tensor
+    results: Tensor
+    evaluations: Tensor
+    residual: Tensor
+    error_bound: Tensor
+    tolerance: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        lipschitz: float,
+        tolerance: Tolerance,
+        size: Tensor,
+        ahead: Tensor,
+        samples: Samples,
+        verdict: Verdict,
+    ) -> "Ending":
+        """Of samples whose last residual has the norm ``size``."""
+        here = samples.best_size / (1 - lipschitz)
+        floored = (samples.age >= PATIENCE) & (here <= tolerance.stalled_at(verdict.scale))
+        results = torch.full_like(samples.rows, Result.MAX_STEPS)
+        results[verdict.ahead | verdict.certified | floored] = Result.CONVERGED
+        results[samples.stretched] = Result.NOT_A_CONTRACTION
+        # Last, since infinity is within a tolerance of infinity.
+        results[~verdict.finite] = Result.NON_FINITE
+        error_bound = torch.where(verdict.ahead, verdict.ahead_bound, here)
+        allowed = torch.maximum(verdict.asked, error_bound)
+        return cls(
+            value=torch.where(per_sample(verdict.ahead, ahead), ahead, samples.best),
+            results=results,
+            evaluations=samples.evaluations,
+            residual=torch.where(verdict.ahead, size, samples.best_size),
+            error_bound=error_bound,
+            tolerance=torch.where(floored, allowed, verdict.asked),
+        )
+
+
+def _stretched(lipschitz: float, a: Point, b: Point, scale: Tensor) -> Tensor:
+    """Where ``||g(a) - g(b)||`` exceeds the bound times ``||a - b||`` by more than rounding can."""
+    slack = 16 * torch.finfo(a.x.dtype).eps ** 0.5
+    apart = norm(b.x - a.x)
+    resolved = apart > slack * (scale + a.size)
+    return resolved & (norm(b.banach - a.banach) > (lipschitz + slack) * apart)

@@ -1,0 +1,91 @@
+"""An affine map near the block, the same for all samples: where to start, and how to step."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import check_positive_int
+from .base import Problem, norm
+
+
+class Affine(NamedTuple):
+    r"""The map :math:`x \mapsto A x + c`.
+
+    Arguments:
+        inverse: :math:`A^{-1}`, transposed, to multiply rows with; shape ``(D, D)``.
+        offset: ``c``, shape ``(D,)``.
+    """
+
+    inverse: Tensor
+    offset: Tensor
+
+    def start(self, y: Tensor) -> Tensor:
+        """The x with ``A x + c = y``, for rows; but y where that is far away from it."""
+        x = (y - self.offset) @ self.inverse
+        near = norm(x - y) <= norm(y)
+        return torch.where(near[:, None], x, y)
+
+    def precondition(self, residual: Tensor) -> Tensor:
+        r""":math:`A^{-1} r`, for rows."""
+        return residual @ self.inverse
+
+
+@dataclass(frozen=True)
+class Preconditioner(ABC):
+    """A way to find an affine map near :math:`x + g(x)`. To write one, define :meth:`fit`."""
+
+    @abstractmethod
+    def fit(self, problem: Problem) -> Affine | None:
+        """The map, or None where there is none that pays.
+
+        It must not depend on ``problem.y``: no sample may feel its neighbours.
+        """
+
+
+@dataclass(frozen=True)
+class AffineFit(Preconditioner):
+    r"""The mean of the block at standard normal points: :math:`A = I + \bar J`, :math:`c = \bar g`.
+
+    :math:`\bar J` is the Jacobian with the mean slopes, :math:`\bar g` the mean value, over the
+    same few points at every call: between ActNorms data are standardised, and elsewhere the
+    safeguard of the solver stands behind it. :math:`\lVert \bar J \rVert \le L`, so that A is
+    invertible. For vectors without context whose linearization is in closed form, unless a product
+    with A costs more than ``g``.
+
+    Arguments:
+        points: how many, at least 2; pairs of opposite ones.
+    """
+
+    points: int = 64
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.points, "points")
+
+    def fit(self, problem: Problem) -> Affine | None:
+        if problem.context is not None or problem.y.dim() != 2 or len(problem.y) == 0:
+            return None
+        size = problem.y.shape[1]
+        generator = torch.Generator().manual_seed(0)
+        half = torch.randn((self.points + 1) // 2, size, dtype=torch.float64, generator=generator)
+        at = problem.g.linearize(torch.cat([half, -half]).to(problem.y), None)
+        costs = sum(a * b for a, b in pairwise(at.jacobian.widths()) if a != b or a == size)
+        mean = at.jacobian.mean() if size * size <= costs else None
+        if mean is None:
+            return None
+        eye = torch.eye(size, dtype=mean.dtype, device=mean.device)
+        inverse, failed = torch.linalg.inv_ex(eye + mean)
+        if bool(failed) or not bool(inverse.isfinite().all()):
+            return None
+        return Affine(inverse.mT.contiguous(), at.value.mean(0))
+
+
+@dataclass(frozen=True)
+class NoFit(Preconditioner):
+    """None: start at y, and step by the residual itself."""
+
+    def fit(self, problem: Problem) -> None:
+        return None
