@@ -41,7 +41,7 @@ from .errors import (
     TracingError,
     VarianceWarning,
 )
-from .flows import ActNorm, actnorm, iresnet_stack
+from .flows import ActNorm, actnorm, implicit_stack, iresnet_stack
 from .inverse import (
     AffineFit,
     Anderson,
@@ -137,6 +137,7 @@ __all__ = [
     "auto_logdet",
     "auto_solver",
     "cached",
+    "implicit_stack",
     "iresnet",
     "iresnet_stack",
     "linearize_by_autograd",

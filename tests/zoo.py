@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from nflows.transforms import CompositeTransform, InverseTransform
 from torch import nn
 
 from pyro_iresnet import (
@@ -21,6 +22,7 @@ from pyro_iresnet import (
     Softplus,
     Tanh,
     actnorm,
+    implicit_stack,
     iresnet,
     iresnet_stack,
     wrap,
@@ -152,6 +154,7 @@ PYRO_TRANSFORMS = {
     "wrapped": lambda: IResNet(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
     "actnorm": lambda: spread(actnorm(DIM)),
     "stack": lambda: spread(iresnet_stack(DIM, 2, [8, 8])),
+    "implicit": lambda: spread(implicit_stack(DIM, 2, [8, 8])),
     "default": lambda: iresnet(DIM),
 }
 
@@ -161,4 +164,7 @@ NFLOWS_TRANSFORMS = {
     "widths": lambda: IResNetTransform(DIM, [8]),
     "from_block": lambda: IResNetTransform.from_block(block()),
     "wrapped": lambda: IResNetTransform.from_block(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
+    "implicit": lambda: CompositeTransform(
+        [IResNetTransform.from_block(block()), InverseTransform(IResNetTransform(DIM))]
+    ),
 }

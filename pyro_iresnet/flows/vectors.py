@@ -1,10 +1,15 @@
 """Ready-made stacks for vectors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
+from typing import Any
 
-from ..adapters import Stack, iresnet
+from torch.distributions import Transform
+
+from ..adapters import InverseIResNet, IResNet, Stack, iresnet
+from ..block import ResidualBlock
 from ..contractive import Activation, Gram, LipSwish, Norm
-from ..errors import check_positive_int
+from ..errors import ArgumentTypeError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .actnorm import actnorm
@@ -20,6 +25,7 @@ def iresnet_stack(
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
     logdet: LogDet | None = None,
     solver: Solver | None = None,
+    between: Callable[[int], Transform] | None = actnorm,
 ) -> Stack:
     """ActNorm and residual blocks in turn, and an ActNorm at the end: a Pyro transform.
 
@@ -36,6 +42,8 @@ def iresnet_stack(
         hidden_dims: the widths of the hidden layers of each; default two of ``2 * input_dim``, at
             least 64 and at most 512.
         lipschitz, activation, norm, logdet, solver: of each block, as in :func:`iresnet`.
+        between: makes what stands before each block and at the end, called with ``input_dim``;
+            None for nothing.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -52,17 +60,91 @@ def iresnet_stack(
         >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
         >>> loss.backward()
     """
-    check_positive_int(num_blocks, "num_blocks")
-    parts = []
-    for _ in range(num_blocks):
-        block = iresnet(
-            input_dim,
-            hidden_dims,
-            lipschitz=lipschitz,
-            activation=activation,
-            norm=norm,
-            logdet=logdet,
-            solver=solver,
+    blocks = _blocks(
+        input_dim,
+        num_blocks,
+        hidden_dims,
+        lipschitz=lipschitz,
+        activation=activation,
+        norm=norm,
+        logdet=logdet,
+        solver=solver,
+    )
+    return _stacked(map(IResNet, blocks), input_dim, between)
+
+
+def implicit_stack(
+    input_dim: int,
+    num_blocks: int = 8,
+    hidden_dims: Sequence[int] | None = None,
+    *,
+    lipschitz: float = 0.97,
+    activation: Callable[[], Activation] = LipSwish,
+    norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    logdet: LogDet | None = None,
+    solver: Solver | None = None,
+    between: Callable[[int], Transform] | None = actnorm,
+) -> Stack:
+    r"""Blocks and inverse blocks in turn, with ActNorms as in :func:`iresnet_stack`.
+
+    A block stretches by at most :math:`1 + L` and shrinks by at most :math:`1 - L`; its inverse
+    stretches by up to :math:`1 / (1 - L)`. Together they reach slopes that no stack of plain blocks
+    of that size does: with two blocks at L = 0.9 up to 19 instead of 3.6. Both directions solve, in
+    every other block; gradients cross by the implicit function theorem. In nflows the same is
+    ``CompositeTransform([IResNetTransform(D), InverseTransform(IResNetTransform(D))])``.
+
+    Arguments:
+        input_dim, hidden_dims, lipschitz, activation, norm, logdet, solver, between: as in
+            :func:`iresnet_stack`.
+        num_blocks: how many, blocks and inverse blocks together; the first is a block.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
+    References:
+        Implicit Normalizing Flows (Lu, Chen, Li, Wang and Zhu, 2021).
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_iresnet import implicit_stack
+        >>> stack = implicit_stack(input_dim=2, num_blocks=4)
+        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+        >>> flow = dist.TransformedDistribution(base, [stack.inv])
+        >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
+        >>> loss.backward()
+    """
+    blocks = _blocks(
+        input_dim,
+        num_blocks,
+        hidden_dims,
+        lipschitz=lipschitz,
+        activation=activation,
+        norm=norm,
+        logdet=logdet,
+        solver=solver,
+    )
+    kinds = cycle((IResNet, InverseIResNet))
+    return _stacked((kind(block) for kind, block in zip(kinds, blocks)), input_dim, between)  # noqa: B905
+
+
+def _blocks(
+    input_dim: int, num_blocks: int, hidden_dims: Sequence[int] | None, **options: Any
+) -> list[ResidualBlock]:
+    count = check_positive_int(num_blocks, "num_blocks")
+    return [iresnet(input_dim, hidden_dims, **options).block for _ in range(count)]
+
+
+def _stacked(
+    blocks: Iterable[Transform], input_dim: int, between: Callable[[int], Transform] | None
+) -> Stack:
+    if between is None:
+        return Stack(list(blocks))
+    if not callable(between):
+        raise ArgumentTypeError(
+            "Expected between to be a callable that makes a transform, such as actnorm, or None; "
+            f"got {between!r}."
         )
-        parts += [actnorm(input_dim), block]
-    return Stack([*parts, actnorm(input_dim)])
+    parts = []
+    for block in blocks:
+        parts += [between(input_dim), block]
+    return Stack([*parts, between(input_dim)])
