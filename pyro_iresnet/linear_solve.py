@@ -20,10 +20,13 @@ class Solved(NamedTuple):
     Arguments:
         value: the solution, the shape of the right-hand side.
         products: how many products with the Jacobian it took; shape ``(*batch,)``, or one number.
+        failed: the mask of the samples that missed the tolerance, shape ``(*batch,)``; None if none
+            did.
     """
 
     value: Tensor
     products: Tensor | int
+    failed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,13 @@ class LinearSolve(ABC):
 
     @abstractmethod
     def __call__(
-        self, linearization: Linearization, v: Tensor, *, transpose: bool, lipschitz: float
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
     ) -> Solved:
         """``(I + J)^{-1} v``, or ``(I + J)^{-T} v``.
 
@@ -41,6 +50,10 @@ class LinearSolve(ABC):
             v: the right-hand side, shape ``(*batch, *event)``.
             transpose: whether to solve with the transpose.
             lipschitz: a bound of ``||J||_2``, below 1.
+            throw: raise where a sample fails; else what is returned says which did.
+
+        Raises:
+            LinearSolveError: with ``throw``, if a sample misses the tolerance.
         """
 
 
@@ -54,7 +67,13 @@ class DenseSolve(LinearSolve):
     """
 
     def __call__(
-        self, linearization: Linearization, v: Tensor, *, transpose: bool, lipschitz: float
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
     ) -> Solved:
         j = linearization.as_matrix()
         if transpose:
@@ -62,7 +81,10 @@ class DenseSolve(LinearSolve):
         size = linearization.event_size
         eye = torch.eye(size, dtype=j.dtype, device=j.device)
         flat = v.reshape(*linearization.batch_shape, size, 1)
-        return Solved(torch.linalg.solve(eye + j, flat).reshape(v.shape), size)
+        if throw:
+            return Solved(torch.linalg.solve(eye + j, flat).reshape(v.shape), size)
+        value, info = torch.linalg.solve_ex(eye + j, flat)
+        return Solved(value.reshape(v.shape), size, info != 0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,13 @@ class IterativeSolve(LinearSolve):
         """
 
     def __call__(
-        self, linearization: Linearization, v: Tensor, *, transpose: bool, lipschitz: float
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
     ) -> Solved:
         refuse_transforms("The gradient of the inverse with more than 32 coordinates", v)
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
@@ -153,11 +181,16 @@ class IterativeSolve(LinearSolve):
                 rows, residual, asked = rows[kept], residual[kept], asked[kept]
                 product, state = product.select(kept), state.select(kept)
         worst = float((_norm(residual) / asked).max()) * rtol
-        raise LinearSolveError(
-            f"{type(self).__name__} did not reach the tolerance {rtol:.1e} in {limit} products "
-            f"(worst error bound {worst:.1e}), so the Jacobian exceeds the bound {lipschitz:.3g}. "
-            "Correct the bound given with g."
-        )
+        if throw:
+            raise LinearSolveError(
+                f"{type(self).__name__} did not reach the tolerance {rtol:.1e} in {limit} products "
+                f"for {len(rows)} of {len(products)} samples (worst error bound {worst:.1e}), so "
+                f"the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given with g."
+            )
+        products[rows] = limit
+        failed = torch.zeros_like(products, dtype=torch.bool)
+        failed[rows] = True
+        return Solved((w * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch))
 
 
 @dataclass(frozen=True)

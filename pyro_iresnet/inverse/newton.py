@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ..errors import check_instance
 from ..linear_solve import DenseSolve, KrylovSolve, LinearSolve
-from .base import Point, Problem, Solver, Step
+from .base import Point, Problem, Solver, Step, per_sample
 
 
 @dataclass(frozen=True)
@@ -43,5 +45,11 @@ class Newton(Solver):
         if linear_solve is None:
             # An early step is far from exact, however exactly its equation is solved.
             linear_solve = DenseSolve() if at.event_size <= 32 else KrylovSolve(rtol=0.1)
-        solved = linear_solve(at, point.residual, transpose=False, lipschitz=problem.lipschitz)
-        return Step(point.x - solved.value, state, solved.products)
+        solved = linear_solve(
+            at, point.residual, transpose=False, lipschitz=problem.lipschitz, throw=False
+        )
+        x = point.x - solved.value
+        if solved.failed is not None:
+            # A Jacobian beyond its bound: the fixed-point step will show it.
+            x = torch.where(per_sample(solved.failed, x), point.banach, x)
+        return Step(x, state, solved.products)
