@@ -19,17 +19,14 @@ from pyro_iresnet import (
     MeanJacobian,
     Roulette,
     Zero,
-    cached,
     wrap,
 )
 from pyro_iresnet.demo.data import digits
-from pyro_iresnet.demo.fit import fit
 from pyro_iresnet.linear_maps import LinearMap
 
-from .contenders import Work, this_project
 from .report import Fast, Threads, Write, publish, table
+from .trained import on_digits
 
-WORK = Work(64, (128, 128), blocks=4, actnorm=True)
 PUBLISHED_TERMS = 2
 
 
@@ -76,23 +73,6 @@ class Counting(LogDet):
         jacobian = Counted(linearization.jacobian, self.counter)
         counted = Linearization(linearization.value, jacobian, linearization.event_dim)
         return self.inner(counted, lipschitz=lipschitz)
-
-
-def trained(steps: int) -> Flow:
-    """A flow on the digits, by 4 blocks in 64 dimensions."""
-    data = digits()
-    contender = this_project(WORK)
-    flow = contender.module
-    with torch.no_grad():
-        flow.log_prob(data.encode(data.train[:1000]))
-
-    def loss() -> Tensor:
-        batch = data.train[torch.randint(0, len(data.train), (256,))]
-        with cached(flow):
-            return -flow.log_prob(data.encode(batch)).mean()
-
-    fit("a flow on the digits", flow.parameters(), loss, steps=steps, lr=2e-3)
-    return flow.eval()
 
 
 def blocks_of(flow: Flow) -> list[IResNetTransform]:
@@ -183,7 +163,8 @@ def main(
     """Compare the estimators on a flow trained on the digits, and on ``g = 0.9 x``."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    flow = trained(50 if fast else 1500)
+    recipe = on_digits(blocks=4, lipschitz=0.97)
+    flow = recipe.trained(50 if fast else None)
     data = digits()
     x = data.encode(data.test[:100])
     draws = 20 if fast else 1000
@@ -198,7 +179,7 @@ def main(
         counter = Counter()
         estimator = Counting(Roulette(truncation, reference=reference), counter)
         found = spread(lambda e=estimator: by_estimator(flow, x, e), draws, exact)
-        products = counter.products / (draws * len(x) * WORK.blocks)
+        products = counter.products / (draws * len(x) * recipe.work.blocks)
         deviations[truncation, reference] = (products, found[0])
         name = f"this project, Adaptive({truncation.threshold}), {reference}"
         rows.append([name, f"{products:.2f}", *_cells(found)])

@@ -82,6 +82,19 @@ def dense(dim=DIM, hidden_dims=(8, 7), **options):
     return trained(DenseContraction(dim, hidden_dims, **options))
 
 
+def near_minus(dim=DIM, lipschitz=0.97):
+    """``-L x`` near 0 and flat far away: slow to invert by plain iteration."""
+    g = DenseContraction(
+        dim, (dim, dim), lipschitz=lipschitz, activation=Tanh, norm=SingularValue()
+    )
+    first, second = (nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(2))
+    with torch.no_grad():
+        for layer, weight in zip(g.layers, (first, second, -(second @ first).T), strict=True):
+            layer.weight.copy_(2 * weight)
+            layer.bias.zero_()
+    return g
+
+
 ACTIVATIONS = {
     "lipswish": LipSwish,
     "lipswish_sharp": partial(LipSwish, beta=5.0),
@@ -108,6 +121,7 @@ CONTRACTIONS = {
     "wide_first": partial(dense, hidden_dims=(20, 4)),
     "wide_last": partial(dense, hidden_dims=(4, 20)),
     "scalar": partial(dense, dim=1),
+    "near_minus": near_minus,
     **{f"dense_{n}": partial(dense, activation=a) for n, a in ACTIVATIONS.items()},
     **{f"dense_{n}": partial(dense, norm=s) for n, s in CERTIFIED_NORMS.items()},
     "wrapped": lambda: wrap(SineNet(DIM), bound=0.9),

@@ -22,8 +22,8 @@ class Anderson(Solver):
 
     for each sample by itself. The matrix A is the preconditioner's, the identity without one. Where
     ``g`` is affine this is GMRES, which ends after at most D steps. One evaluation of ``g`` for
-    each step; where a step does not bring the residual down, the fixed-point step is taken instead,
-    so that it converges for every contraction.
+    each step; where a step does not bring the residual down enough, a fixed-point step follows from
+    where it started, so that it converges for every contraction.
 
     Arguments:
         history: how many differences to combine, at least 1; never more than coordinates.

@@ -121,7 +121,8 @@ class Solver(ABC):
 
     To write one, define :meth:`step`, and :meth:`init` if it carries a state. The loop evaluates
     ``g``, watches the certificate, drops the samples that are done, and keeps a proposal only where
-    it brings the residual down: elsewhere it takes the fixed-point step, which must.
+    it leaves no more than :func:`share_kept` of the residual: elsewhere the fixed-point step
+    follows, which leaves no more than ``L`` of it.
 
     Attributes:
         rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64.
@@ -170,14 +171,14 @@ class Solver(ABC):
         return state
 
     def default_max_steps(self, ratio: float, lipschitz: float) -> int:
-        """Steps that suffice: here twice those of the fixed-point iteration, since at worst every
-        other step is one.
+        """Steps that suffice: at worst every other one is refused, and leaves the next to the
+        fixed-point step.
 
         Arguments:
             ratio: the largest ``(first residual / (1 - L)) / tolerance`` of a sample.
             lipschitz: the proven bound ``L``.
         """
-        return 2 * banach_steps(ratio, lipschitz)
+        return 2 * banach_steps(ratio, share_kept(lipschitz))
 
 
 def banach_steps(ratio: float, lipschitz: float) -> int:
@@ -185,6 +186,11 @@ def banach_steps(ratio: float, lipschitz: float) -> int:
     if ratio <= 1.0 or lipschitz == 0.0:
         return 1
     return max(1, math.ceil(math.log(ratio) / -math.log(lipschitz)))
+
+
+def share_kept(lipschitz: float) -> float:
+    """The share of a residual that a step may leave, halfway between ``L`` and 1."""
+    return (1 + lipschitz) / 2
 
 
 def norm(v: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..solution import Result
-from .base import Point, Solver, norm, per_sample
+from .base import Point, Solver, norm, per_sample, share_kept
 
 # Steps without a smaller residual after which rounding, not the solver, decides.
 PATIENCE = 10
@@ -100,7 +100,7 @@ class Samples(_Rows):
         forced = self.forced
         if solver.safeguarded:
             # Not a number is not smaller.
-            forced = ~((tried.size <= point.size) | self.forced)
+            forced = ~((tried.size <= share_kept(lipschitz) * point.size) | self.forced)
         return replace(
             self,
             evaluations=self.evaluations + (1 + products),

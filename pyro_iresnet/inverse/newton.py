@@ -15,8 +15,8 @@ class Newton(Solver):
     r"""Newton's method: :math:`x' = x - (I + J)^{-1} r` with :math:`r = x + g(x) - y`.
 
     Quadratic convergence near the solution: a few steps, each of which takes a linear solve with
-    the Jacobian at x. Where a step does not bring the residual down, the fixed-point step is taken
-    instead, so that it converges for every contraction.
+    the Jacobian at x. Where a step does not bring the residual down enough, a fixed-point step
+    follows from where it started, so that it converges for every contraction.
 
     Arguments:
         linear_solve: how to solve with :math:`I + J`; by default by the dense Jacobian up to 32
@@ -43,8 +43,9 @@ class Newton(Solver):
             raise TypeError("Newton steps from a point where g was linearized.")
         linear_solve = self.linear_solve
         if linear_solve is None:
-            # An early step is far from exact, however exactly its equation is solved.
-            linear_solve = DenseSolve() if at.event_size <= 32 else KrylovSolve(rtol=0.1)
+            # An early step is far from exact, however exactly its equation is solved: a residual of
+            # 1 - L times the right-hand side is enough.
+            linear_solve = DenseSolve() if at.event_size <= 32 else KrylovSolve(rtol=1.0)
         solved = linear_solve(
             at, point.residual, transpose=False, lipschitz=problem.lipschitz, throw=False
         )

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,10 +23,10 @@ class Affine(NamedTuple):
     offset: Tensor
 
     def start(self, y: Tensor) -> Tensor:
-        """The x with ``A x + c = y``, for rows; but y where that is far away from it."""
+        """The x with ``A x + c = y``, for rows; but y where c would drown it."""
         x = (y - self.offset) @ self.inverse
-        near = norm(x - y) <= norm(y)
-        return torch.where(near[:, None], x, y)
+        drowned = norm(y) < 0.1 * norm(self.offset[None])
+        return torch.where(drowned[:, None], y, x)
 
     def precondition(self, residual: Tensor) -> Tensor:
         r""":math:`A^{-1} r`, for rows."""
@@ -68,12 +67,17 @@ class AffineFit(Preconditioner):
     def fit(self, problem: Problem) -> Affine | None:
         if problem.context is not None or problem.y.dim() != 2 or len(problem.y) == 0:
             return None
+        if problem.y.dtype not in (torch.float32, torch.float64):
+            return None
         size = problem.y.shape[1]
         generator = torch.Generator().manual_seed(0)
         half = torch.randn((self.points + 1) // 2, size, dtype=torch.float64, generator=generator)
         at = problem.g.linearize(torch.cat([half, -half]).to(problem.y), None)
-        costs = sum(a * b for a, b in pairwise(at.jacobian.widths()) if a != b or a == size)
-        mean = at.jacobian.mean() if size * size <= costs else None
+        packed = at.jacobian.packed()
+        if packed is None:
+            return None
+        cost = sum(t.numel() for kind, t in zip(*packed, strict=True) if kind == "dense")
+        mean = at.jacobian.mean() if size * size <= cost else None
         if mean is None:
             return None
         eye = torch.eye(size, dtype=mean.dtype, device=mean.device)
