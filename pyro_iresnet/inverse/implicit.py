@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.func import functional_call, vjp
 
 from ..errors import HigherOrderError, TracingError
-from ..linear_solve import DenseSolve, LinearSolve, auto_linear_solve
+from ..linear_solve import DENSE, DenseSolve, LinearSolve, auto_linear_solve
 from ..linearization import Linearizable, Linearization
 
 Adjoint = Callable[..., tuple[Tensor | None, ...]]
@@ -32,7 +32,7 @@ def implicit_inverse(
 ) -> Tensor:
     r"""The solution of ``x + g(x) = y``, differentiable in y, parameters and context.
 
-    To second order for every D, to any order up to 32 coordinates; what is not, raises.
+    To second order for every D, to any order up to 16 coordinates; what is not, raises.
 
     Arguments:
         contraction: ``g`` as a module, called as ``contraction(x, context)``.
@@ -85,8 +85,9 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
     def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             raise HigherOrderError(
-                "The inverse has first and second derivatives; a third one, with more than 32 "
-                "coordinates, would be wrong. Call backward without create_graph the second time."
+                "The inverse has first and second derivatives; a third one, with more than "
+                f"{DENSE} coordinates, would be wrong. Call backward without create_graph the "
+                "second time."
             )
         return (by(j, grad, transpose=False, lipschitz=lipschitz).value,)
 

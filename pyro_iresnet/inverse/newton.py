@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..errors import check_instance
-from ..linear_solve import DenseSolve, KrylovSolve, LinearSolve
+from ..linear_solve import DENSE, DenseSolve, KrylovSolve, LinearSolve
 from .base import Point, Problem, Solver, Step, per_sample
 
 
@@ -19,7 +19,7 @@ class Newton(Solver):
     follows from where it started, so that it converges for every contraction.
 
     Arguments:
-        linear_solve: how to solve with :math:`I + J`; by default by the dense Jacobian up to 32
+        linear_solve: how to solve with :math:`I + J`; by default by the dense Jacobian up to 16
             coordinates, which counts as D evaluations of ``g``, and by Krylov's method above.
         rtol, atol, max_steps: as in :class:`FixedPoint`.
 
@@ -45,7 +45,7 @@ class Newton(Solver):
         if linear_solve is None:
             # An early step is far from exact, however exactly its equation is solved: a residual of
             # 1 - L times the right-hand side is enough.
-            linear_solve = DenseSolve() if at.event_size <= 32 else KrylovSolve(rtol=1.0)
+            linear_solve = DenseSolve() if at.event_size <= DENSE else KrylovSolve(rtol=1.0)
         solved = linear_solve(
             at, point.residual, transpose=False, lipschitz=problem.lipschitz, throw=False
         )

@@ -1,90 +1,18 @@
-r"""``(I + J) w = v`` and its transpose: in Newton's method, and in the gradient of the inverse."""
+r"""``(I + J) w = v`` by products with ``J`` alone."""
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from .errors import LinearSolveError, check_positive, check_positive_int
-from .linear_maps import LinearMap
-from .linearization import Linearization
-from .torch_modes import refuse_transforms
-
-
-class Solved(NamedTuple):
-    """What a linear solve returns.
-
-    Arguments:
-        value: the solution, the shape of the right-hand side.
-        products: how many products with the Jacobian it took; shape ``(*batch,)``, or one number.
-        failed: the mask of the samples that missed the tolerance, shape ``(*batch,)``; None if none
-            did.
-    """
-
-    value: Tensor
-    products: Tensor | int
-    failed: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LinearSolve(ABC):
-    """A way to solve with ``I + J``. To write one, define :meth:`__call__`."""
-
-    @abstractmethod
-    def __call__(
-        self,
-        linearization: Linearization,
-        v: Tensor,
-        *,
-        transpose: bool,
-        lipschitz: float,
-        throw: bool = True,
-    ) -> Solved:
-        """``(I + J)^{-1} v``, or ``(I + J)^{-T} v``.
-
-        Arguments:
-            linearization: holds ``J``.
-            v: the right-hand side, shape ``(*batch, *event)``.
-            transpose: whether to solve with the transpose.
-            lipschitz: a bound of ``||J||_2``, below 1.
-            throw: raise where a sample fails; else what is returned says which did.
-
-        Raises:
-            LinearSolveError: with ``throw``, if a sample misses the tolerance.
-        """
-
-
-@dataclass(frozen=True)
-class DenseSolve(LinearSolve):
-    """By LU factors of the dense matrix: exact, for small D.
-
-    Example:
-        >>> from pyro_iresnet import DenseSolve, Newton
-        >>> solver = Newton(linear_solve=DenseSolve())
-    """
-
-    def __call__(
-        self,
-        linearization: Linearization,
-        v: Tensor,
-        *,
-        transpose: bool,
-        lipschitz: float,
-        throw: bool = True,
-    ) -> Solved:
-        j = linearization.as_matrix()
-        if transpose:
-            j = j.mT
-        size = linearization.event_size
-        eye = torch.eye(size, dtype=j.dtype, device=j.device)
-        flat = v.reshape(*linearization.batch_shape, size, 1)
-        if throw:
-            return Solved(torch.linalg.solve(eye + j, flat).reshape(v.shape), size)
-        value, info = torch.linalg.solve_ex(eye + j, flat)
-        return Solved(value.reshape(v.shape), size, info != 0)
+from ..errors import LinearSolveError, check_positive, check_positive_int
+from ..linear_maps import LinearMap
+from ..linearization import Linearization
+from ..torch_modes import refuse_transforms
+from .base import DENSE, LinearSolve, Solved, default_rtol, floor
 
 
 @dataclass(frozen=True)
@@ -150,7 +78,7 @@ class IterativeSolve(LinearSolve):
         lipschitz: float,
         throw: bool = True,
     ) -> Solved:
-        refuse_transforms("The gradient of the inverse with more than 32 coordinates", v)
+        refuse_transforms(f"The gradient of the inverse with more than {DENSE} coordinates", v)
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
         rtol = max(rtol, floor(v.dtype, lipschitz))
         batch = linearization.batch_shape
@@ -178,7 +106,8 @@ class IterativeSolve(LinearSolve):
                 kept = torch.nonzero(waits).reshape(-1)
                 if len(kept) == 0:
                     return Solved((w * scale).reshape(v.shape), products.reshape(batch))
-                rows, residual, asked = rows[kept], residual[kept], asked[kept]
+                rows, asked = rows.index_select(0, kept), asked.index_select(0, kept)
+                residual = residual.index_select(0, kept)
                 product, state = product.select(kept), state.select(kept)
         worst = float((_norm(residual) / asked).max()) * rtol
         if throw:
@@ -247,28 +176,37 @@ class KrylovSolve(IterativeSolve):
     def step(
         self, product: Product, residual: Tensor, state: "_Basis"
     ) -> tuple[Tensor, Tensor, "_Basis"]:
-        if len(state.steps) == self.restart:
-            state = _Basis()
         step, image = residual, residual + product(residual)
-        for earlier, its_image in zip(state.steps, state.images, strict=True):
-            share = _dot(its_image, image)
-            step, image = step - share * earlier, image - share * its_image
+        if state.steps is not None and state.images is not None:
+            if len(state.steps) == self.restart:
+                state = _Basis()
+            else:
+                shares = _dot(state.images, image)
+                step = step - (shares * state.steps).sum(0)
+                image = image - (shares * state.images).sum(0)
         size = _dot(image, image).sqrt().clamp(min=torch.finfo(image.dtype).tiny)
         step, image = step / size, image / size
         share = _dot(image, residual)
-        state = _Basis([*state.steps, step], [*state.images, image])
-        return share * step, residual - share * image, state
+        return share * step, residual - share * image, state.extended(step, image)
 
 
 @dataclass(frozen=True)
 class _Basis:
-    """Directions, and their orthonormal images under ``I + J``."""
+    """Directions, and their orthonormal images under ``I + J``; shape ``(count, n, *event)``."""
 
-    steps: list[Tensor] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
+    steps: Tensor | None = None
+    images: Tensor | None = None
+
+    def extended(self, step: Tensor, image: Tensor) -> "_Basis":
+        """With one more direction."""
+        if self.steps is None or self.images is None:
+            return _Basis(step[None], image[None])
+        return _Basis(torch.cat([self.steps, step[None]]), torch.cat([self.images, image[None]]))
 
     def select(self, index: Tensor) -> "_Basis":
-        return _Basis([v[index] for v in self.steps], [v[index] for v in self.images])
+        if self.steps is None or self.images is None:
+            return self
+        return _Basis(self.steps.index_select(1, index), self.images.index_select(1, index))
 
 
 def _norm(v: Tensor) -> Tensor:
@@ -276,20 +214,10 @@ def _norm(v: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each row, to multiply rows with."""
-    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.dim() - 1))
-
-
-def default_rtol(dtype: torch.dtype) -> float:
-    """The relative tolerance of an inverse: 1e-10 in float64, 1e-6 in lower precision."""
-    return 1e-10 if dtype == torch.float64 else 1e-6
-
-
-def floor(dtype: torch.dtype, lipschitz: float) -> float:
-    r"""The relative error :math:`8\,\epsilon / (1 - L)` below which rounding hides the residual."""
-    return 8 * torch.finfo(dtype).eps / (1 - lipschitz)
-
-
-def auto_linear_solve(event_size: int) -> LinearSolve:
-    """``DenseSolve()`` up to 32 coordinates, ``KrylovSolve()`` above."""
-    return DenseSolve() if event_size <= 32 else KrylovSolve()
+    """The inner product of each row, to multiply rows with; ``a`` may have a leading dimension."""
+    return (
+        (a * b)
+        .flatten(a.dim() - b.dim() + 1)
+        .sum(-1)
+        .reshape(*a.shape[: a.dim() - b.dim() + 1], *(1,) * (b.dim() - 1))
+    )

@@ -1,0 +1,96 @@
+r"""What solves ``(I + J) w = v``: by the dense matrix, and what others have to keep."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..linearization import Linearization
+
+# The coordinates up to which the dense Jacobian is cheaper than products with it.
+DENSE = 16
+
+
+class Solved(NamedTuple):
+    """What a linear solve returns.
+
+    Arguments:
+        value: the solution, the shape of the right-hand side.
+        products: how many products with the Jacobian it took; shape ``(*batch,)``, or one number.
+        failed: the mask of the samples that missed the tolerance, shape ``(*batch,)``; None if none
+            did.
+    """
+
+    value: Tensor
+    products: Tensor | int
+    failed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LinearSolve(ABC):
+    """A way to solve with ``I + J``. To write one, define :meth:`__call__`."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
+    ) -> Solved:
+        """``(I + J)^{-1} v``, or ``(I + J)^{-T} v``.
+
+        Arguments:
+            linearization: holds ``J``.
+            v: the right-hand side, shape ``(*batch, *event)``.
+            transpose: whether to solve with the transpose.
+            lipschitz: a bound of ``||J||_2``, below 1.
+            throw: raise where a sample fails; else what is returned says which did.
+
+        Raises:
+            LinearSolveError: with ``throw``, if a sample misses the tolerance.
+        """
+
+
+@dataclass(frozen=True)
+class DenseSolve(LinearSolve):
+    """By LU factors of the dense matrix: exact, for small D.
+
+    Example:
+        >>> from pyro_iresnet import DenseSolve, Newton
+        >>> solver = Newton(linear_solve=DenseSolve())
+    """
+
+    def __call__(
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
+    ) -> Solved:
+        j = linearization.as_matrix()
+        if transpose:
+            j = j.mT
+        size = linearization.event_size
+        eye = torch.eye(size, dtype=j.dtype, device=j.device)
+        flat = v.reshape(*linearization.batch_shape, size, 1)
+        if throw:
+            return Solved(torch.linalg.solve(eye + j, flat).reshape(v.shape), size)
+        value, info = torch.linalg.solve_ex(eye + j, flat)
+        return Solved(value.reshape(v.shape), size, info != 0)
+
+
+def default_rtol(dtype: torch.dtype) -> float:
+    """The relative tolerance of an inverse: 1e-10 in float64, 1e-6 in lower precision."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
+def floor(dtype: torch.dtype, lipschitz: float) -> float:
+    r"""The relative error :math:`8\,\epsilon / (1 - L)` below which rounding hides the residual."""
+    return 8 * torch.finfo(dtype).eps / (1 - lipschitz)
