@@ -1,39 +1,23 @@
 """The inverse: its true error, its cost, and the cost of a gradient through it."""
 
 import copy
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
-import flowcon.transforms
 import torch
 import typer
 from nflows.flows import Flow
-from normflows.flows.residual import iResBlock as NormflowsBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_iresnet import (
-    Anderson,
-    FixedPoint,
-    IResNetTransform,
-    Newton,
-    NoFit,
-    Solver,
-    cached,
-    solve,
-)
-from pyro_iresnet.caching import acting_of
-from pyro_iresnet.linearization import Linearizable
+from pyro_iresnet import Anderson, FixedPoint, IResNetTransform, Newton, NoFit, Solver, cached
 
-from .measure import interleaved, peak_memory
+from .inverse_gradient import GRADIENT_BATCH, gradients
+from .inversions import PACKAGES, by_iteration, by_package, by_solver, invert, loosest
+from .measure import interleaved
 from .report import Fast, Threads, Write, publish, table
-from .trained import Recipe, on_checkerboard, on_digits
+from .trained import on_checkerboard, on_digits
 
 SAMPLES = 10_000
-GRADIENT_BATCH = 256
-# A call of a block's inverse on y: x, the evaluations of g of each sample, and of the slowest.
-Invert = Callable[[IResNetTransform, Linearizable, Tensor], tuple[Tensor, Tensor]]
 SOLVERS: dict[str, dict[str, Solver]] = {
     "checkerboard": {
         "FixedPoint()": FixedPoint(),
@@ -53,118 +37,6 @@ SOLVERS: dict[str, dict[str, Solver]] = {
 }
 OURS = "Anderson(), the default"
 SAME = "Eq. 12 to the same error, each sample by itself"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What an inversion of the whole flow gave.
-
-    Arguments:
-        x: the values.
-        evaluations: of ``g`` for each sample, all blocks together, in the mean.
-        serial: the same for a sample that is the slowest in every block.
-    """
-
-    x: Tensor
-    evaluations: float
-    serial: int
-
-    def error(self, truth: Tensor) -> Tensor:
-        return (self.x.double() - truth).norm(dim=1)
-
-
-@torch.no_grad()
-def invert(flow: Flow, z: Tensor, block: Invert) -> Found:
-    """Invert a flow with ``block`` for each of its residual blocks."""
-    x, total, serial = z, torch.zeros(len(z)), 0
-    with cached(flow):
-        for transform in reversed(flow._transform._transforms):
-            if isinstance(transform, IResNetTransform):
-                x, count = block(transform, acting_of(transform.block.contraction), x)
-                total += count
-                serial += int(count.max())
-            else:
-                x = transform.inverse(x)[0]
-    return Found(x, float(total.mean()), serial)
-
-
-def by_solver(solver: Solver, rtol: float | None = None) -> Invert:
-    """This project's."""
-
-    def block(transform: IResNetTransform, g: Linearizable, y: Tensor) -> tuple[Tensor, Tensor]:
-        solution = solve(transform.block.contraction, y, solver, rtol=rtol, acting=g)
-        return solution.value, solution.stats.evaluations
-
-    return block
-
-
-def by_iteration(tolerance: float) -> Invert:
-    """``x <- y - g(x)`` until a step is below the tolerance, for each sample by itself.
-
-    Or until its steps have stopped shrinking, ten times in a row: the end of the arithmetic.
-    """
-
-    def block(transform: IResNetTransform, g: Linearizable, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, count = y.clone(), torch.zeros(len(y))
-        rows = torch.arange(len(y))
-        least, age = torch.full((len(y),), torch.inf, dtype=y.dtype), torch.zeros(len(y))
-        while len(rows):
-            new = y[rows] - g(x[rows])
-            step = (new - x[rows]).norm(dim=1)
-            x[rows] = new
-            count[rows] += 1
-            age = torch.where(step < least, 0, age + 1)
-            least = torch.minimum(step, least)
-            moves = (step > tolerance) & (age < 10)
-            rows, least, age = rows[moves], least[moves], age[moves]
-        return x, count
-
-    return block
-
-
-class _Counted(nn.Module):
-    """``g`` with its acting weights, as a network of another package, which counts its calls."""
-
-    def __init__(self, g: Linearizable) -> None:
-        super().__init__()
-        self.g, self.calls = g, 0
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.calls += 1
-        return self.g(x)
-
-
-def by_package(wrap: Callable[[nn.Module], nn.Module], tolerance: float) -> Invert:
-    """The iteration of a published package, on this project's trained network."""
-
-    def block(transform: IResNetTransform, g: Linearizable, y: Tensor) -> tuple[Tensor, Tensor]:
-        net = _Counted(g)
-        inverse = wrap(net)._inverse_fixed_point
-        x = inverse(y, atol=tolerance, rtol=tolerance)
-        return x, torch.full((len(y),), float(net.calls))
-
-    return block
-
-
-PACKAGES = {"normflows": NormflowsBlock, "flowcon": flowcon.transforms.iResBlock}
-
-
-def loosest(flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert], error: float):
-    """The loosest tolerance of a grid whose largest error is at most ``error``, and what it gave.
-
-    In float32 none may reach it: then the one that comes nearest.
-    """
-    tried = {}
-    for k in range(10, 70):
-        tolerance = 10.0 ** (-k / 2)
-        found = invert(flow, z, make(tolerance))
-        worst = float(found.error(truth).max())
-        tried[worst] = tolerance, found
-        if worst <= error:
-            return tolerance, found
-        if len(tried) > 3 and worst > 0.9 * min(w for w in tried if w != worst):
-            break
-    return tried[min(tried)]
 
 
 def inverse_alone(flow: Flow, z: Tensor, solver: Solver) -> Callable[[], object]:
@@ -223,96 +95,6 @@ def accuracy(flow: Flow, name: str, dtype: torch.dtype, count: int) -> tuple[lis
         "plain": float(found[SAME].error(truth).max()) / target,
     }
     return rows, goals
-
-
-def unrolled(flow: Flow, z: Tensor, steps: list[int]) -> Tensor:
-    """The inverse by so many recorded fixed-point steps in each block."""
-    x, remaining = z, list(steps)
-    for transform in reversed(flow._transform._transforms):
-        if isinstance(transform, IResNetTransform):
-            g, y = acting_of(transform.block.contraction), x
-            for _ in range(remaining.pop(0)):
-                x = y - g(x)
-        else:
-            x = transform.inverse(x)[0]
-    return x
-
-
-def implicit(flow: Flow, z: Tensor) -> Tensor:
-    """The inverse with its implicit gradient."""
-    x = z
-    for t in reversed(flow._transform._transforms):
-        x = t.block.inverse(x) if isinstance(t, IResNetTransform) else t.inverse(x)[0]
-    return x
-
-
-def gradient(flow: Flow, z: Tensor, inverse: Callable[[Flow, Tensor], Tensor]) -> Tensor:
-    """The gradient of ``||x||^2 / 2``, in the mean, in all parameters."""
-    with cached(flow):
-        loss = inverse(flow, z).square().sum(-1).mean() / 2
-    loss.backward()
-    found = torch.cat([p.grad.flatten() for p in flow.parameters() if p.grad is not None])
-    flow.zero_grad()
-    return found
-
-
-def steps_to(flow: Flow, z: Tensor, truth: Tensor, error: float) -> list[int]:
-    """The fixed-point steps of each block after which the whole batch is as near to the truth."""
-    counts: list[int] = []
-
-    def counting(tolerance: float) -> Invert:
-        counts.clear()
-        inner = by_package(NormflowsBlock, tolerance)
-
-        def block(transform: IResNetTransform, g: Linearizable, y: Tensor):
-            x, count = inner(transform, g, y)
-            counts.append(int(count.max()))
-            return x, count
-
-        return block
-
-    loosest(flow, z, truth, counting, error)
-    return counts
-
-
-def one_gradient(recipe: Callable[[], Recipe], path: str, steps: list[int] | None) -> None:
-    """A gradient in a process of its own, for its peak of memory."""
-    torch.set_num_threads(1)
-    flow = recipe().untrained()
-    flow.load_state_dict(torch.load(path))
-    flow.eval()
-    torch.manual_seed(2)
-    z = torch.randn(GRADIENT_BATCH, flow._distribution._shape[0])
-    gradient(flow, z, implicit if steps is None else partial(unrolled, steps=steps))
-
-
-def gradients(recipe: Callable[[], Recipe], flow: Flow) -> tuple[list[list[str]], list[float]]:
-    """Time, error and memory of a gradient through the inverse, and the ratios."""
-    torch.manual_seed(2)
-    z = torch.randn(GRADIENT_BATCH, flow._distribution._shape[0])
-    exact = copy.deepcopy(flow).double()
-    for transform in exact._transform._transforms:
-        if isinstance(transform, IResNetTransform):
-            transform.block.solver = Anderson(rtol=1e-13)
-    truth = invert(exact, z.double(), by_solver(Anderson(), 1e-13)).x
-    error = float(invert(flow, z, by_solver(Anderson())).error(truth).max())
-    steps = steps_to(flow, z, truth, error)
-    ways = {"implicit": implicit, "unrolled": partial(unrolled, steps=steps)}
-    right = gradient(exact, z.double(), implicit)
-    ms = interleaved(
-        {n: partial(gradient, flow, z, way) for n, way in ways.items()}, rounds=7, inner=1
-    )
-    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-        torch.save(flow.state_dict(), file.name)
-        peaks = {
-            n: peak_memory(one_gradient, recipe, file.name, None if n == "implicit" else steps)
-            for n in ways
-        }
-    rows = []
-    for n, way in ways.items():
-        off = (gradient(flow, z, way).double() - right).norm() / right.norm()
-        rows.append([n, f"{ms[n]:.0f}", f"{float(off):.1e}", f"{peaks[n]:.0f}"])
-    return rows, [ms["implicit"] / ms["unrolled"], peaks["implicit"] / peaks["unrolled"]]
 
 
 def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None:

@@ -27,10 +27,13 @@ operations and by fresh memory (a fifth of it page faults). At D = 21 and 63 it 
 products of 500 x 128 with 128 x 128: three each for the value, the exact trace and the gradient
 of the rest, one or more for the draws, and eight of 128 x 128 matrices for the proven norm,
 where the packages pay a few matrix-vector products for a norm that is not one. Expanding at the
-mean Jacobian is some 8% of the step; it divides the variance of the gradient by 2.4. Tried and
-kept: norms of one shape in one batch, the norm's gradient from one product more, a fused
-activation, both ends of the Jacobian to the middle, 32 signs from one draw. Tried and left:
-closed forms of the activation by fewer plain operations (no gain).
+mean Jacobian is some 8% of the step; it divides the variance of the gradient by 1.8. The draws of
+the rest of the series, which a compiled step takes as one eager operation, are half of the step.
+Tried and kept: norms of one shape in one batch, the norm's gradient from one product more, a fused
+activation whose scales go into the weights, both ends of the Jacobian to the middle, 32 signs from
+one draw. Tried and left: value and probe in one pass of dual numbers (10%, for an activation that
+must know of it), the rest of the series on a part of the batch (20%, for twice the variance of the
+log-determinant's gradient), closed forms of the activation by fewer plain operations (no gain).
 """
 
 Step = Callable[[], None]
