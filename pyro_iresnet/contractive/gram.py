@@ -60,7 +60,7 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     # By the largest entry: the squares in a norm under- or overflow where the entries do not.
     scale = w.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
     unit = w / scale
-    power = unit @ unit.mT
+    power = unit @ unit.mH
     order = 2 ** (squarings + 2) + 2
     log_norm = torch.zeros_like(scale)
     for done in range(squarings + 1):
@@ -76,7 +76,7 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     root = torch.exp(log_norm + size.log() * (2.0 / order))
     direction = power @ product
     # A norm has <W, dS/dW> = S (Euler), which gives the factor that the rescalings dropped.
-    euler = (unit * direction).sum((-2, -1), keepdim=True).clamp(min=tiny)
+    euler = (unit.conj() * direction).real.sum((-2, -1), keepdim=True).clamp(min=tiny)
     direction = direction * (root / euler)
     if weight.shape[-2] > weight.shape[-1]:
         direction = direction.mT

@@ -2,19 +2,19 @@ r"""Spectral norms of weights, and weights scaled to a bound of theirs.
 
 ``Lip(W x + b) = ||W||_2`` (seed report Eq. 8-10; Behrmann et al. 2019, Eq. 3). Each strategy is a
 pure function of the weight, differentiable through the norm: stopping the gradient there costs a
-flow most of its fit.
+flow most of its fit. A weight is a matrix, or the kernel of a convolution.
 """
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import check_positive_int
+from ..errors import check_instance
+from .symbol import over_symbol, spectral_norm
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ActingWeight:
     """A weight as it acts.
 
     Arguments:
-        weight: a matrix.
+        weight: a matrix, or the kernel of a convolution, shape ``(out, in, height, width)``.
         strategy: how its norm is taken.
         known: a proven upper bound of its norm, where constraining it has left one.
     """
@@ -36,7 +36,17 @@ class ActingWeight:
         if self.known is not None:
             return self.known
         with torch.no_grad():
-            return self.strategy.proven(self.weight)
+            return self._take(self.strategy.proven)
+
+    @torch.no_grad()
+    def exact(self) -> Tensor:
+        """Its largest singular value; of a kernel, the tightest proven bound that is known."""
+        return self._take(spectral_norm)
+
+    def _take(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.weight.dim() == 2:
+            return norm(self.weight)
+        return over_symbol(self.weight, norm)
 
 
 @dataclass(frozen=True)
@@ -44,13 +54,14 @@ class Norm(ABC):
     """A way to take ``||W||_2``, and to keep it at a bound.
 
     To write one, define :meth:`norm` for a batch of matrices; where that is no upper bound of the
-    spectral norm, set ``certified`` to False and define :meth:`proven` too.
-
-    Attributes:
-        certified: whether :meth:`norm` is a proven upper bound.
+    spectral norm, set ``certified`` to False and define :meth:`proven` too. The norm of a
+    convolution follows, from the matrices of its Fourier symbol.
     """
 
-    certified: ClassVar[bool] = True
+    @property
+    def certified(self) -> bool:
+        """Whether :meth:`norm` is a proven upper bound of the spectral norm."""
+        return True
 
     @abstractmethod
     def norm(self, weight: Tensor) -> Tensor:
@@ -60,10 +71,10 @@ class Norm(ABC):
         together.
 
         Arguments:
-            weight: shape ``(*batch, rows, columns)``.
+            weight: shape ``(*batch, rows, columns)``, real or complex.
 
         Returns:
-            shape ``(*batch,)``.
+            shape ``(*batch,)``, real.
         """
 
     def proven(self, weight: Tensor) -> Tensor:
@@ -75,30 +86,58 @@ class Norm(ABC):
 
         .. math:: W \min(1, c / \lVert W \rVert)
 
-        (Behrmann et al. 2019, Eq. 3: "soft" scaling, which leaves smaller weights alone).
+        (Behrmann et al. 2019, Eq. 3: "soft" scaling, which leaves smaller weights alone;
+        :class:`Hard` does not.)
 
         Arguments:
             weight: shape ``(*batch, rows, columns)``.
             bound: above 0, a number or a tensor of shape ``(*batch,)``.
         """
-        return self._constrain(weight, bound, None)[0]
+        batch = weight.shape[:-2]
+        bounds = torch.as_tensor(bound, dtype=weight.dtype, device=weight.device).expand(batch)
+        many = weight.reshape(-1, *weight.shape[-2:])
+        turned = wide(many)
+        acting = self._constrain(turned, bounds.reshape(-1), None)[0]
+        return (acting if turned.shape == many.shape else acting.mT).reshape(weight.shape)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        """The norm of each weight, or of each of its rows: what has to come down to the bound.
+
+        Arguments:
+            weights: shape ``(n, rows, columns)``, or ``(n, rows, columns, height, width)`` of
+                kernels; no more rows than columns.
+
+        Returns:
+            shape ``(n,)`` or ``(n, rows)``. Weights whose sizes are at most c have norm at most c.
+        """
+        return self.norm(weights) if weights.dim() == 3 else over_symbol(weights, self.norm)
+
+    def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
+        """What a weight of these sizes is multiplied by."""
+        # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
+        return bound / torch.maximum(sizes, bound)
 
     def _constrain(
-        self, weight: Tensor, bound: float | Tensor, scale: Tensor | None
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The constrained weight times ``scale``, and a proven bound of its norm, if known."""
+        """The constrained weights times their scales, and proven bounds of their norms, if known.
+
+        Shapes as in :meth:`sizes`; bounds and scales ``(n,)``.
+        """
         # A norm has no second derivative at 0, where a last layer may start: it is asked
         # elsewhere, and the answer left out.
-        zero = (weight == 0).flatten(-2).all(-1)
-        norm = self.norm(torch.where(zero[..., None, None], 1.0, weight))
-        # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
-        factor = torch.where(zero, 1.0, bound / norm.clamp(min=bound))
-        if scale is not None:
-            factor = factor * scale
-        acting = weight * factor[..., None, None]
+        zero = (weights == 0).flatten(1).all(1)
+        sizes = self.sizes(torch.where(_spread(zero, weights), 1.0, weights))
+        factors = self.factor(sizes, _spread(bounds, sizes))
+        if scales is not None:
+            factors = factors * _spread(scales, sizes)
+        factors = torch.where(_spread(zero, sizes), _one_or(scales, sizes), factors)
+        acting = weights * _spread(factors, weights)
         if not self.certified:
             return acting, None
-        return acting, torch.where(zero, 0.0, norm.detach() * factor.detach().abs())
+        known = (sizes.detach() * factors.detach().abs()).flatten(1 if sizes.dim() > 1 else 0)
+        known = known.amax(1) if sizes.dim() > 1 else known
+        return acting, torch.where(zero, 0.0, known)
 
     def constrain_all(
         self,
@@ -106,28 +145,75 @@ class Norm(ABC):
         bounds: Sequence[float],
         scales: Sequence[Tensor | None] | None = None,
     ) -> list[ActingWeight]:
-        """:meth:`constrain` for many matrices, those of one shape (or its transpose) at once.
+        """Many weights, each kept at its bound, those of one shape (or its transpose) at once.
 
         Arguments:
-            weights: matrices of any shapes.
+            weights: matrices and kernels of any shapes.
             bounds: one for each.
             scales: a scalar for each, to multiply it with when it is constrained; None for 1.
         """
         if scales is None:
             scales = [None] * len(weights)
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for i, w in enumerate(weights):
-            groups[min(w.shape), max(w.shape), w.dtype, w.device].append(i)
+        flat = [_as_matrix(w) for w in weights]
+        for i, w in enumerate(flat):
+            rows, columns, *kernel = w.shape
+            shape = min(rows, columns), max(rows, columns), *kernel
+            groups[(*shape, w.dtype, w.device)].append(i)
         acting: dict[int, ActingWeight] = {}
         for members in groups.values():
-            many = torch.stack([wide(weights[i]) for i in members])
+            turned = [flat[i].shape[0] > flat[i].shape[1] for i in members]
+            pairs = zip(members, turned, strict=True)
+            many = torch.stack([flat[i].transpose(0, 1) if t else flat[i] for i, t in pairs])
             each = many.new_tensor([bounds[i] for i in members])
             scaled, norms = self._constrain(many, each, _stack([scales[i] for i in members], many))
             known = [None] * len(members) if norms is None else norms.unbind()
-            for i, w, norm in zip(members, scaled.unbind(), known, strict=True):
-                turned = w if weights[i].shape == w.shape else w.mT
-                acting[i] = ActingWeight(turned, self, norm)
+            for i, t, w, norm in zip(members, turned, scaled.unbind(), known, strict=True):
+                back = w.transpose(0, 1) if t else w
+                acting[i] = ActingWeight(back.reshape(weights[i].shape), self, norm)
         return [acting[i] for i in range(len(weights))]
+
+
+@dataclass(frozen=True)
+class Hard(Norm):
+    r"""Weights scaled to the bound whatever their norm: :math:`W\, c / \lVert W \rVert`.
+
+    Only the direction of a weight is learned, and every layer spends its whole budget; a weight
+    that is exactly 0 stays 0. The strategies themselves scale "softly": a weight below the bound
+    is left alone (Behrmann et al. 2019, Eq. 3).
+
+    Arguments:
+        by: the strategy that takes the norm.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.diag(torch.tensor([0.2, 0.1]))
+        >>> Hard(SingularValue()).constrain(weight, 1.0).diag()
+        tensor([1.0000, 0.5000])
+        >>> SingularValue().constrain(weight, 1.0).diag()
+        tensor([0.2000, 0.1000])
+    """
+
+    by: Norm
+
+    def __post_init__(self) -> None:
+        check_instance(self.by, Norm, "by", "Gram()")
+
+    @property
+    def certified(self) -> bool:
+        return self.by.certified
+
+    def norm(self, weight: Tensor) -> Tensor:
+        return self.by.norm(weight)
+
+    def proven(self, weight: Tensor) -> Tensor:
+        return self.by.proven(weight)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        return self.by.sizes(weights)
+
+    def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
+        return bound / sizes
 
 
 def _stack(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
@@ -137,88 +223,21 @@ def _stack(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
     return torch.stack([one if scale is None else scale for scale in scales])
 
 
+def _one_or(scales: Tensor | None, sizes: Tensor) -> Tensor:
+    return sizes.new_ones(()) if scales is None else _spread(scales, sizes)
+
+
+def _spread(a: Tensor, like: Tensor) -> Tensor:
+    """``a`` with dimensions of size 1 at its end, as many as ``like`` has."""
+    return a.reshape(*a.shape, *(1,) * (like.dim() - a.dim()))
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """The kernel of a 1 x 1 convolution as the matrix that it is; everything else as it is."""
+    return weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight
+
+
 def wide(weight: Tensor) -> Tensor:
     """The matrix or its transpose, whichever has no more rows than columns."""
     # Of the two orientations the one whose products have long rows, which run up to twice as fast.
     return weight.mT if weight.shape[-2] > weight.shape[-1] else weight
-
-
-@dataclass(frozen=True)
-class SingularValue(Norm):
-    """The exact largest singular value, by a singular value decomposition.
-
-    Certified and tight. Its gradient sees one singular value at a time: only ``u v^T`` of the
-    largest.
-
-    Example:
-        >>> import torch
-        >>> SingularValue().norm(torch.diag(torch.tensor([3.0, 1.0]))).item()
-        3.0
-    """
-
-    def norm(self, weight: Tensor) -> Tensor:
-        return torch.linalg.matrix_norm(weight, ord=2)
-
-
-@dataclass(frozen=True)
-class Frobenius(Norm):
-    r"""The Frobenius norm, an upper bound (seed report, footnote 2), loose by up to
-    :math:`\sqrt{n}` for ``n`` the smaller side.
-
-    Example:
-        >>> import torch
-        >>> Frobenius().norm(torch.diag(torch.tensor([3.0, 4.0]))).item()
-        5.0
-    """
-
-    def norm(self, weight: Tensor) -> Tensor:
-        return torch.linalg.matrix_norm(weight)
-
-
-@dataclass(frozen=True)
-class PowerIteration(Norm):
-    r"""Power iteration (seed report App. B, Eq. 32-34; Miyato et al. 2018): a LOWER bound.
-
-    .. math:: v \leftarrow W^\top u / \lVert W^\top u \rVert,\quad
-              u \leftarrow W v / \lVert W v \rVert,\quad \lVert W \rVert_2 \approx u^\top W v
-
-    What it returns is never above ``||W||_2``, so weights scaled by it may exceed the bound:
-    ``lipschitz_bound()`` then gives their exact norm, and ``inverse`` refuses a contraction whose
-    proven bound is 1 or more. Every call starts from the same vector, so that the norm is a pure
-    function of W. The gradient is that of ``u^T W v`` with ``u, v`` held fixed,
-    :math:`u v^\top`.
-
-    Arguments:
-        steps: iterations, at least 1.
-
-    Example:
-        >>> import torch
-        >>> norm = PowerIteration(steps=50)
-        >>> round(norm.norm(torch.diag(torch.tensor([3.0, 1.0]))).item(), 4)
-        3.0
-    """
-
-    steps: int = 10
-
-    certified: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_positive_int(self.steps, "steps")
-
-    def norm(self, weight: Tensor) -> Tensor:
-        with torch.no_grad():
-            tiny = torch.finfo(weight.dtype).tiny
-            # The vector of ones that App. B proposes is orthogonal to the leading singular vector
-            # of many a structured W; the slope makes that a coincidence of measure zero.
-            rows = weight.shape[-2]
-            u = torch.linspace(1.0, 2.0, rows, dtype=weight.dtype, device=weight.device)[:, None]
-            v = u
-            for _ in range(self.steps):
-                v = weight.mT @ u
-                v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp(min=tiny)
-                u = weight @ v
-                u = u / torch.linalg.vector_norm(u, dim=-2, keepdim=True).clamp(min=tiny)
-        return (u * (weight @ v)).sum((-2, -1))
-
-    def proven(self, weight: Tensor) -> Tensor:
-        return torch.linalg.matrix_norm(weight, ord=2)

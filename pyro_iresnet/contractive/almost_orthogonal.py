@@ -1,0 +1,52 @@
+"""Rows rescaled until they are almost orthogonal."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .norms import Norm, wide
+
+
+@dataclass(frozen=True)
+class AlmostOrthogonal(Norm):
+    r"""Each row scaled by itself, until all of them together have norm at most 1.
+
+    .. math:: \lVert D^{-1/2} W \rVert_2 \le 1, \qquad D_{ii} = \sum_j |W W^\top|_{ij}
+
+    with the smaller side of W as the rows. A row below the bound is left alone, so that the
+    scaling is soft row by row. It costs one product, and the rows that point the same way share
+    the budget. For a convolution the sum runs over the offsets of the kernel with itself too, and
+    the bound holds at every image size.
+
+    References:
+        Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks (Prach and
+        Lampert, 2022), Theorem 1.
+
+    Example:
+        >>> import torch
+        >>> AlmostOrthogonal().constrain(torch.diag(torch.tensor([3.0, 0.5])), 1.0).diag()
+        tensor([1.0000, 0.5000])
+    """
+
+    def norm(self, weight: Tensor) -> Tensor:
+        w = wide(weight)
+        return _roots((w @ w.mH).abs().sum(-1)).amax(-1)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        if weights.dim() == 3:
+            return _roots((weights @ weights.mT).abs().sum(-1))
+        n, rows, columns, height, width = weights.shape
+        # Every kernel with every other, at every offset: one convolution, a group for each weight.
+        images = weights.transpose(0, 1).reshape(rows, n * columns, height, width)
+        kernels = weights.reshape(n * rows, columns, height, width)
+        products = functional.conv2d(
+            images, kernels, padding=(height - 1, width - 1), groups=n
+        ).reshape(rows, n, -1)
+        return _roots(products.abs().sum(-1)).T
+
+
+def _roots(sums: Tensor) -> Tensor:
+    # A row of zeros may have any size, and the root has no derivative at 0.
+    return torch.where(sums == 0, 1.0, sums).sqrt()

@@ -1,0 +1,62 @@
+r"""The norm of a convolution at every image size, from the Fourier symbol of its kernel.
+
+A convolution over the whole plane is, at the frequency :math:`\omega`, the matrix
+:math:`\hat K(\omega) = \sum_p K_p e^{-i \omega \cdot p}`, and its norm is the largest of theirs
+(Sedghi, Gupta and Long, 2019, for the frequencies of one image). Circular padding takes some of
+these frequencies, and zero padding is a part of the plane: neither norm is larger, whatever the
+size of the image. :math:`u^* \hat K v` is a trigonometric polynomial of degree
+:math:`d = (k-1)/2` in each direction, so its largest value on a grid of N frequencies misses that
+of all by at most the factor :math:`1 / \cos(\pi d / N)` for each direction.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Frequencies in each direction for a kernel of 3; the bound is then 4% loose, and the same for
+# larger kernels, whose grid grows with their degree.
+GRID = 16
+
+
+def over_symbol(kernel: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """A bound of the norm of a convolution, by a norm of matrices.
+
+    Arguments:
+        kernel: shape ``(*batch, out, in, height, width)``, stride and dilation 1.
+        norm: of matrices, shapes ``(*batch, out, in)`` to ``(*batch,)``.
+
+    Returns:
+        shape ``(*batch,)``.
+    """
+    height, width = kernel.shape[-2:]
+    rows, columns = _frequencies(height), _frequencies(width)
+    # The symbol at -w is the conjugate of that at w: half of one direction suffices.
+    half = columns // 2 + 1
+    by_row = _waves(height, rows, rows, kernel)
+    by_column = _waves(width, columns, half, kernel)
+    symbol = torch.einsum("...oihw,ha,wb->...aboi", kernel.to(by_row.dtype), by_row, by_column)
+    slack = _slack(height, rows) * _slack(width, columns)
+    return norm(symbol).flatten(-2).amax(-1) * slack
+
+
+def spectral_norm(weight: Tensor) -> Tensor:
+    """The largest singular value of matrices, shapes ``(*batch, m, n)`` to ``(*batch,)``."""
+    return torch.linalg.matrix_norm(weight, ord=2)
+
+
+def _frequencies(side: int) -> int:
+    return GRID * max(1, (side - 1) // 2)
+
+
+def _slack(side: int, count: int) -> float:
+    return 1 / math.cos(math.pi * (side - 1) / 2 / count)
+
+
+def _waves(side: int, count: int, kept: int, like: Tensor) -> Tensor:
+    """The phases of each position of a kernel at each frequency, shape ``(side, kept)``."""
+    position = torch.arange(side, dtype=like.dtype, device=like.device)
+    frequency = torch.arange(kept, dtype=like.dtype, device=like.device) * (2 * math.pi / count)
+    phase = position[:, None] * frequency
+    return torch.complex(phase.cos(), -phase.sin())
