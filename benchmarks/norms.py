@@ -125,11 +125,11 @@ def digits_job() -> Job:
 
 
 def checkerboard_job() -> Job:
-    # Rate of the one-cycle schedule: the best of 5e-3, 1e-2 and 2e-2 after 2,000 steps.
+    # The peak of the learning rate is the best of 5e-3, 1e-2 and 2e-2 after 2,000 steps.
     def held_out() -> Tensor:
         return checkerboard(20_000)
 
-    return Job("checkerboard", 2, (64, 64), 8, 2000, 8000, 1e-2, 3.66, checkerboard, held_out)
+    return Job("checkerboard", 2, (64, 64), 8, 2000, 8000, 2e-2, 3.66, checkerboard, held_out)
 
 
 class Log:
