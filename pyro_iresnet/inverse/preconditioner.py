@@ -73,11 +73,8 @@ class AffineFit(Preconditioner):
         generator = torch.Generator().manual_seed(0)
         half = torch.randn((self.points + 1) // 2, size, dtype=torch.float64, generator=generator)
         at = problem.g.linearize(torch.cat([half, -half]).to(problem.y), None)
-        packed = at.jacobian.packed()
-        if packed is None:
-            return None
-        cost = sum(t.numel() for kind, t in zip(*packed, strict=True) if kind == "dense")
-        mean = at.jacobian.mean() if size * size <= cost else None
+        cost = at.jacobian.cost()
+        mean = at.jacobian.mean() if cost is not None and size * size <= cost else None
         if mean is None:
             return None
         eye = torch.eye(size, dtype=mean.dtype, device=mean.device)

@@ -1,0 +1,40 @@
+"""Maps as words and tensors, for what can carry nothing else; see :meth:`LinearMap.packed`."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from .base import LinearMap
+from .composite import Append, Chain, Sum
+from .convolution import Convolution
+from .elementary import Dense, Diagonal, Permutation
+
+LEAVES: dict[str, Callable[[Tensor], LinearMap]] = {
+    "dense": Dense,
+    "diagonal1": Diagonal,
+    "diagonal3": lambda diagonal: Diagonal(diagonal, 3),
+    "permutation": Permutation,
+    "convolution": Convolution,
+    "circular": lambda kernel: Convolution(kernel, circular=True),
+}
+GROUPS: dict[str, Callable[[tuple[LinearMap, ...]], LinearMap]] = {
+    "chain(": Chain,
+    "append(": lambda maps: Append(Chain(maps)),
+    "sum(": Sum,
+}
+
+
+def unpack(words: list[str], tensors: list[Tensor]) -> LinearMap:
+    """The map of :meth:`LinearMap.packed`."""
+    return Chain(tuple(_parts(iter(words), iter(tensors))))
+
+
+def _parts(words: Iterator[str], tensors: Iterator[Tensor]) -> Iterator[LinearMap]:
+    """The maps up to the end of a group."""
+    for word in words:
+        if word == ")":
+            return
+        if word in GROUPS:
+            yield GROUPS[word](tuple(_parts(words, tensors)))
+        else:
+            yield LEAVES[word](next(tensors))
