@@ -1,7 +1,7 @@
 """Contractive networks ``g`` with a proven Lipschitz bound, and the norms that prove it."""
 
 from .activations import ELU, Activation, LipSwish, Sine, Softplus, Tanh
-from .base import Acting, Contraction
+from .base import Contraction
 from .constrained import ConstrainedContraction, acting_together
 from .gram import Gram
 from .mlp import DenseContraction
@@ -10,7 +10,6 @@ from .wrapped import wrap
 
 __all__ = [
     "ELU",
-    "Acting",
     "Activation",
     "ConstrainedContraction",
     "Contraction",
