@@ -111,6 +111,10 @@ def by_package(wrap: Callable[[nn.Module], nn.Module], tolerance: float) -> Inve
 PACKAGES = {"normflows": NormflowsBlock, "flowcon": flowcon.transforms.iResBlock}
 
 
+# Where the packages give up, in each block.
+CAP = 1000
+
+
 def loosest(flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert], error: float):
     """The loosest tolerance of a grid whose largest error is at most ``error``, and what it gave.
 
@@ -125,5 +129,7 @@ def loosest(flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert
         if worst <= error:
             return tolerance, found
         if len(tried) > 3 and worst > 0.9 * min(w for w in tried if w != worst):
+            break
+        if found.serial >= CAP:
             break
     return tried[min(tried)]

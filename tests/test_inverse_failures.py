@@ -72,3 +72,9 @@ def test_failures_are_named_by_their_place_in_the_batch():
     ) as e:
         solve(zoo.dense(), y, max_steps=1)
     assert "10 more ended as MAX_STEPS" in str(e.value)
+
+
+def test_a_start_that_broadcasts_is_taken():
+    g, y = zoo.dense(), torch.randn(6, zoo.DIM)
+    x0 = torch.randn(zoo.DIM)
+    assert torch.equal(solve(g, y, x0=x0).value, solve(g, y, x0=x0.expand(6, -1)).value)

@@ -84,18 +84,31 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
         w = by(j, v, transpose=True, lipschitz=lipschitz).value
 
     def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            value = by(j, grad, transpose=False, lipschitz=lipschitz).value
+        value = _linear_solve(j, grad, transpose=False, lipschitz=lipschitz, by=by)
         if torch.is_grad_enabled():
-            value = undifferentiable(
-                value,
-                grad + j.value,
+            # Linear in the gradient, which is no derivative of J; in J it is not followed.
+            value = value + undifferentiable(
+                torch.zeros_like(value),
+                j.value,
                 "The inverse has first and second derivatives; a third one, with more than "
                 f"{DENSE} coordinates, would be wrong.",
             )
         return (value,)
 
     return _Implicit.apply(v - j.vm(w), w, adjoint)
+
+
+def _linear_solve(
+    j: Linearization, v: Tensor, *, transpose: bool, lipschitz: float, by: LinearSolve
+) -> Tensor:
+    """``(I + J)^{-1} v`` or its transpose, differentiable in ``v`` alone."""
+    with torch.no_grad():
+        w = by(j, v, transpose=transpose, lipschitz=lipschitz).value
+
+    def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        return (_linear_solve(j, grad, transpose=not transpose, lipschitz=lipschitz, by=by),)
+
+    return _Implicit.apply(v, w, adjoint)
 
 
 class _Implicit(Function):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..counter import fixed_normals
 from ..errors import check_positive_int
 from .base import Problem, norm
 
@@ -73,11 +74,8 @@ class AffineFit(Preconditioner):
         if problem.y.dtype not in (torch.float32, torch.float64):
             return None
         size = problem.y.shape[1]
-        generator = torch.Generator("cpu").manual_seed(0)
-        half = torch.randn(
-            (self.points + 1) // 2, size, dtype=torch.float64, generator=generator, device="cpu"
-        )
-        at = problem.g.linearize(torch.cat([half, -half]).to(problem.y), None)
+        half = fixed_normals(((self.points + 1) // 2, size), 0, problem.y)
+        at = problem.g.linearize(torch.cat([half, -half]), None)
         packed = at.jacobian.packed()
         if packed is None:
             return None

@@ -76,7 +76,8 @@ def solve(
         contraction: ``g``.
         y: shape ``(*batch, *event)``.
         solver: how to go from one iterate to the next; by default ``auto_solver(D)``.
-        x0: where to start, the shape of ``y``; by default where the solver would.
+        x0: where to start, the shape of ``y`` or one that broadcasts to it; by default where the
+            solver would.
         context: shape ``(*batch, size)``, for a conditional ``g``.
         atol, rtol, max_steps: instead of those of the solver.
         throw: raise where a sample fails; else the solution says which did.
@@ -100,7 +101,7 @@ def solve(
     if isinstance(contraction, type) or not isinstance(contraction, Contractive):
         raise ArgumentTypeError(
             "Expected contraction to be a Contraction, such as DenseContraction(2), or that of a "
-            f"transform, transform.block.contraction; got {contraction!r}."
+            f"transform, transform.block.contraction; got {_named(contraction)}."
         )
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
@@ -111,10 +112,12 @@ def solve(
     check_instance(solver, Solver, "solver", "Anderson()")
     if x0 is not None:
         check_tensor(x0, tuple(event), y, "x0")
-        if x0.shape != y.shape:
+        try:
+            x0 = x0.expand(y.shape)
+        except RuntimeError as error:
             raise ArgumentError(
                 f"Expected x0 of the shape {tuple(y.shape)} of y; got {tuple(x0.shape)}."
-            )
+            ) from error
         if not bool(x0.isfinite().all()):
             raise ArgumentError("Expected x0 to be finite; got NaN or infinity. Leave it out.")
     with full_precision(y):
@@ -144,6 +147,10 @@ def solve(
     if throw and worst != Result.CONVERGED:
         raise InversionError(solution.describe(), solution)
     return solution
+
+
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _check_resolved(dtype: torch.dtype, lipschitz: float) -> None:
