@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_iresnet import Anderson, IResNetTransform, cached
 from pyro_iresnet.caching import acting_of
-from pyro_iresnet.linearization import Linearizable
+from pyro_iresnet.linearization import Acting
 
 from .inversions import PACKAGES, Invert, by_package, by_solver, invert, loosest
 from .measure import interleaved, peak_memory
@@ -59,7 +59,7 @@ def steps_to(flow: Flow, z: Tensor, truth: Tensor, error: float) -> list[int]:
         counts.clear()
         inner = by_package(PACKAGES["normflows"], tolerance)
 
-        def block(transform: IResNetTransform, g: Linearizable, y: Tensor):
+        def block(transform: IResNetTransform, g: Acting, y: Tensor):
             x, count = inner(transform, g, y)
             counts.append(int(count.max()))
             return x, count

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from pyro_iresnet import IResNetTransform, Solver, cached, solve
 from pyro_iresnet.caching import acting_of
-from pyro_iresnet.linearization import Linearizable
+from pyro_iresnet.linearization import Acting
 
 # A call of a block's inverse on y: x, the evaluations of g of each sample.
-Invert = Callable[[IResNetTransform, Linearizable, Tensor], tuple[Tensor, Tensor]]
+Invert = Callable[[IResNetTransform, Acting, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def invert(flow: Flow, z: Tensor, block: Invert) -> Found:
 def by_solver(solver: Solver, rtol: float | None = None) -> Invert:
     """This project's."""
 
-    def block(transform: IResNetTransform, g: Linearizable, y: Tensor) -> tuple[Tensor, Tensor]:
+    def block(transform: IResNetTransform, g: Acting, y: Tensor) -> tuple[Tensor, Tensor]:
         solution = solve(transform.block.contraction, y, solver, rtol=rtol, acting=g)
         return solution.value, solution.stats.evaluations
 
@@ -66,7 +66,7 @@ def by_iteration(tolerance: float) -> Invert:
     Or until its steps have stopped shrinking, ten times in a row: the end of the arithmetic.
     """
 
-    def block(transform: IResNetTransform, g: Linearizable, y: Tensor) -> tuple[Tensor, Tensor]:
+    def block(transform: IResNetTransform, g: Acting, y: Tensor) -> tuple[Tensor, Tensor]:
         x, count = y.clone(), torch.zeros(len(y))
         rows = torch.arange(len(y))
         least, age = torch.full((len(y),), torch.inf, dtype=y.dtype), torch.zeros(len(y))
@@ -87,7 +87,7 @@ def by_iteration(tolerance: float) -> Invert:
 class _Counted(nn.Module):
     """``g`` with its acting weights, as a network of another package, which counts its calls."""
 
-    def __init__(self, g: Linearizable) -> None:
+    def __init__(self, g: Acting) -> None:
         super().__init__()
         self.g, self.calls = g, 0
 
@@ -99,7 +99,7 @@ class _Counted(nn.Module):
 def by_package(wrap: Callable[[nn.Module], nn.Module], tolerance: float) -> Invert:
     """The iteration of a published package, on this project's trained network."""
 
-    def block(transform: IResNetTransform, g: Linearizable, y: Tensor) -> tuple[Tensor, Tensor]:
+    def block(transform: IResNetTransform, g: Acting, y: Tensor) -> tuple[Tensor, Tensor]:
         net = _Counted(g)
         inverse = wrap(net)._inverse_fixed_point
         x = inverse(y, atol=tolerance, rtol=tolerance)
@@ -109,6 +109,10 @@ def by_package(wrap: Callable[[nn.Module], nn.Module], tolerance: float) -> Inve
 
 
 PACKAGES = {"normflows": NormflowsBlock, "flowcon": flowcon.transforms.iResBlock}
+
+
+# Where the packages give up, in each block.
+CAP = 1000
 
 
 def loosest(flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert], error: float):
@@ -125,5 +129,7 @@ def loosest(flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert
         if worst <= error:
             return tolerance, found
         if len(tried) > 3 and worst > 0.9 * min(w for w in tried if w != worst):
+            break
+        if found.serial >= CAP:
             break
     return tried[min(tried)]

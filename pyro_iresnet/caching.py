@@ -7,7 +7,8 @@ from types import TracebackType
 import torch
 
 from .anatomy import contractions_of
-from .contractive import Acting, Contraction, acting_together
+from .contractive import Contraction, acting_together
+from .linearization import Acting
 from .snapshot import Snapshot
 from .torch_modes import in_torch_func, is_compiling
 

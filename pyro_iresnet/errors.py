@@ -6,6 +6,7 @@ caller would expect (``ValueError`` for a value, ``TypeError`` for a type).
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, SupportsIndex, TypeVar
 
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class VarianceWarning(UserWarning):
 
 def check_lipschitz(value: float, name: str = "lipschitz") -> float:
     """Return ``value`` as a float, or raise unless it is a number with ``0 < value < 1``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ArgumentTypeError(f"Expected {name} to be a number in (0, 1); got {value!r}.")
     if not 0.0 < value < 1.0:
         raise ArgumentError(
@@ -67,7 +68,7 @@ def check_lipschitz(value: float, name: str = "lipschitz") -> float:
 
 def check_positive(value: float, name: str) -> float:
     """Return ``value`` as a float, or raise unless it is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ArgumentTypeError(f"Expected {name} to be a number above 0; got {value!r}.")
     if not 0.0 < value < float("inf"):
         raise ArgumentError(f"Expected {name} to be finite and above 0; got {value}.")
@@ -76,7 +77,7 @@ def check_positive(value: float, name: str) -> float:
 
 def check_probability(value: float, name: str) -> float:
     """Return ``value`` as a float, or raise unless it is a number with ``0 < value < 1``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ArgumentTypeError(f"Expected {name} to be a number in (0, 1); got {value!r}.")
     if not 0.0 < value < 1.0:
         raise ArgumentError(f"Expected {name} in (0, 1); got {value}.")
@@ -85,7 +86,11 @@ def check_probability(value: float, name: str) -> float:
 
 def check_not_negative(value: float, name: str) -> float:
     """Return ``value`` as a float, or raise unless it is a finite number of at least zero."""
-    return 0.0 if isinstance(value, int | float) and value == 0 else check_positive(value, name)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ArgumentTypeError(f"Expected {name} to be a number of at least 0; got {value!r}.")
+    if not 0.0 <= value < float("inf"):
+        raise ArgumentError(f"Expected {name} to be finite and at least 0; got {value}.")
+    return float(value)
 
 
 def check_int(value: SupportsIndex, name: str) -> int:

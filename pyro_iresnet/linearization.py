@@ -1,8 +1,9 @@
 """``g`` at a point: its value, and its Jacobian as a linear map."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -89,16 +90,43 @@ class Linearization:
         return torch.linalg.vector_norm(v.flatten(v.dim() - self.event_dim), dim=-1)
 
 
-class Linearizable(Protocol):
-    """What the log-determinants and the inverse need of ``g`` with its acting weights in place."""
+class Acting(ABC):
+    """``g`` with its acting weights in place: what the log-determinants and the inverse need.
 
+    Attributes:
+        closed_form: whether ``linearize`` costs little more than a call.
+    """
+
+    closed_form: ClassVar[bool] = True
+
+    @abstractmethod
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``g(x)``, shape ``(*batch, *event)``."""
-        ...
 
+    @abstractmethod
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """``g(x)`` and the Jacobian at ``x``."""
-        ...
+
+    @abstractmethod
+    def lipschitz_bound(self) -> Tensor:
+        """A proven upper bound of ``Lip(g)`` with these weights, a scalar."""
+
+    def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""How far rounding may move the computed ``g(x)``, its Euclidean norm: an estimate.
+
+        Here for a network of which nothing is known: :math:`4 \epsilon` times the largest of
+        the norms of ``x`` and ``g(x)`` and of 1, the size of the hidden layers for standardised
+        data.
+
+        Arguments:
+            x: shape ``(n, *event)``.
+            context: shape ``(n, size)``.
+
+        Returns:
+            shape ``(n,)``.
+        """
+        sizes = [torch.linalg.vector_norm(v.flatten(1), dim=1) for v in (x, self(x, context))]
+        return 4 * torch.finfo(x.dtype).eps * torch.maximum(*sizes).clamp(min=1.0)
 
 
 # A compiler cannot carry a pullback from one graph to the next.

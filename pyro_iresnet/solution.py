@@ -22,8 +22,8 @@ class Result(IntEnum):
     )
     NON_FINITE = (
         2,
-        "The inverse met NaN or infinity. Either y holds one, or the network overflows there. "
-        "Check y and the parameters.",
+        "The inverse met NaN or infinity. y or the context holds one, or the network overflows on "
+        "the way. Check y, context, x0 and the parameters.",
     )
     NOT_A_CONTRACTION = (
         3,
@@ -50,8 +50,10 @@ class Stats:
         evaluations: evaluations of ``g``, a product with its Jacobian counted as one.
         residual: ``||x + g(x) - y||`` where the certificate was taken: at the returned ``x``, or at
             the iterate before it.
-        error_bound: certified bound of ``||x - x*||`` for the returned ``x``.
-        tolerance: the bound that was asked, never below the floor of the arithmetic.
+        error_bound: certified bound of ``||x - x*||`` for the returned ``x``, what rounding hides
+            included.
+        tolerance: the bound at which the sample counts as done: what was asked, or the floor of
+            the arithmetic where that is more, and what rounding hides.
     """
 
     results: Tensor
@@ -87,7 +89,8 @@ class Solution:
         """One sentence with the numbers: how many samples failed, how far off, and what to do."""
         stats = self.stats
         failed = stats.results.reshape(-1) == int(self.result)
-        where = torch.nonzero(failed).reshape(-1)[:5].tolist()
+        rows = torch.nonzero(stats.results == int(self.result))[:5].tolist()
+        where = [row[0] if len(row) == 1 else tuple(row) for row in rows]
         parts = [f"{int(failed.sum())} of {failed.numel()} samples, first at {where}"]
         if self.result in (Result.MAX_STEPS, Result.NOT_A_CONTRACTION):
             steps = int(stats.steps.reshape(-1)[failed].max())
@@ -99,4 +102,8 @@ class Solution:
                 f"{steps} steps; worst error bound {bound:.1e}, residual {residual:.1e}, "
                 f"asked {asked:.1e}"
             )
+        for other in Result:
+            count = int((stats.results == int(other)).sum())
+            if count and other not in (Result.CONVERGED, self.result):
+                parts.append(f"{count} more ended as {other.name}")
         return f"{self.result.message} ({'; '.join(parts)}.)"

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 from .errors import HigherOrderError, TracingError
 
@@ -51,6 +51,38 @@ def in_plain_autograd() -> bool:
     return not (is_compiling() or is_tracing() or in_forward_mode() or in_torch_func())
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """Autocast off: of rounded weights no bound would hold, nor would a certificate."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def undifferentiable(value: Tensor, of: Tensor, message: str) -> Tensor:
+    """``value``, a function of ``of`` whose derivative would be wrong: asked for, it raises.
+
+    Raises:
+        HigherOrderError: with ``message``, when differentiated in ``value`` or ``of``.
+    """
+    return _Undifferentiable.apply(value, of, message)
+
+
+class _Undifferentiable(Function):
+    """The identity of its first argument; takes the second so that it stands in its graph."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, of: Tensor, message: str) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.message = inputs[2]
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        raise HigherOrderError(ctx.message)
+
+
 def refuse_forward_mode(what: str, tensor: Tensor) -> None:
     """Raise under forward-mode differentiation, which would go through a random draw."""
     if is_compiling():
@@ -74,6 +106,11 @@ def refuse_transforms(what: str, tensor: Tensor) -> None:
             f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
             "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
             "inverse out of the trace."
+        )
+    if functorch.is_legacy_batchedtensor(tensor):
+        raise TracingError(
+            f"{what} cannot run under is_grads_batched or vectorize: its steps depend on the data. "
+            "Take one vector at a time."
         )
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):

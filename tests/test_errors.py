@@ -54,8 +54,8 @@ VALUES = {
     "exact_terms": (lambda: Adaptive(exact_terms=0), "exact_terms to be at least 1"),
     "squarings": (lambda: Gram(0), "squarings to be at least 1"),
     "steps": (lambda: PowerIteration(0), "steps to be at least 1"),
-    "rtol": (lambda: FixedPoint(rtol=-1.0), "rtol to be finite and above 0; got -1.0"),
-    "atol": (lambda: FixedPoint(atol=-1.0), "atol to be finite and above 0; got -1.0"),
+    "rtol": (lambda: FixedPoint(rtol=-1.0), "rtol to be finite and at least 0; got -1.0"),
+    "atol": (lambda: FixedPoint(atol=-1.0), "atol to be finite and at least 0; got -1.0"),
     "max_steps": (lambda: FixedPoint(max_steps=0), "max_steps to be at least 1"),
     "beta": (lambda: LipSwish(beta=0.0), "beta to be finite and above 0"),
     "frequency": (lambda: Sine(frequency=-1.0), "frequency to be finite and above 0"),
@@ -101,8 +101,8 @@ VALUES = {
         r"x and y of one shape; got \(3, 2\) and \(3, 4\)",
     ),
     "x0": (
-        lambda: solve(zoo.dense(), torch.randn(4, zoo.DIM), x0=torch.randn(1, zoo.DIM)),
-        r"x0 of the shape \(4, 5\) of y; got \(1, 5\)",
+        lambda: solve(zoo.dense(), torch.randn(4, zoo.DIM), x0=torch.randn(3, zoo.DIM)),
+        r"x0 of the shape \(4, 5\) of y; got \(3, 5\)",
     ),
     "forward_shape": (lambda: iresnet(2).forward_shape((7, 3)), r"got \(7, 3\)"),
 }
@@ -138,7 +138,10 @@ TYPES = {
         lambda: solve(zoo.dense(), torch.randn(zoo.DIM), x0=torch.randn(zoo.DIM).float()),
         "x0 of dtype torch.float64",
     ),
-    "solve_block": (lambda: solve(zoo.block(), torch.randn(zoo.DIM)), "such as block.contraction"),
+    "solve_block": (
+        lambda: solve(zoo.block(), torch.randn(zoo.DIM)),
+        "transform.block.contraction",
+    ),
     "wrapped_integers": (
         lambda: zoo.CONTRACTIONS["wrapped"]()(torch.ones(3, zoo.DIM, dtype=torch.int64)),
         "x of a floating dtype; got torch.int64",

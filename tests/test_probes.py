@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from pyro_iresnet.logdet.probe import fixed_signs, rademacher
+from pyro_iresnet.counter import fixed_normals, fixed_signs
+from pyro_iresnet.logdet.probe import rademacher
 
 SIZE = (400, 500)
 MAKERS = {
@@ -49,3 +50,12 @@ def test_the_random_ones_follow_torchs_seed():
     torch.manual_seed(5)
     assert torch.equal(first, rademacher((100,), torch.zeros(())))
     assert not torch.equal(first, second)
+
+
+def test_fixed_normals_are_normal_and_a_pure_function():
+    x = fixed_normals((20_000, 3), 0, torch.zeros(()))
+    assert torch.equal(x, fixed_normals((20_000, 3), 0, torch.zeros(())))
+    assert not torch.equal(x, fixed_normals((20_000, 3), 1, torch.zeros(())))
+    torch.testing.assert_close(x.mean(0), torch.zeros(3), atol=0.03, rtol=0)
+    torch.testing.assert_close(x.T.cov(), torch.eye(3), atol=0.04, rtol=0)
+    assert x.isfinite().all()

@@ -8,13 +8,19 @@ from torch import nn
 
 from pyro_iresnet import (
     ELU,
+    Anderson,
     DenseContraction,
+    FixedPoint,
     Frobenius,
     Gram,
     InverseIResNet,
     IResNet,
     IResNetTransform,
+    KrylovSolve,
     LipSwish,
+    NeumannSolve,
+    Newton,
+    NoFit,
     PowerIteration,
     ResidualBlock,
     Sine,
@@ -126,6 +132,16 @@ CONTRACTIONS = {
     **{f"dense_{n}": partial(dense, norm=s) for n, s in CERTIFIED_NORMS.items()},
     "wrapped": lambda: wrap(SineNet(DIM), bound=0.9),
     "wrapped_image": lambda: wrap(SineNet(4), bound=0.9, event_dim=3),
+}
+
+SOLVERS = {
+    "fixed_point": FixedPoint(),
+    "anderson": Anderson(),
+    "anderson_1": Anderson(history=1),
+    "anderson_plain": Anderson(preconditioner=NoFit()),
+    "newton": Newton(),
+    "newton_krylov": Newton(linear_solve=KrylovSolve(rtol=1.0)),
+    "newton_neumann": Newton(linear_solve=NeumannSolve(rtol=1.0)),
 }
 
 CONDITIONAL = {

@@ -2,7 +2,7 @@
 
 from .activations import ELU, Activation, LipSwish, Sine, Softplus, Tanh
 from .almost_orthogonal import AlmostOrthogonal
-from .base import Acting, Contraction
+from .base import Contraction
 from .closed_form import Frobenius, Schur, SingularValue
 from .constrained import ConstrainedContraction, acting_together
 from .gram import Gram
@@ -13,7 +13,6 @@ from .wrapped import wrap
 
 __all__ = [
     "ELU",
-    "Acting",
     "ActingWeight",
     "Activation",
     "AlmostOrthogonal",

@@ -2,13 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, check_tensor
-from ..linearization import Linearizable, Linearization, linearize_by_autograd
+from ..linearization import Acting, Linearization, linearize_by_autograd
 
 
 class Contraction(nn.Module, ABC):
@@ -53,7 +53,7 @@ class Contraction(nn.Module, ABC):
     def lipschitz_bound(self) -> Tensor:
         """A proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""
 
-    def acting(self) -> "Acting":
+    def acting(self) -> Acting:
         """``g`` with the weights that act in place: computed once, for many evaluations."""
         return _ByAutograd(self)
 
@@ -104,16 +104,10 @@ class Contraction(nn.Module, ABC):
         return x.expand(*batch, *event), context.expand(*batch, context.shape[-1])
 
 
-class Acting(Linearizable, Protocol):
-    """``g`` with its acting weights in place, and the bound that they prove."""
-
-    def lipschitz_bound(self) -> Tensor:
-        """A proven upper bound of ``Lip(g)`` with these weights, a scalar."""
-        ...
-
-
-class _ByAutograd:
+class _ByAutograd(Acting):
     """A contraction as its own acting function, with the Jacobian by automatic differentiation."""
+
+    closed_form: ClassVar[bool] = False
 
     def __init__(self, contraction: Contraction) -> None:
         self._contraction = contraction

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Acting, Contraction
+from ..linearization import Acting
+from .base import Contraction
 from .norms import ActingWeight, Norm
 
 

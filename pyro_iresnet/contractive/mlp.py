@@ -16,7 +16,7 @@ from ..errors import (
     check_positive_int,
 )
 from ..linear_maps import Chain, Dense, Diagonal, LinearMap
-from ..linearization import Linearization
+from ..linearization import Acting, Linearization
 from .activations import Activation, LipSwish
 from .constrained import ConstrainedContraction, FreeWeight
 from .gram import Gram
@@ -122,7 +122,7 @@ class DenseContraction(ConstrainedContraction):
 
 
 @dataclass(frozen=True)
-class _Acting:
+class _Acting(Acting):
     """The weights that act, with the scales of the activations in them."""
 
     layers: tuple[ActingWeight, ...]
@@ -149,11 +149,27 @@ class _Acting:
         bound = torch.stack([layer.norm() for layer in self.layers]).prod()
         return bound * math.prod(a.bound for a in self.activations)
 
+    def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        # Each layer rounds at the size of what it adds up, and the layers after it pass that on.
+        h, total = x, torch.zeros_like(x[..., 0])
+        for i, layer in enumerate(self.layers):
+            z = self._affine(i, h, context)
+            added = layer.norm() * _norm(h) + _norm(self.biases[i]) + _norm(z)
+            total = layer.norm() * total + added
+            if i < len(self.activations):
+                h = self.activations[i](z)
+                total = self.activations[i].bound * (total + _norm(h))
+        return torch.finfo(x.dtype).eps / 2 * total
+
     def _affine(self, i: int, h: Tensor, context: Tensor | None) -> Tensor:
         z = nn.functional.linear(h, self.layers[i].weight, self.biases[i])
         if context is not None and i < len(self.context_weights):
             z = z + nn.functional.linear(context, self.context_weights[i])
         return z
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=-1)
 
 
 def _linears(layers: nn.ModuleList) -> list[nn.Linear]:

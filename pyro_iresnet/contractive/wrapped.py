@@ -25,7 +25,14 @@ class Wrapped(Contraction):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)
+        # Tensors of inference mode count no versions.
+        version = None if x.is_inference() else x._version
         value = self.module(x) if context is None else self.module(x, context)
+        if version is not None and x._version != version:
+            raise ArgumentError(
+                "Expected module to leave x as it is; it changed it in place. Build its layers "
+                "with inplace=False."
+            )
         if value.shape != x.shape:
             raise ArgumentError(
                 f"Expected module to keep the shape {tuple(x.shape)} of x; "

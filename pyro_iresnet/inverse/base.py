@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from ..errors import check_not_negative, check_positive, check_positive_int
-from ..linearization import Linearizable, Linearization
+from ..errors import check_not_negative, check_positive_int
+from ..linearization import Acting, Linearization
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Problem:
         lipschitz: the proven bound of ``Lip(g)``.
     """
 
-    g: Linearizable
+    g: Acting
     y: Tensor
     context: Tensor | None
     lipschitz: float
@@ -125,7 +125,8 @@ class Solver(ABC):
     follows, which leaves no more than ``L`` of it.
 
     Attributes:
-        rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64.
+        rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64. With 0, and no
+            atol, as exact as the arithmetic allows.
         atol: absolute tolerance, in the units of ``x``; by default 0.
         max_steps: by default what theory says suffices.
     """
@@ -141,7 +142,7 @@ class Solver(ABC):
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            check_positive(self.rtol, "rtol")
+            check_not_negative(self.rtol, "rtol")
         check_not_negative(self.atol, "atol")
         if self.max_steps is not None:
             check_positive_int(self.max_steps, "max_steps")

@@ -15,18 +15,16 @@ PATIENCE = 10
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When the error bound of a sample is small enough."""
+    """When the error bound of a sample is small enough.
+
+    Arguments:
+        atol, rtol: what the caller asks.
+        floor: what the arithmetic allows, relative to the larger of x and y.
+    """
 
     atol: float
     rtol: float
     floor: float
-
-    def stalled_at(self, scale: Tensor) -> Tensor:
-        """The error up to which a residual that no longer shrinks counts as rounding's doing.
-
-        The hidden layers round too, at their own size; that of standardised data is about 1.
-        """
-        return 32 * self.floor * scale.clamp(min=1.0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Samples(_Rows):
     Arguments:
         rows: its place in the batch.
         y_norm: the norm of its ``y``.
+        noise: how far rounding may move ``g`` where the solver starts.
         asked: the error that the caller allows.
         best: the iterate of the smallest residual so far.
         best_size: the norm of that residual.
@@ -57,6 +56,7 @@ class Samples(_Rows):
 
     rows: Tensor
     y_norm: Tensor
+    noise: Tensor
     asked: Tensor
     best: Tensor
     best_size: Tensor
@@ -67,13 +67,13 @@ class Samples(_Rows):
     certified: Tensor
 
     @classmethod
-    def start(cls, point: Point, y_norm: Tensor, tolerance: Tolerance) -> "Samples":
+    def start(cls, point: Point, y_norm: Tensor, noise: Tensor, tolerance: Tolerance) -> "Samples":
         """Before the first step."""
         rows = torch.arange(len(point.x), device=point.x.device)
         zero, no = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
         asked = tolerance.atol + tolerance.rtol * y_norm
         infinite = torch.full_like(y_norm, torch.inf)
-        return cls(rows, y_norm, asked, point.x, infinite, zero, zero + 1, no, no, no)
+        return cls(rows, y_norm, noise, asked, point.x, infinite, zero, zero + 1, no, no, no)
 
     def seen(self, point: Point) -> "Samples":
         """After an evaluation that was kept."""
@@ -105,7 +105,7 @@ class Samples(_Rows):
             self,
             evaluations=self.evaluations + (1 + products),
             forced=forced,
-            stretched=_stretched(lipschitz, point, tried, verdict.scale),
+            stretched=_stretched(lipschitz, point, tried, verdict),
             certified=verdict.certified,
         )
 
@@ -128,6 +128,7 @@ class Verdict(_Rows):
         ahead_bound: the certified error of that.
         certified: whether the best iterate is.
         scale: the larger of the norms of that and of y.
+        rounding: how far rounding may move a residual there.
         asked: the error that is small enough.
         finite: whether all is.
     """
@@ -137,6 +138,7 @@ class Verdict(_Rows):
     ahead_bound: Tensor
     certified: Tensor
     scale: Tensor
+    rounding: Tensor
     asked: Tensor
     finite: Tensor
 
@@ -147,8 +149,11 @@ class Verdict(_Rows):
         """On the samples at a point, with the iterate ``ahead`` of it."""
         scale = torch.maximum(norm(samples.best), samples.y_norm)
         asked = torch.maximum(samples.asked, tolerance.floor * scale)
+        # On the way from the start g rounds at the size of what it adds up, x at most.
+        rounding = samples.noise + 4 * torch.finfo(scale.dtype).eps * scale
         bound = point.size * (lipschitz / (1 - lipschitz))
         if ahead is not point.banach:
+            # Else the difference is 0, and not worth a pass over memory.
             bound = bound + norm(ahead - point.banach)
         looks_ahead = bound <= asked
         certified = samples.best_size <= (1 - lipschitz) * asked
@@ -156,7 +161,7 @@ class Verdict(_Rows):
         # Certified twice without a better iterate ahead: no use to wait for one.
         ended = looks_ahead | (certified & samples.certified) | samples.stretched | ~finite
         ended |= samples.age >= PATIENCE
-        return cls(ended, looks_ahead, bound, certified, scale, asked, finite)
+        return cls(ended, looks_ahead, bound, certified, scale, rounding, asked, finite)
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,6 @@ class Ending(_Rows):
     def of(
         cls,
         lipschitz: float,
-        tolerance: Tolerance,
         size: Tensor,
         ahead: Tensor,
         samples: Samples,
@@ -188,27 +192,30 @@ class Ending(_Rows):
     ) -> "Ending":
         """Of samples whose last residual has the norm ``size``."""
         here = samples.best_size / (1 - lipschitz)
-        floored = (samples.age >= PATIENCE) & (here <= tolerance.stalled_at(verdict.scale))
+        floored = (samples.age >= PATIENCE) & (samples.best_size <= 2 * verdict.rounding)
         results = torch.full_like(samples.rows, Result.MAX_STEPS)
         results[verdict.ahead | verdict.certified | floored] = Result.CONVERGED
         results[samples.stretched] = Result.NOT_A_CONTRACTION
         # Last, since infinity is within a tolerance of infinity.
         results[~verdict.finite] = Result.NON_FINITE
-        error_bound = torch.where(verdict.ahead, verdict.ahead_bound, here)
-        allowed = torch.maximum(verdict.asked, error_bound)
+        bound = torch.where(verdict.ahead, verdict.ahead_bound, here)
+        # What was computed is a residual but for its rounding.
+        hidden = verdict.rounding / (1 - lipschitz)
         return cls(
             value=torch.where(per_sample(verdict.ahead, ahead), ahead, samples.best),
             results=results,
             evaluations=samples.evaluations,
             residual=torch.where(verdict.ahead, size, samples.best_size),
-            error_bound=error_bound,
-            tolerance=torch.where(floored, allowed, verdict.asked),
+            error_bound=bound + hidden,
+            tolerance=torch.where(floored, torch.maximum(verdict.asked, bound), verdict.asked)
+            + hidden,
         )
 
 
-def _stretched(lipschitz: float, a: Point, b: Point, scale: Tensor) -> Tensor:
+def _stretched(lipschitz: float, a: Point, b: Point, verdict: Verdict) -> Tensor:
     """Where ``||g(a) - g(b)||`` exceeds the bound times ``||a - b||`` by more than rounding can."""
     slack = 16 * torch.finfo(a.x.dtype).eps ** 0.5
     apart = norm(b.x - a.x)
-    resolved = apart > slack * (scale + a.size)
-    return resolved & (norm(b.banach - a.banach) > (lipschitz + slack) * apart)
+    resolved = apart > slack * (verdict.scale + a.size)
+    excess = norm(b.banach - a.banach) - (lipschitz + slack) * apart
+    return resolved & (excess > 4 * verdict.rounding)

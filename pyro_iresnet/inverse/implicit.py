@@ -16,14 +16,15 @@ from torch.func import functional_call, vjp
 
 from ..errors import HigherOrderError, TracingError
 from ..linear_solve import DENSE, DenseSolve, LinearSolve, auto_linear_solve
-from ..linearization import Linearizable, Linearization
+from ..linearization import Acting, Linearization
+from ..torch_modes import full_precision, undifferentiable
 
 Adjoint = Callable[..., tuple[Tensor | None, ...]]
 
 
 def implicit_inverse(
     contraction: nn.Module,
-    g: Linearizable,
+    g: Acting,
     solution: Tensor,
     y: Tensor,
     context: Tensor | None,
@@ -83,15 +84,31 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
         w = by(j, v, transpose=True, lipschitz=lipschitz).value
 
     def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        value = _linear_solve(j, grad, transpose=False, lipschitz=lipschitz, by=by)
         if torch.is_grad_enabled():
-            raise HigherOrderError(
+            # Linear in the gradient, which is no derivative of J; in J it is not followed.
+            value = value + undifferentiable(
+                torch.zeros_like(value),
+                j.value,
                 "The inverse has first and second derivatives; a third one, with more than "
-                f"{DENSE} coordinates, would be wrong. Call backward without create_graph the "
-                "second time."
+                f"{DENSE} coordinates, would be wrong.",
             )
-        return (by(j, grad, transpose=False, lipschitz=lipschitz).value,)
+        return (value,)
 
     return _Implicit.apply(v - j.vm(w), w, adjoint)
+
+
+def _linear_solve(
+    j: Linearization, v: Tensor, *, transpose: bool, lipschitz: float, by: LinearSolve
+) -> Tensor:
+    """``(I + J)^{-1} v`` or its transpose, differentiable in ``v`` alone."""
+    with torch.no_grad():
+        w = by(j, v, transpose=transpose, lipschitz=lipschitz).value
+
+    def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        return (_linear_solve(j, grad, transpose=not transpose, lipschitz=lipschitz, by=by),)
+
+    return _Implicit.apply(v, w, adjoint)
 
 
 class _Implicit(Function):
@@ -126,5 +143,6 @@ class _Implicit(Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, *held = ctx.saved_tensors
-        of_z, *of_held = ctx.adjoint(*grad_outputs, x, *held)
+        with full_precision(x):
+            of_z, *of_held = ctx.adjoint(*grad_outputs, x, *held)
         return of_z, None, None, *of_held

@@ -12,23 +12,17 @@ from .certificate import PATIENCE, Ending, Samples, Tolerance, Verdict
 def iterate(
     problem: Problem, x0: Tensor | None, solver: Solver, tolerance: Tolerance, limit: int | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""Iterate until every sample is done or ``limit`` steps are: values, and figures by row.
+    """Iterate until every sample is done or ``limit`` steps are: values, and figures by row.
 
-    An iterate is certified before ``g`` is evaluated there. With :math:`r = x + g(x) - y`, the
-    fixed-point step from x is within :math:`L \lVert r \rVert / (1 - L)` of the solution, so that
-
-    .. math:: \lVert x' - x^* \rVert
-              \le \frac{L}{1 - L} \lVert r \rVert + \lVert x' - (x - r) \rVert
-
-    for whatever :math:`x'` the solver proposes; where that is within the tolerance, :math:`x'` is
-    returned.
+    An iterate is certified before ``g`` is evaluated there; see :class:`Verdict`.
     """
     x, state = solver.init(problem, x0)
     report = _Report(x)
     if len(x) == 0:
         return report.value, report.figures
     point = problem.at(x, linearized=solver.linearizes)
-    samples = Samples.start(point, norm(problem.y), tolerance)
+    noise = problem.g.rounding(x, problem.context)
+    samples = Samples.start(point, norm(problem.y), noise, tolerance)
     taken = 0
     while True:
         samples = samples.seen(point)
@@ -44,7 +38,6 @@ def iterate(
             done = torch.nonzero(ended).reshape(-1)
             end = Ending.of(
                 problem.lipschitz,
-                tolerance,
                 point.size.index_select(0, done),
                 ahead.x.index_select(0, done),
                 samples.select(done),

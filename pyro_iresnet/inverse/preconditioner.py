@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..counter import fixed_normals
 from ..errors import check_positive_int
 from .base import Problem, norm
 
@@ -53,10 +54,11 @@ class AffineFit(Preconditioner):
     same few points at every call: between ActNorms data are standardised, and elsewhere the
     safeguard of the solver stands behind it. :math:`\lVert \bar J \rVert \le L`, so that A is
     invertible. For vectors without context whose linearization is in closed form, unless a product
-    with A costs more than ``g``.
+    with A costs more than ``g``. The points are evaluated once for each call of the inverse,
+    whatever its batch; :class:`Stats` does not count them.
 
     Arguments:
-        points: how many, at least 2; pairs of opposite ones.
+        points: how many; pairs of opposite ones, so an odd number is one more.
     """
 
     points: int = 64
@@ -67,12 +69,13 @@ class AffineFit(Preconditioner):
     def fit(self, problem: Problem) -> Affine | None:
         if problem.context is not None or problem.y.dim() != 2 or len(problem.y) == 0:
             return None
+        if not problem.g.closed_form:
+            return None
         if problem.y.dtype not in (torch.float32, torch.float64):
             return None
         size = problem.y.shape[1]
-        generator = torch.Generator().manual_seed(0)
-        half = torch.randn((self.points + 1) // 2, size, dtype=torch.float64, generator=generator)
-        at = problem.g.linearize(torch.cat([half, -half]).to(problem.y), None)
+        half = fixed_normals(((self.points + 1) // 2, size), 0, problem.y)
+        at = problem.g.linearize(torch.cat([half, -half]), None)
         cost = at.jacobian.cost()
         mean = at.jacobian.mean() if cost is not None and size * size <= cost else None
         if mean is None:

@@ -8,29 +8,24 @@ from torch import Tensor
 
 from ..errors import (
     ArgumentError,
+    ArgumentTypeError,
     ContractionError,
     InversionError,
     check_instance,
     check_not_negative,
-    check_positive,
     check_positive_int,
     check_tensor,
 )
 from ..linear_solve import default_rtol, floor
-from ..linearization import Linearizable
+from ..linearization import Acting
 from ..solution import Result, Solution, Stats
-from ..torch_modes import disable_compiler, refuse_transforms
+from ..torch_modes import disable_compiler, full_precision, refuse_transforms
 from .auto import auto_solver
 from .base import Problem, Solver
 from .loop import Tolerance, iterate
 
-
-class Acting(Linearizable, Protocol):
-    """``g`` with its acting weights in place."""
-
-    def lipschitz_bound(self) -> Tensor:
-        """A proven upper bound of ``Lip(g)`` with these weights, a scalar."""
-        ...
+# The relative error that rounding alone may leave.
+COARSEST = 0.1
 
 
 @runtime_checkable
@@ -67,11 +62,13 @@ def solve(
     :math:`r = x + g(x) - y` at the last evaluation of ``g``, it is
     :math:`\lVert r \rVert / (1 - L)` for x itself, and
     :math:`L \lVert r \rVert / (1 - L) + \lVert x' - (x - r) \rVert` for the iterate
-    :math:`x'` that the solver would go to next, which is returned where that is enough. Below
-    :math:`8 \epsilon / (1 - L)`, relative to the larger of ``x`` and ``y``, rounding hides the
-    residual: there a sample counts as done, and so does one whose residual has stopped shrinking
-    within 32 times that (or of 1, if ``x`` and ``y`` are smaller). ``stats.tolerance`` says what
-    was used.
+    :math:`x'` that the solver would go to next, which is returned where that is enough.
+
+    Rounding hides a residual of the size :math:`\rho` that :meth:`Acting.rounding` estimates, and
+    so an error of :math:`\rho / (1 - L)`. A sample counts as done too at
+    :math:`8 \epsilon / (1 - L)`, relative to the larger of ``x`` and ``y``, and where its residual
+    is about :math:`\rho` and has stopped shrinking. ``stats.error_bound`` and ``stats.tolerance``
+    both contain what rounding hides.
 
     Without gradients: :meth:`ResidualBlock.inverse` is the differentiable inverse.
 
@@ -79,7 +76,8 @@ def solve(
         contraction: ``g``.
         y: shape ``(*batch, *event)``.
         solver: how to go from one iterate to the next; by default ``auto_solver(D)``.
-        x0: where to start, the shape of ``y``; by default where the solver would.
+        x0: where to start, the shape of ``y`` or one that broadcasts to it; by default where the
+            solver would.
         context: shape ``(*batch, size)``, for a conditional ``g``.
         atol, rtol, max_steps: instead of those of the solver.
         throw: raise where a sample fails; else the solution says which did.
@@ -100,7 +98,11 @@ def solve(
         >>> bool((solution.stats.error_bound <= solution.stats.tolerance).all())
         True
     """
-    check_instance(contraction, Contractive, "contraction", "block.contraction")
+    if isinstance(contraction, type) or not isinstance(contraction, Contractive):
+        raise ArgumentTypeError(
+            "Expected contraction to be a Contraction, such as DenseContraction(2), or that of a "
+            f"transform, transform.block.contraction; got {_named(contraction)}."
+        )
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
     event_dim = contraction.event_dim
@@ -110,14 +112,18 @@ def solve(
     check_instance(solver, Solver, "solver", "Anderson()")
     if x0 is not None:
         check_tensor(x0, tuple(event), y, "x0")
-        if x0.shape != y.shape:
+        try:
+            x0 = x0.expand(y.shape)
+        except RuntimeError as error:
             raise ArgumentError(
                 f"Expected x0 of the shape {tuple(y.shape)} of y; got {tuple(x0.shape)}."
-            )
+            ) from error
         if not bool(x0.isfinite().all()):
             raise ArgumentError("Expected x0 to be finite; got NaN or infinity. Leave it out.")
-    acting = contraction.acting() if acting is None else acting
-    lipschitz = _below_one(acting.lipschitz_bound())
+    with full_precision(y):
+        acting = contraction.acting() if acting is None else acting
+        lipschitz = _below_one(acting.lipschitz_bound())
+    _check_resolved(y.dtype, lipschitz)
     flat = y.reshape(-1, *event)
     problem = Problem(
         g=acting,
@@ -125,7 +131,7 @@ def solve(
         context=None if context is None else context.reshape(-1, context.shape[-1]),
         lipschitz=lipschitz,
     )
-    rtol = solver.rtol if rtol is None else check_positive(rtol, "rtol")
+    rtol = solver.rtol if rtol is None else check_not_negative(rtol, "rtol")
     tolerance = Tolerance(
         atol=solver.atol if atol is None else check_not_negative(atol, "atol"),
         rtol=default_rtol(y.dtype) if rtol is None else rtol,
@@ -133,13 +139,28 @@ def solve(
     )
     limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
     start = None if x0 is None else x0.reshape(flat.shape)
-    value, rows = iterate(problem, start, solver, tolerance, limit)
+    with full_precision(y):
+        value, rows = iterate(problem, start, solver, tolerance, limit)
     stats = Stats(**{name: figure.reshape(batch) for name, figure in rows.items()})
     worst = Result(int(stats.results.max())) if flat.shape[0] else Result.CONVERGED
     solution = Solution(value.reshape(y.shape), worst, stats, lipschitz)
     if throw and worst != Result.CONVERGED:
         raise InversionError(solution.describe(), solution)
     return solution
+
+
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _check_resolved(dtype: torch.dtype, lipschitz: float) -> None:
+    """Raise where rounding leaves less than a digit of the solution."""
+    lost = floor(dtype, lipschitz)
+    if lost > COARSEST:
+        raise ContractionError(
+            f"{dtype} resolves the inverse to no more than {lost:.0%} of x at the Lipschitz bound "
+            f"{lipschitz:.6g}. Use float32 or float64, or a lower lipschitz."
+        )
 
 
 def _below_one(proven: Tensor) -> float:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import LinearSolveError
 from ..linearization import Linearization
+from ..torch_modes import in_torch_func
 
 # The coordinates up to which the dense Jacobian is cheaper than products with it.
 DENSE = 16
@@ -19,8 +21,8 @@ class Solved(NamedTuple):
     Arguments:
         value: the solution, the shape of the right-hand side.
         products: how many products with the Jacobian it took; shape ``(*batch,)``, or one number.
-        failed: the mask of the samples that missed the tolerance, shape ``(*batch,)``; None if none
-            did.
+        failed: the mask of the samples that missed the tolerance, or whose Jacobian exceeds its
+            bound, shape ``(*batch,)``; None if none did.
     """
 
     value: Tensor
@@ -52,7 +54,7 @@ class LinearSolve(ABC):
             throw: raise where a sample fails; else what is returned says which did.
 
         Raises:
-            LinearSolveError: with ``throw``, if a sample misses the tolerance.
+            LinearSolveError: with ``throw``, if a sample fails.
         """
 
 
@@ -80,10 +82,35 @@ class DenseSolve(LinearSolve):
         size = linearization.event_size
         eye = torch.eye(size, dtype=j.dtype, device=j.device)
         flat = v.reshape(*linearization.batch_shape, size, 1)
-        if throw:
-            return Solved(torch.linalg.solve(eye + j, flat).reshape(v.shape), size)
         value, info = torch.linalg.solve_ex(eye + j, flat)
-        return Solved(value.reshape(v.shape), size, info != 0)
+        value = value.reshape(v.shape)
+        failed = (info != 0) | beyond_bound(v, value, lipschitz, linearization.event_dim)
+        # Under a transform of torch.func no value can be looked at.
+        if throw and not in_torch_func() and bool(failed.any()):
+            raise LinearSolveError(
+                f"I + J is singular, or ||J w|| > {lipschitz:.3g} ||w||, for {int(failed.sum())} "
+                f"of {failed.numel()} samples, so the Jacobian exceeds its bound. Correct the "
+                "bound given with g."
+            )
+        return Solved(value, size, failed)
+
+
+def beyond_bound(
+    v: Tensor, w: Tensor, lipschitz: float, event_dim: int, residual: Tensor | float = 0.0
+) -> Tensor:
+    """Where ``J w`` is larger than the bound of ``J`` and rounding allow, shape ``(*batch,)``.
+
+    Arguments:
+        v, w: the right-hand side and the solution, whose difference it is.
+        lipschitz: the bound.
+        event_dim: how many trailing dimensions form one event.
+        residual: the norm of ``v - (I + J) w``, at most.
+    """
+    slack = 16 * torch.finfo(w.dtype).eps ** 0.5
+    batch, event = v.shape[: v.dim() - event_dim], v.shape[v.dim() - event_dim :]
+    flat = (u.reshape(*batch, event.numel()) for u in (w, v - w))
+    size, moved = (torch.linalg.vector_norm(u, dim=-1) for u in flat)
+    return moved > (lipschitz + slack) * size + residual
 
 
 def default_rtol(dtype: torch.dtype) -> float:

@@ -8,11 +8,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from ..errors import LinearSolveError, check_positive, check_positive_int
+from ..errors import ArgumentError, LinearSolveError, check_positive, check_positive_int
 from ..linear_maps import LinearMap
 from ..linearization import Linearization
 from ..torch_modes import refuse_transforms
-from .base import DENSE, LinearSolve, Solved, default_rtol, floor
+from .base import DENSE, LinearSolve, Solved, beyond_bound, default_rtol, floor
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ class IterativeSolve(LinearSolve):
     r"""By products with ``J`` alone, one for each step.
 
     A sample leaves the batch where its error is certified, :math:`\lVert v - (I + J) w \rVert /
-    (1 - L) \le \text{rtol} \lVert v \rVert`. To write one, define :meth:`init` and :meth:`step`; a
-    step has to shrink the residual by L at least, as a term of the Neumann series does.
+    (1 - L) \le \text{rtol} \lVert v \rVert`, but never asks for less than the floor of the
+    arithmetic, :math:`8 \epsilon / (1 - L)` relative to the larger of v and w. A step tells the
+    residual it leaves; where rounding may have moved that, it is computed anew before the sample
+    leaves. To write one, define :meth:`init` and :meth:`step`; a step has to shrink the residual
+    by L at least, as a term of the Neumann series does.
 
     Attributes:
-        rtol: above 0; by default 1e-6 in float32, 1e-10 in float64.
+        rtol: in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
     """
 
     rtol: float | None = None
@@ -54,6 +57,8 @@ class IterativeSolve(LinearSolve):
     def __post_init__(self) -> None:
         if self.rtol is not None:
             check_positive(self.rtol, "rtol")
+            if self.rtol > 1:
+                raise ArgumentError(f"Expected rtol in (0, 1]; got {self.rtol}.")
 
     @abstractmethod
     def init(self) -> State:
@@ -92,34 +97,78 @@ class IterativeSolve(LinearSolve):
         residual = residual / scale
         jacobian = linearization.jacobian
         product = Product(jacobian if len(batch) == 1 else jacobian.select(rows), transpose)
-        asked = rtol * (1 - lipschitz) * _norm(residual)
+        right = residual
+        small = asked = rtol * (1 - lipschitz) * _norm(residual)
         w, products = torch.zeros_like(residual), torch.zeros_like(rows)
+        missed = torch.zeros_like(products, dtype=torch.bool)
         state = self.init()
-        limit = math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 2
+        limit = _limit(rtol, lipschitz)
         for k in range(1, limit + 1):
             step, residual, state = self.step(product, residual, state)
             w.index_add_(0, rows, step)
             # A NaN is no reason to go on: it comes from v, and stays visible in w.
             waits = _norm(residual) > asked
             if not bool(waits.all()):
+                residual, waits = _certified(product, right, w, rows, residual, waits, asked)
                 products[rows[~waits]] = k
                 kept = torch.nonzero(waits).reshape(-1)
                 if len(kept) == 0:
-                    return Solved((w * scale).reshape(v.shape), products.reshape(batch))
+                    break
                 rows, asked = rows.index_select(0, kept), asked.index_select(0, kept)
                 residual = residual.index_select(0, kept)
                 product, state = product.select(kept), state.select(kept)
-        worst = float((_norm(residual) / asked).max()) * rtol
-        if throw:
-            raise LinearSolveError(
-                f"{type(self).__name__} did not reach the tolerance {rtol:.1e} in {limit} products "
-                f"for {len(rows)} of {len(products)} samples (worst error bound {worst:.1e}), so "
-                f"the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given with g."
+        else:
+            products[rows] = limit
+            missed[rows] = True
+        failed = missed | beyond_bound(right, w, lipschitz, linearization.event_dim, small)
+        if throw and bool(failed.any()):
+            seen = (
+                f"did not reach the tolerance {rtol:.1e} in {limit} products"
+                if bool(missed.any())
+                else f"found ||J w|| > {lipschitz:.3g} ||w||"
             )
-        products[rows] = limit
-        failed = torch.zeros_like(products, dtype=torch.bool)
-        failed[rows] = True
+            raise LinearSolveError(
+                f"{type(self).__name__} {seen} for {int(failed.sum())} of {len(failed)} samples, "
+                f"so the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given "
+                "with g."
+            )
         return Solved((w * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch))
+
+
+def _limit(rtol: float, lipschitz: float) -> int:
+    """The products after which the Neumann series has the tolerance, and some for rounding."""
+    if lipschitz == 0.0:
+        return 3
+    return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
+
+
+def _certified(
+    product: Product,
+    right: Tensor,
+    w: Tensor,
+    rows: Tensor,
+    residual: Tensor,
+    waits: Tensor,
+    asked: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The residuals, and which rows wait, after a second look at those about to leave.
+
+    Arguments:
+        product, right, w: of the equation; the last two of all rows.
+        rows: those still at work, as in what follows.
+        residual, waits, asked: what the steps tell, who waits by that, and what is small enough.
+    """
+    eps = torch.finfo(w.dtype).eps
+    size = _norm(w.index_select(0, rows))
+    doubtful = torch.nonzero(~waits & (asked < 512 * eps * size)).reshape(-1)
+    if len(doubtful) == 0:
+        return residual, waits
+    there = rows.index_select(0, doubtful)
+    at = w.index_select(0, there)
+    true = right.index_select(0, there) - at - product.select(doubtful)(at)
+    enough = torch.maximum(asked, 8 * eps * size).index_select(0, doubtful)
+    residual = residual.index_copy(0, doubtful, true)
+    return residual, waits.index_copy(0, doubtful, _norm(true) > enough)
 
 
 @dataclass(frozen=True)
@@ -127,7 +176,7 @@ class NeumannSolve(IterativeSolve):
     r"""By the Neumann series :math:`w = \sum_k (-J)^k v`.
 
     Arguments:
-        rtol: above 0; by default 1e-6 in float32, 1e-10 in float64.
+        rtol: in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
 
     Example:
         >>> from pyro_iresnet import NeumannSolve, Newton
@@ -152,7 +201,7 @@ class KrylovSolve(IterativeSolve):
     directions it starts afresh.
 
     Arguments:
-        rtol: above 0; by default 1e-6 in float32, 1e-10 in float64.
+        rtol: in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
         restart: how many directions to keep, at least 1; two vectors for each.
 
     References:

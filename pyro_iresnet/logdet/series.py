@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..counter import fixed_signs
 from ..errors import (
     ContractionError,
     check_int,
@@ -21,7 +22,6 @@ from ..errors import (
 from ..linearization import Linearization
 from ..torch_modes import disable_compiler, refuse_transforms
 from .base import LogDet
-from .probe import fixed_signs
 
 
 @dataclass(frozen=True)

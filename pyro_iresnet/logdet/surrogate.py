@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..errors import HigherOrderError
+from ..torch_modes import undifferentiable
 
 
 def value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
@@ -37,27 +37,10 @@ class _ValueWithGradientOf(Function):
         if not torch.is_grad_enabled():
             return None, grad_outputs[0]
         (surrogate,) = ctx.saved_tensors
-        return None, _FirstOrderOnly.apply(*grad_outputs, surrogate)
-
-
-class _FirstOrderOnly(Function):
-    """The identity of its first argument; depends on the second so that it always stands in the
-    graph of a second derivative."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad: Tensor, surrogate: Tensor) -> Tensor:
-        return grad.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        raise HigherOrderError(
+        return None, undifferentiable(
+            grad_outputs[0],
+            surrogate,
             "Roulette gives first derivatives only: the derivative of its gradient estimate is no "
             "estimate of the second derivative. Use Exact(), or call eval() on a module whose "
-            "logdet is ByMode(train=Roulette(), evaluate=Exact())."
+            "logdet is ByMode(train=Roulette(), evaluate=Exact()).",
         )

@@ -1,0 +1,71 @@
+"""What rounding does to an inverse, and what is said of it."""
+
+import copy
+
+import pytest
+import torch
+
+from pyro_iresnet import ContractionError, Newton, ResidualBlock, Result, solve
+
+from . import zoo
+
+
+def without_value_at_zero(lipschitz=0.97):
+    """``g(0) = 0`` by the cancellation of biases of order 1, so that it rounds at that size."""
+    g = zoo.dense(2, (16, 16), lipschitz=lipschitz)
+    with torch.no_grad():
+        for _ in range(3):
+            g.layers[-1].bias -= g(torch.zeros(2, dtype=g.layers[0].weight.dtype))
+    return g
+
+
+@pytest.mark.parametrize("name", zoo.SOLVERS)
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 1e-12])
+def test_the_error_bound_holds_where_g_rounds_at_a_larger_size_than_its_argument(name, scale):
+    exact = without_value_at_zero().float().double()
+    g = copy.deepcopy(exact).float()
+    y = scale * torch.randn(200, 2, dtype=torch.float32)
+    solution = solve(g, y, zoo.SOLVERS[name])
+    truth = solve(exact, y.double(), Newton(rtol=1e-14)).value
+    error = (solution.value.double() - truth).norm(dim=1)
+    # Weights that are normalised in double precision are others, in the last digit.
+    assert (error <= 1.1 * solution.stats.error_bound).all()
+    assert (solution.stats.error_bound <= solution.stats.tolerance).all()
+    assert (solution.stats.error_bound <= 1e-3).all()
+
+
+@pytest.mark.parametrize("name", zoo.SOLVERS)
+@pytest.mark.parametrize("bias", [1.0, 1e5])
+def test_a_contraction_that_rounds_is_not_accused(name, bias):
+    g = without_value_at_zero()
+    with torch.no_grad():
+        g.layers[0].bias.mul_(bias)
+    y = torch.cat([10.0**-k * torch.randn(50, 2) for k in range(0, 14, 2)]).float()
+    results = solve(g.float(), y, zoo.SOLVERS[name], throw=False).stats.results
+    assert (results != int(Result.NOT_A_CONTRACTION)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_dtype_that_leaves_no_digit_is_refused(dtype):
+    g = zoo.dense(lipschitz=0.97).to(dtype)
+    with pytest.raises(ContractionError, match="Use float32 or float64"):
+        solve(g, torch.randn(3, zoo.DIM).to(dtype))
+
+
+def test_autocast_changes_nothing():
+    g, y = zoo.dense().float(), torch.randn(20, zoo.DIM, dtype=torch.float32)
+    y.requires_grad_()
+    block = ResidualBlock(g)
+    plain = block.inverse(y)
+    (expected,) = torch.autograd.grad(plain.square().sum(), y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(solve(g, y).value, plain)
+        x = block.inverse(y)
+        (found,) = torch.autograd.grad(x.square().sum(), y)
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_tolerance_is_as_exact_as_the_arithmetic():
+    g, y = zoo.dense(), torch.randn(20, zoo.DIM)
+    solution = solve(g, y, rtol=0.0)
+    assert (solution.stats.error_bound <= 1e-12).all()
