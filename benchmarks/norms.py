@@ -57,6 +57,7 @@ class Job:
         goal_steps: of the run that stands beside the goal.
         rate: the peak of the one-cycle learning rate.
         goal: nats.
+        every: whether an ActNorm stands before every block and at the end; else before the first.
         batch: draws a training batch.
         held_out: draws what to measure on.
     """
@@ -69,6 +70,7 @@ class Job:
     goal_steps: int
     rate: float
     goal: float
+    every: bool
     batch: Callable[[int], Tensor]
     held_out: Callable[[], Tensor]
 
@@ -76,10 +78,13 @@ class Job:
         """As it starts: 0.99 for each layer."""
         lipschitz = 0.99 ** (len(self.hidden) + 1)
         parts = []
-        for _ in range(self.blocks):
-            block = IResNetTransform(self.dim, self.hidden, lipschitz=lipschitz, norm=norm)
-            parts += [ActNorm(self.dim), block]
-        flow = Flow(CompositeTransform([*parts, ActNorm(self.dim)]), StandardNormal([self.dim]))
+        for i in range(self.blocks):
+            if self.every or i == 0:
+                parts.append(ActNorm(self.dim))
+            parts.append(IResNetTransform(self.dim, self.hidden, lipschitz=lipschitz, norm=norm))
+        if self.every:
+            parts.append(ActNorm(self.dim))
+        flow = Flow(CompositeTransform(parts), StandardNormal([self.dim]))
         with torch.no_grad():
             flow.log_prob(self.batch(1000))
         return flow
@@ -112,6 +117,7 @@ class Job:
 
 
 def digits_job() -> Job:
+    # With an ActNorm before every block it fits 1,500 rows too well: 9.9 nats held out, not 5.8.
     data = digits()
 
     def held_out() -> Tensor:
@@ -120,7 +126,7 @@ def digits_job() -> Job:
     def batch(size: int) -> Tensor:
         return data.encode(data.train[torch.randint(0, len(data.train), (size,))])
 
-    return Job("digits", 64, (128, 128), 4, 1500, 4000, 2e-3, 6.2, batch, held_out)
+    return Job("digits", 64, (128, 128), 4, 1500, 4000, 2e-3, 6.2, False, batch, held_out)
 
 
 def checkerboard_job() -> Job:
@@ -128,7 +134,7 @@ def checkerboard_job() -> Job:
     def held_out() -> Tensor:
         return checkerboard(20_000)
 
-    return Job("checkerboard", 2, (64, 64), 8, 2000, 8000, 2e-2, 3.66, checkerboard, held_out)
+    return Job("checkerboard", 2, (64, 64), 8, 2000, 8000, 2e-2, 3.66, True, checkerboard, held_out)
 
 
 class Log:
