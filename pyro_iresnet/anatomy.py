@@ -12,7 +12,7 @@ from .errors import ArgumentTypeError
 
 
 def modules_of(flow: object) -> list[nn.Module]:
-    """Every module in a flow, once.
+    """Every module in a flow, once, each before its parts.
 
     Arguments:
         flow: a block, a module that holds blocks (an nflows ``Flow`` or ``Transform``, a guide, a
@@ -24,18 +24,24 @@ def modules_of(flow: object) -> list[nn.Module]:
     """
     # By identity: a Pyro transform is hashed in a way that torch.compile cannot follow.
     seen: dict[int, nn.Module] = {}
-    waiting = list(_modules(flow))
+    waiting = list(_modules(flow))[::-1]
     while waiting:
         module = waiting.pop()
         if id(module) not in seen:
             seen[id(module)] = module
-            waiting += [child for child in module._modules.values() if child is not None]
+            children = [child for child in module._modules.values() if child is not None]
+            waiting += children[::-1]
     return list(seen.values())
 
 
 def contractions_of(flow: object) -> list[Contraction]:
-    """Every contraction in a flow, once; ``flow`` as in :func:`modules_of`."""
-    return [m for m in modules_of(flow) if isinstance(m, Contraction)]
+    """Every contraction in a flow that is no part of another, once, in the order of the flow.
+
+    ``flow`` as in :func:`modules_of`.
+    """
+    found = [m for m in modules_of(flow) if isinstance(m, Contraction)]
+    parts = {id(m) for c in found for m in c.modules() if m is not c}
+    return [c for c in found if id(c) not in parts]
 
 
 PLAIN = (int, float, str, tuple)

@@ -1,16 +1,33 @@
 """Acting weights computed once for many calls: :class:`cached`."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import torch
+from torch import Tensor
 
 from .anatomy import contractions_of
 from .contractive import Contraction, acting_together
-from .linearization import Acting
+from .linearization import Acting, Linearization
 from .snapshot import Snapshot
 from .torch_modes import in_torch_func, is_compiling
+
+
+@contextmanager
+def observed(
+    flow: object, seen: Callable[[Contraction, Tensor, Tensor | None], None]
+) -> Iterator[None]:
+    """Inside, every call of a contraction in ``flow`` tells ``seen`` its x and its context."""
+
+    def watch(contraction: Contraction, acting: Acting) -> Acting:
+        return _Observed(acting, partial(seen, contraction))
+
+    with cached(flow, _wrap=watch):
+        yield
 
 
 class cached:  # noqa: N801  (a context manager, named as torch names them)
@@ -42,13 +59,19 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
         >>> loss.backward()
     """
 
-    def __init__(self, flow: object) -> None:
+    def __init__(
+        self,
+        flow: object,
+        *,
+        _wrap: Callable[[Contraction, Acting], Acting] = lambda _, acting: acting,
+    ) -> None:
         self._contractions = contractions_of(flow)
+        self._wrap = _wrap
         # One entry for each time it is open.
         self._open: list[_Shared] = []
 
     def __enter__(self) -> None:
-        shared = _Shared(self._contractions)
+        shared = _Shared(self._contractions, self._wrap)
         self._open.append(shared)
         for c in self._contractions:
             c._shared_acting = (*c._shared_acting, shared)
@@ -92,6 +115,7 @@ class _Shared:
 
     Arguments:
         contractions: all whose weights are computed together.
+        wrap: what is made of the acting function of each.
         by_mode: what was computed with gradients, and without.
         compiling: whether the block was entered by what is being compiled: a cache from outside
             would enter the graph as a constant.
@@ -99,6 +123,7 @@ class _Shared:
     """
 
     contractions: list[Contraction]
+    wrap: Callable[[Contraction, Acting], Acting]
     by_mode: dict[tuple[bool, bool], "_Computed"] = field(default_factory=dict)
     compiling: bool = field(default_factory=is_compiling)
     thread: int = field(default_factory=_thread)
@@ -116,7 +141,7 @@ class _Shared:
             computed = self.by_mode.get(usable)
             if computed is not None and (self.compiling or computed.holds_for(contraction)):
                 return computed
-        self.by_mode[mode] = _Computed.of(self.contractions, self.compiling)
+        self.by_mode[mode] = _Computed.of(self.contractions, self.wrap, self.compiling)
         return self.by_mode[mode]
 
 
@@ -133,10 +158,37 @@ class _Computed:
     snapshots: dict[int, Snapshot]
 
     @classmethod
-    def of(cls, contractions: list[Contraction], compiling: bool) -> "_Computed":
+    def of(
+        cls,
+        contractions: list[Contraction],
+        wrap: Callable[[Contraction, Acting], Acting],
+        compiling: bool,
+    ) -> "_Computed":
         together = acting_together(contractions)
-        acting = {id(c): a for c, a in zip(contractions, together, strict=True)}
+        acting = {id(c): wrap(c, a) for c, a in zip(contractions, together, strict=True)}
         return cls(acting, {} if compiling else {id(c): Snapshot.of(c) for c in contractions})
 
     def holds_for(self, contraction: Contraction) -> bool:
         return self.snapshots[id(contraction)].holds(contraction)
+
+
+@dataclass(frozen=True)
+class _Observed(Acting):
+    """An acting function that tells where it is called."""
+
+    acting: Acting
+    seen: Callable[[Tensor, Tensor | None], None]
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self.seen(x, context)
+        return self.acting(x, context)
+
+    def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        self.seen(x, context)
+        return self.acting.linearize(x, context)
+
+    def lipschitz_bound(self) -> Tensor:
+        return self.acting.lipschitz_bound()
+
+    def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.acting.rounding(x, context)

@@ -66,7 +66,7 @@ def test_second_derivatives_in_the_parameters():
 @pytest.mark.parametrize("name", zoo.CONDITIONAL)
 def test_derivatives_in_the_context(name):
     block = ResidualBlock(zoo.CONDITIONAL[name](), solver=TIGHT)
-    y = torch.randn(2, zoo.DIM, requires_grad=True)
+    y = torch.randn(2, *zoo.event_shape(name), requires_grad=True)
     context = torch.randn(2, zoo.CONTEXT, requires_grad=True)
     assert torch.autograd.gradcheck(block.inverse, (y, context))
 

@@ -213,11 +213,12 @@ def test_any_batch_shape(solver, name, batch):
 @pytest.mark.parametrize("solver", zoo.SOLVERS)
 def test_under_a_context(solver, name):
     g = zoo.CONDITIONAL[name]()
-    x, context = torch.randn(4, zoo.DIM), torch.randn(3, 1, zoo.CONTEXT)
+    event = zoo.event_shape(name)
+    x, context = torch.randn(4, *event), torch.randn(3, 1, zoo.CONTEXT)
     y = x + g(x, context)
-    assert y.shape == (3, 4, zoo.DIM)
+    assert y.shape == (3, 4, *event)
     value = solve(g, y, zoo.SOLVERS[solver], context=context).value
-    torch.testing.assert_close(value, x.expand(3, 4, zoo.DIM))
+    torch.testing.assert_close(value, x.expand(3, 4, *event))
 
 
 @pytest.mark.parametrize("solver", zoo.SOLVERS)

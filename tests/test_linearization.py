@@ -17,7 +17,9 @@ def test_agrees_with_automatic_differentiation(name):
 @pytest.mark.parametrize("name", zoo.CONDITIONAL)
 def test_agrees_with_automatic_differentiation_under_a_context(name):
     g = zoo.CONDITIONAL[name]()
-    testing.check_linearization(g, torch.randn(6, zoo.DIM), torch.randn(6, zoo.CONTEXT))
+    testing.check_linearization(
+        g, torch.randn(6, *zoo.event_shape(name)), torch.randn(6, zoo.CONTEXT)
+    )
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -1,7 +1,17 @@
 import pytest
 import torch
+from torch.nn import functional
 
-from pyro_iresnet import Frobenius, Gram, PowerIteration, SingularValue
+from pyro_iresnet import (
+    AlmostOrthogonal,
+    Frobenius,
+    Gram,
+    Hard,
+    PowerIteration,
+    Schur,
+    SingularValue,
+)
+from pyro_iresnet.contractive.symbol import over_symbol, spectral_norm
 
 from . import zoo
 
@@ -119,13 +129,49 @@ def test_zero_weights_stay_zero_with_finite_gradients(name):
     assert weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", zoo.NORMS)
+SOFT = sorted(name for name in zoo.NORMS if not name.startswith("hard"))
+# Those that scale a weight as a whole, and not row by row.
+WHOLE = sorted(name for name in zoo.NORMS if not name.endswith("almost_orthogonal"))
+
+
+@pytest.mark.parametrize("name", SOFT)
 def test_soft_scaling_leaves_small_weights_alone(name):
-    norm = zoo.NORMS[name]
     small = 1e-3 * torch.randn(4, 3)
-    assert torch.equal(norm.constrain(small, 0.9), small)
+    assert torch.equal(zoo.NORMS[name].constrain(small, 0.9), small)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_large_weights_come_down_to_the_bound(name):
+    norm = zoo.NORMS[name]
     large = norm.constrain(1e3 * torch.randn(4, 3), 0.9)
     torch.testing.assert_close(norm.norm(large), torch.tensor(0.9))
+
+
+def test_hard_scaling_brings_small_weights_up_to_the_bound():
+    small = 1e-3 * torch.randn(2, 4, 3)
+    acting = Hard(SingularValue()).constrain(small, torch.tensor([0.9, 0.5]))
+    norms = torch.linalg.matrix_norm(acting, ord=2)
+    torch.testing.assert_close(norms, torch.tensor([0.9, 0.5]))
+
+
+@pytest.mark.parametrize("norm", [AlmostOrthogonal(), Hard(AlmostOrthogonal())])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_almost_orthogonal_rows_have_norm_at_most_the_bound(norm, shape):
+    for weight in matrices(shape).values():
+        (acting,) = norm.constrain_all([weight], [0.9])
+        exact = torch.linalg.matrix_norm(acting.weight, ord=2)
+        assert exact <= acting.norm() * (1 + 1e-12)
+        assert acting.norm() <= 0.9 + 1e-12
+    small = torch.cat([1e-3 * torch.randn(1, 5), 10 * torch.randn(1, 5)])
+    rows = AlmostOrthogonal().constrain(small, 0.9)
+    assert torch.equal(rows[0], small[0])
+    assert rows[1].norm() < 0.91
+
+
+def test_schur_is_the_mean_of_two_induced_norms():
+    weight = torch.randn(5, 7)
+    one, infinity = (torch.linalg.matrix_norm(weight, ord=p) for p in (1, torch.inf))
+    torch.testing.assert_close(Schur().norm(weight), (one * infinity).sqrt())
 
 
 def test_frobenius_is_the_footnote():
@@ -147,7 +193,10 @@ def test_matrices_of_one_shape_are_taken_together(name):
         torch.testing.assert_close(acting.weight, alone.weight)
         torch.testing.assert_close(acting.norm(), alone.norm())
         torch.testing.assert_close(acting.weight, norm.constrain(weight, bound))
-        torch.testing.assert_close(acting.norm(), norm.proven(acting.weight).detach())
+        exact = torch.linalg.matrix_norm(acting.weight.detach(), ord=2)
+        assert exact <= acting.norm() * (1 + 1e-12)
+        if name in WHOLE:
+            torch.testing.assert_close(acting.norm(), norm.proven(acting.weight).detach())
         found, expected = [
             torch.autograd.grad(a.weight.sin().sum(), weight, retain_graph=True)[0]
             for a in (acting, alone)
@@ -157,3 +206,56 @@ def test_matrices_of_one_shape_are_taken_together(name):
 
 def test_nothing_to_constrain():
     assert Gram().constrain_all([], []) == []
+
+
+KERNELS = [(3, 2, 3, 3), (2, 5, 3, 3), (2, 2, 5, 5), (3, 3, 1, 1), (1, 4, 3, 1)]
+
+
+def operator(kernel, size, *, circular):
+    """A convolution of images of one size as a matrix."""
+    _, channels, height, width = kernel.shape
+    count = channels * size[0] * size[1]
+    images = torch.eye(count, dtype=kernel.dtype).reshape(count, channels, *size)
+    padding = (height // 2, width // 2)
+    if circular:
+        pads = (padding[1], padding[1], padding[0], padding[0])
+        images, padding = functional.pad(images, pads, mode="circular"), 0
+    return functional.conv2d(images, kernel, padding=padding).reshape(count, -1).T
+
+
+@pytest.mark.parametrize("shape", KERNELS)
+@pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
+def test_the_norm_of_a_convolution_bounds_it_at_every_image_size(name, shape):
+    norm = zoo.CERTIFIED_NORMS[name]
+    kernel = 3 * torch.randn(shape)
+    (acting,) = norm.constrain_all([kernel], [0.9])
+    assert acting.weight.shape == shape
+    assert acting.norm() <= 0.9 + 1e-12
+    for size in ((5, 5), (6, 9), (12, 12)):
+        for circular in (False, True):
+            matrix = operator(acting.weight, size, circular=circular)
+            exact = torch.linalg.eigvalsh(matrix @ matrix.T)[-1].sqrt()
+            assert exact <= acting.norm() * (1 + 1e-9)
+
+
+def test_the_bound_of_a_convolution_is_tight_to_four_percent():
+    for side in (3, 5):
+        kernel = torch.randn(3, 3, side, side)
+        bound = over_symbol(kernel, spectral_norm)
+        matrix = operator(kernel, (24, 24), circular=True)
+        exact = torch.linalg.eigvalsh(matrix @ matrix.T)[-1].sqrt()
+        assert exact <= bound <= 1.05 * exact
+        # The kernel as a matrix, which published code takes, is no bound.
+        assert torch.linalg.matrix_norm(kernel.flatten(1), ord=2) < 0.8 * exact
+
+
+@pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
+def test_gradients_of_a_constrained_kernel(name):
+    norm = zoo.CERTIFIED_NORMS[name]
+    kernel = torch.randn(2, 3, 3, 3, requires_grad=True)
+
+    def acting(kernel):
+        return norm.constrain_all([kernel], [0.9])[0].weight
+
+    assert torch.autograd.gradcheck(acting, (kernel,))
+    assert torch.autograd.gradgradcheck(acting, (kernel,))

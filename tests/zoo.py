@@ -8,24 +8,35 @@ from torch import nn
 
 from pyro_iresnet import (
     ELU,
+    AlmostOrthogonal,
     Anderson,
+    CLipSwish,
+    ConvContraction,
     DenseContraction,
+    DenseNetContraction,
     FixedPoint,
     Frobenius,
     Gram,
+    GroupSort,
+    Hard,
     InverseIResNet,
     IResNet,
     IResNetTransform,
     KrylovSolve,
+    LeakyReLU,
     LipSwish,
+    MaxMin,
     NeumannSolve,
     Newton,
     NoFit,
     PowerIteration,
     ResidualBlock,
+    Schur,
+    SequentialContraction,
     Sine,
     SingularValue,
     Softplus,
+    SumContraction,
     Tanh,
     actnorm,
     implicit_stack,
@@ -88,6 +99,14 @@ def dense(dim=DIM, hidden_dims=(8, 7), **options):
     return trained(DenseContraction(dim, hidden_dims, **options))
 
 
+def densenet(dim=DIM, hidden_dims=(8, 7), **options):
+    return trained(DenseNetContraction(dim, hidden_dims, **options))
+
+
+def conv(channels=2, hidden_channels=(4, 3), **options):
+    return trained(ConvContraction((channels, 3, 4), hidden_channels, **options))
+
+
 def near_minus(dim=DIM, lipschitz=0.97):
     """``-L x`` near 0 and flat far away: slow to invert by plain iteration."""
     g = DenseContraction(
@@ -108,6 +127,14 @@ ACTIVATIONS = {
     "softplus": Softplus,
     "tanh": Tanh,
     "sine": partial(Sine, frequency=2.0),
+    "leaky_relu": LeakyReLU,
+}
+
+# Those that are no function of every entry by itself.
+OTHER_ACTIVATIONS = {
+    "clipswish": CLipSwish,
+    "maxmin": MaxMin,
+    "groupsort": partial(GroupSort, 4),
 }
 
 CERTIFIED_NORMS = {
@@ -115,6 +142,10 @@ CERTIFIED_NORMS = {
     "gram_one_squaring": Gram(squarings=1),
     "singular_value": SingularValue(),
     "frobenius": Frobenius(),
+    "schur": Schur(),
+    "almost_orthogonal": AlmostOrthogonal(),
+    "hard": Hard(Gram()),
+    "hard_almost_orthogonal": Hard(AlmostOrthogonal()),
 }
 
 NORMS = {**CERTIFIED_NORMS, "power_iteration": PowerIteration(steps=100)}
@@ -130,6 +161,26 @@ CONTRACTIONS = {
     "near_minus": near_minus,
     **{f"dense_{n}": partial(dense, activation=a) for n, a in ACTIVATIONS.items()},
     **{f"dense_{n}": partial(dense, norm=s) for n, s in CERTIFIED_NORMS.items()},
+    **{
+        f"dense_{n}": partial(dense, hidden_dims=(8, 12), activation=a)
+        for n, a in OTHER_ACTIVATIONS.items()
+    },
+    "densenet": densenet,
+    "densenet_linear": partial(densenet, hidden_dims=()),
+    "densenet_one_hidden": partial(densenet, hidden_dims=(8,)),
+    "densenet_three_hidden": partial(densenet, hidden_dims=(6, 9, 8)),
+    "densenet_clipswish": partial(densenet, activation=CLipSwish),
+    "densenet_maxmin": partial(densenet, hidden_dims=(8, 6), activation=MaxMin),
+    "conv_linear": partial(conv, hidden_channels=()),
+    "conv_zeros": conv,
+    "conv_circular": partial(conv, padding="circular"),
+    "conv_deep": partial(conv, hidden_channels=(4, 3, 4), activation=CLipSwish),
+    **{f"conv_{n}": partial(conv, norm=s) for n, s in CERTIFIED_NORMS.items()},
+    "sequence": lambda: SequentialContraction(dense(), densenet()),
+    "sum": lambda: SumContraction(dense(lipschitz=0.4), densenet(lipschitz=0.5)),
+    "sum_of_images": lambda: SumContraction(
+        conv(lipschitz=0.4), conv(lipschitz=0.5, padding="circular")
+    ),
     "wrapped": lambda: wrap(SineNet(DIM), bound=0.9),
     "wrapped_image": lambda: wrap(SineNet(4), bound=0.9, event_dim=3),
 }
@@ -147,6 +198,18 @@ SOLVERS = {
 CONDITIONAL = {
     "conditional_dense": partial(dense, context_dim=CONTEXT),
     "conditional_linear": partial(dense, hidden_dims=(), context_dim=CONTEXT),
+    "conditional_clipswish": partial(dense, activation=CLipSwish, context_dim=CONTEXT),
+    "conditional_maxmin": partial(
+        dense, hidden_dims=(8, 6), activation=MaxMin, context_dim=CONTEXT
+    ),
+    "conditional_densenet": partial(densenet, context_dim=CONTEXT),
+    "conditional_densenet_linear": partial(densenet, hidden_dims=(), context_dim=CONTEXT),
+    "conditional_conv": partial(conv, context_dim=CONTEXT),
+    "conditional_conv_linear": partial(conv, hidden_channels=(), context_dim=CONTEXT),
+    "conditional_sequence": lambda: SequentialContraction(dense(context_dim=CONTEXT), densenet()),
+    "conditional_sum": lambda: SumContraction(
+        dense(lipschitz=0.4), densenet(lipschitz=0.5, context_dim=CONTEXT)
+    ),
     "conditional_wrapped": lambda: wrap(SineNet(DIM, CONTEXT), bound=0.9, context_dim=CONTEXT),
 }
 
@@ -154,6 +217,8 @@ EVENT_SHAPES = {"scalar": (1,), "wrapped_image": (2, 3, 4)}
 
 
 def event_shape(name):
+    if "conv" in name or name == "sum_of_images":
+        return (2, 3, 4)
     return EVENT_SHAPES.get(name, (DIM,))
 
 

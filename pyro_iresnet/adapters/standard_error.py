@@ -74,14 +74,14 @@ def logdet_with_error(
     draws = check_positive_int(draws, "draws")
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(f"Expected x to be a torch.Tensor; got {type(x).__name__}.")
-    logdet = _logdet_of(flow, context is not None)
+    logdet = logdets_of(flow, context is not None)
     modules = modules_of(flow)
     blocks = [m for m in modules if isinstance(m, ResidualBlock)]
     fixed = any(_reseeded(block, x, 1) != _reseeded(block, x, 2) for block in blocks)
     rows = max(1, x.numel() // max(1, x.shape[-1] if x.dim() else 1))
     at_once = 1 if fixed else max(1, ROWS // rows)
     estimates = []
-    with _unchanged(modules, blocks):
+    with unchanged(modules, blocks):
         for start in range(0, draws, at_once):
             if fixed:
                 for block in blocks:
@@ -92,7 +92,7 @@ def logdet_with_error(
     return LogDetEstimate(values.mean(0), values.std(0) / draws**0.5)
 
 
-def _logdet_of(flow: object, has_context: bool) -> Callable[[Tensor, Tensor | None, int], Tensor]:
+def logdets_of(flow: object, has_context: bool) -> Callable[[Tensor, Tensor | None, int], Tensor]:
     """What computes the log-determinants of several copies, shape ``(copies, *batch)``."""
     if isinstance(flow, ResidualBlock):
         return lambda x, context, n: _of_block(flow, x, context, n)
@@ -165,7 +165,7 @@ def _reseeded(block: ResidualBlock, x: Tensor, seed: int) -> LogDet:
 
 
 @contextmanager
-def _unchanged(modules: list[nn.Module], blocks: list[ResidualBlock]) -> Iterator[None]:
+def unchanged(modules: list[nn.Module], blocks: list[ResidualBlock]) -> Iterator[None]:
     """All but the blocks in eval mode, for as long as it is open; then everything as it was.
 
     In train mode an ActNorm would start from copies of ``x``, and a BatchNorm count them.

@@ -1,14 +1,21 @@
 """Contractive networks ``g`` with a proven Lipschitz bound, and the norms that prove it."""
 
-from .activations import ELU, Activation, LipSwish, Sine, Softplus, Tanh
+from .activations import ELU, Activation, Elementwise, LeakyReLU, Sine, Softplus, Tanh
 from .almost_orthogonal import AlmostOrthogonal
 from .base import Contraction
 from .closed_form import Frobenius, Schur, SingularValue
+from .composed import SequentialContraction, SumContraction
+from .conditioning import Conditioner
 from .constrained import ConstrainedContraction, acting_together
+from .conv import ConvContraction
+from .densenet import DenseNetContraction
 from .gram import Gram
 from .mlp import DenseContraction
 from .norms import ActingWeight, Hard, Norm
 from .power_iteration import PowerIteration
+from .sorting import GroupSort, MaxMin
+from .swish import CLipSwish, LipSwish
+from .symbol import spectral_norm
 from .wrapped import wrap
 
 __all__ = [
@@ -16,20 +23,31 @@ __all__ = [
     "ActingWeight",
     "Activation",
     "AlmostOrthogonal",
+    "CLipSwish",
+    "Conditioner",
     "ConstrainedContraction",
     "Contraction",
+    "ConvContraction",
     "DenseContraction",
+    "DenseNetContraction",
+    "Elementwise",
     "Frobenius",
     "Gram",
+    "GroupSort",
     "Hard",
+    "LeakyReLU",
     "LipSwish",
+    "MaxMin",
     "Norm",
     "PowerIteration",
     "Schur",
+    "SequentialContraction",
     "Sine",
     "SingularValue",
     "Softplus",
+    "SumContraction",
     "Tanh",
     "acting_together",
+    "spectral_norm",
     "wrap",
 ]

@@ -1,162 +1,89 @@
-"""Activations with their slope in closed form and a proven bound of it.
-
-Each acts on every entry by itself, so its Jacobian is the diagonal matrix of its slopes.
-"""
+"""Activations with their slope in closed form and a proven bound of it."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional
 
-from ..errors import check_positive
-from ..torch_modes import in_plain_autograd, is_compiling
+from ..errors import ArgumentError, check_positive
+from ..linear_maps import Diagonal, LinearMap
 
 
 class Activation(nn.Module, ABC):
-    """An elementwise function with ``|slope| <= bound`` everywhere.
+    r"""A function between the layers of ``g`` that stretches by at most ``bound``.
 
-    To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``.
+    To write one, take :class:`Elementwise` for what acts on every entry by itself; otherwise define
+    :meth:`forward` and :meth:`linearize`, and set ``bound``.
 
     Attributes:
-        bound: the largest absolute slope, proven; in the class, not learned.
+        bound: the largest stretch, proven; in the class, not learned.
+        signs: what the input is multiplied by, in turn: of several the results stand side by side.
     """
 
     bound: float = 1.0
+    signs: tuple[float, ...] = (1.0,)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """The value, the shape of ``x``."""
+        """The value at ``x``, shape ``(*batch, width)`` or, of images, ``(*batch, *event)``."""
+
+    @abstractmethod
+    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
+        """The value and the Jacobian at ``x``, whose events have so many dimensions."""
+
+    def check_width(self, width: int) -> None:
+        """Raise unless it can stand behind a layer of this width."""
+
+    def factors(self) -> "Factors":
+        """The activation as a scaled core: override it where the scales are learned, so that a
+        network can put them into its weights, which are fewer numbers than a batch."""
+        return Factors(self, None, None, self.bound)
+
+
+class Elementwise(Activation):
+    """An activation that acts on every entry by itself, with ``|slope| <= bound`` everywhere.
+
+    To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, Elementwise
+        >>> class Arctan(Elementwise):
+        ...     def forward(self, x):
+        ...         return x.atan()
+        ...     def value_and_slope(self, x):
+        ...         return x.atan(), 1 / (1 + x * x)
+        >>> g = DenseContraction(2, [16], activation=Arctan)
+    """
 
     @abstractmethod
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the derivative at ``x``, each of the shape of ``x``."""
 
-    def factors(self) -> "Factors":
-        """The activation as a scaled core: override it where the scales are learned, so that a
-        network can put them into its weights, which are fewer numbers than a batch."""
-        return Factors(self, None, None)
+    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
+        value, slope = self.value_and_slope(x)
+        return value, Diagonal(slope, event_dim)
 
 
 class Factors(NamedTuple):
-    r"""An activation as :math:`\phi(x) = b\,\psi(a x)`.
+    r"""An activation as :math:`\phi(x) = b\,\psi(a s x)`, for each of its signs s.
 
     Arguments:
-        core: :math:`\psi`, without parameters.
+        core: :math:`\psi`, without parameters, and with one sign.
         inner: :math:`a`, a scalar; None for 1.
         outer: :math:`b`, a scalar; None for 1.
+        bound: the largest stretch of the core, at all signs together.
     """
 
     core: Activation
     inner: Tensor | None
     outer: Tensor | None
+    bound: float
 
 
-class LipSwish(Activation):
-    r"""Swish divided by 1.1, :math:`x\,\sigma(\beta x) / 1.1` with a learned :math:`\beta > 0`.
-
-    The slope is :math:`\sigma(t)\,(1 + t\,(1 - \sigma(t))) / 1.1` with :math:`t = \beta x`; the
-    numerator lies in [-0.0999, 1.0999] whatever :math:`\beta` is, so the slope is below 1. It is
-    smooth and its own slope does not saturate, which is what a density needs.
-
-    Arguments:
-        beta: the start of :math:`\beta`, above 0. Stored as its inverse softplus.
-
-    References:
-        Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Section 3.
-
-    Example:
-        >>> import torch
-        >>> value, slope = LipSwish().value_and_slope(torch.tensor([0.0]))
-        >>> round(slope.item() * 1.1, 6)
-        0.5
-    """
-
-    def __init__(self, beta: float = 1.0) -> None:
-        super().__init__()
-        start = torch.tensor(check_positive(beta, "beta"), dtype=torch.float64)
-        inverse_softplus = start + torch.log(-torch.expm1(-start))
-        self.raw_beta = nn.Parameter(inverse_softplus.to(torch.get_default_dtype()))
-
-    @property
-    def beta(self) -> Tensor:
-        return functional.softplus(self.raw_beta)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.beta * x) / 1.1
-
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.beta * x
-        s = torch.sigmoid(t)
-        gate = s / 1.1
-        return x * gate, gate * (1 + t * (1 - s))
-
-    def factors(self) -> Factors:
-        if is_compiling():
-            # A compiler takes the scales along in the passes that are made anyway.
-            return super().factors()
-        # Below this the function is linear to within rounding, and depends on beta no more.
-        beta = self.beta.clamp(min=1e-12)
-        return Factors(SiLU(), beta, 1 / (1.1 * beta))
-
-
-class SiLU(Activation):
-    r""":math:`x\,\sigma(x)`, the core of :class:`LipSwish`; its slope lies in [-0.0999, 1.0999]."""
-
-    bound = 1.1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.silu(x)
-
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _FusedSiLU.apply(x) if in_plain_autograd() else _silu(x)[:2]
-
-
-def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, slope, and the logistic function."""
-    s = torch.sigmoid(x)
-    value = x * s
-    return value, s + value * (1 - s), s
-
-
-class _FusedSiLU(Function):
-    r"""Value and slope with their derivatives in closed form: fewer passes over memory.
-
-    With :math:`s = \sigma(x)` and the slope :math:`p`, the derivative of the slope is
-    :math:`s + p - 2 s p`.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        s = torch.sigmoid(x)
-        value = x * s
-        # s + value (1 - s), in one pass.
-        slope = torch.lerp(value, value.new_ones(()), s)
-        ctx.save_for_backward(x, slope, s)
-        ctx.set_materialize_grads(False)
-        return value, slope
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor | None) -> Tensor | None:
-        x, slope, s = ctx.saved_tensors
-        of_value, of_slope = grad_outputs
-        second = torch.is_grad_enabled()
-        if second:
-            # A second derivative is under way: both have to be functions of x again.
-            _, slope, s = _silu(x)
-        if of_slope is None:
-            return None if of_value is None else of_value * slope
-        if second:
-            curvature = s + slope - 2 * s * slope
-        else:
-            curvature = torch.add(s, slope).addcmul_(s, slope, value=-2)
-        grad = curvature * of_slope
-        return grad if of_value is None else torch.addcmul(grad, of_value, slope)
-
-
-class ELU(Activation):
+class ELU(Elementwise):
     r"""Exponential linear unit: :math:`x` above 0, :math:`e^x - 1` below; slope in (0, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +94,7 @@ class ELU(Activation):
         return functional.elu(x), torch.where(x > 0, torch.ones_like(x), x.clamp(max=0).exp())
 
 
-class Softplus(Activation):
+class Softplus(Elementwise):
     r""":math:`\log(1 + e^x)`; its slope is the logistic function."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +105,7 @@ class Softplus(Activation):
         return self.forward(x), torch.sigmoid(x)
 
 
-class Tanh(Activation):
+class Tanh(Elementwise):
     r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +116,7 @@ class Tanh(Activation):
         return value, 1 - value * value
 
 
-class Sine(Activation):
+class Sine(Elementwise):
     r""":math:`\sin(\omega x) / \omega`; its slope is :math:`\cos(\omega x)`.
 
     Arguments:
@@ -209,3 +136,30 @@ class Sine(Activation):
 
     def extra_repr(self) -> str:
         return f"frequency={self.frequency}"
+
+
+class LeakyReLU(Elementwise):
+    r"""The larger of :math:`x` and :math:`a x`: piecewise linear, with a kink at 0.
+
+    Its slope does not change but at the kink, so the gradient of a log-determinant does not see
+    how the slopes depend on ``x``: a density that is to be learned wants a smooth activation, such
+    as :class:`LipSwish`. It is here for networks that are trained by something else.
+
+    Arguments:
+        slope: ``a``, the slope below 0, in (0, 1).
+    """
+
+    def __init__(self, slope: float = 0.1) -> None:
+        super().__init__()
+        self.slope = check_positive(slope, "slope")
+        if self.slope >= 1:
+            raise ArgumentError(f"Expected slope in (0, 1); got {slope}.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.leaky_relu(x, self.slope)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x), torch.where(x > 0, 1.0, self.slope).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"slope={self.slope}"

@@ -37,6 +37,14 @@ class ConstrainedContraction(Contraction):
     def acting(self) -> Acting:
         return acting_together([self])[0]
 
+    def acting_weights(self) -> dict[str, ActingWeight]:
+        """The weights that act, by the names of the parameters they are made of."""
+        free = self.free_weights()
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        acting = self.norm.constrain_all(*zip(*free, strict=True))
+        pairs = enumerate(zip(free, acting, strict=True))
+        return {names.get(id(w.weight), str(i)): a for i, (w, a) in pairs}
+
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
         return self.acting().lipschitz_bound()

@@ -42,8 +42,15 @@ def over_symbol(kernel: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def spectral_norm(weight: Tensor) -> Tensor:
-    """The largest singular value of matrices, shapes ``(*batch, m, n)`` to ``(*batch,)``."""
-    return torch.linalg.matrix_norm(weight, ord=2)
+    """The largest singular value of matrices, shapes ``(*batch, m, n)`` to ``(*batch,)``.
+
+    As the root of the largest eigenvalue of the Gram matrix of the smaller side.
+    """
+    tall = weight.shape[-2] > weight.shape[-1]
+    gram = weight.mH @ weight if tall else weight @ weight.mH
+    # A singular value decomposition in float32 fails where many singular values are equal, which
+    # training towards a bound brings about.
+    return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=torch.finfo(weight.dtype).tiny).sqrt()
 
 
 def _frequencies(side: int) -> int:

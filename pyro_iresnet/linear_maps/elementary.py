@@ -111,6 +111,9 @@ class Permutation(LinearMap):
     def packed(self) -> tuple[list[str], list[Tensor]]:
         return ["permutation"], [self.order]
 
+    def widths(self) -> tuple[int, ...]:
+        return (self.order.shape[-1],) * 2
+
     def cost(self) -> int:
         return 0
 

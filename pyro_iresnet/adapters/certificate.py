@@ -1,0 +1,169 @@
+"""What is proven of a flow, and what is seen of it on data: :func:`certificate`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..anatomy import contractions_of, modules_of
+from ..block import ResidualBlock
+from ..caching import observed
+from ..contractive import ConstrainedContraction, Contraction, spectral_norm
+from ..counter import fixed_normals
+from ..errors import ArgumentError
+from ..linearization import Linearization
+from .standard_error import logdets_of, unchanged
+
+# Rows whose Jacobians are taken at once, the sizes up to which they are taken as matrices, and the
+# power iterations above.
+ROWS, DENSE, POWERS = 512, 64, 30
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A row of a :class:`Certificate`: a layer, or the whole of a block's ``g``.
+
+    Arguments:
+        block: which contraction of the flow, from 0.
+        layer: the name of the weight; ``"g"`` for the whole contraction.
+        strategy: how the bound is proven.
+        norm: the spectral norm of the weight that acts, exact but for rounding (of a convolution
+            the tightest bound that holds at every image size); None for ``g``.
+        bound: the proven bound.
+        promised: what ``g`` promises; None for a layer.
+        stretch: the largest local stretch of ``g`` found on the data; None without data.
+    """
+
+    block: int
+    layer: str
+    strategy: str
+    norm: float | None
+    bound: float
+    promised: float | None = None
+    stretch: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against the bound, with 1e-5 for rounding."""
+        seen = [v for v in (self.norm, self.stretch) if v is not None]
+        kept = self.promised is None or self.bound <= self.promised + 1e-5
+        return kept and all(v <= self.bound * (1 + 1e-5) for v in seen)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What :func:`certificate` returns; printed, it is a table.
+
+    Arguments:
+        rows: the layers of each contraction, and the whole of it.
+    """
+
+    rows: tuple[Proof, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every bound holds, and that of every ``g`` is below 1."""
+        return all(r.holds and (r.promised is None or r.bound < 1) for r in self.rows)
+
+    def __str__(self) -> str:
+        head = ("block", "layer", "strategy", "norm", "bound", "promised", "stretch", "")
+        cells = [head]
+        for r in self.rows:
+            numbers = (
+                "" if v is None else f"{v:.4f}" for v in (r.norm, r.bound, r.promised, r.stretch)
+            )
+            cells.append((str(r.block), r.layer, r.strategy, *numbers, "" if r.holds else "FAILS"))
+        widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+@torch.no_grad()
+def certificate(
+    flow: object, data: Tensor | None = None, *, context: Tensor | None = None
+) -> Certificate:
+    r"""What is proven of the contractions in a flow, and how far they stretch on data.
+
+    For each weight that acts its spectral norm and the bound that its strategy proves; for each
+    ``g`` the proven bound of :math:`\mathrm{Lip}(g)`, what it promises, and with ``data`` the
+    largest :math:`\lVert J_g(x) \rVert_2` at the points where the data meet it, a lower bound of
+    :math:`\mathrm{Lip}(g)`. Of a network given to :func:`wrap` nothing is proven: its bound is
+    taken on your word, which the data may refute.
+
+    Arguments:
+        flow: a block, a stack, a flow or a guide of either framework.
+        data: run through the flow as in :func:`logdet_with_error`; shape ``(*batch, *event)``.
+        context: shape ``(*batch, size)``, for a conditional block or nflows transform.
+
+    Returns:
+        A :class:`Certificate`: ``print`` it, or ask ``.holds``.
+
+    Raises:
+        ArgumentTypeError: ``flow`` is nothing that can hold a block.
+        ArgumentError: a context without data.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import certificate, iresnet_stack
+        >>> _ = torch.manual_seed(0)
+        >>> found = certificate(iresnet_stack(2, 2, [8]).eval(), torch.randn(50, 2))
+        >>> found.holds, len(found.rows)
+        (True, 6)
+    """
+    if data is None and context is not None:
+        raise ArgumentError("Expected a context only together with data; got it alone.")
+    contractions = contractions_of(flow)
+    stretches = {} if data is None else _stretches(flow, data, context)
+    rows: list[Proof] = []
+    for i, c in enumerate(contractions):
+        parts = [p for p in c.modules() if isinstance(p, ConstrainedContraction)]
+        names = {id(m): name for name, m in c.named_modules()}
+        for part in parts:
+            prefix = f"{names[id(part)]}." if names[id(part)] else ""
+            for name, weight in part.acting_weights().items():
+                norms = float(weight.exact()), float(weight.norm())
+                rows.append(Proof(i, prefix + name, str(part.norm), *norms))
+        strategy = "product of the layers" if parts else "as given"
+        bound = float(c.lipschitz_bound())
+        rows.append(Proof(i, "g", strategy, None, bound, c.lipschitz, stretches.get(id(c))))
+    return Certificate(tuple(rows))
+
+
+def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, float]:
+    """The largest local stretch of each contraction, by its identity."""
+    met: dict[int, list[tuple[Contraction, Tensor, Tensor | None]]] = {}
+
+    def seen(c: Contraction, x: Tensor, its_context: Tensor | None) -> None:
+        met.setdefault(id(c), []).append((c, x, its_context))
+
+    modules = modules_of(flow)
+    blocks = [m for m in modules if isinstance(m, ResidualBlock)]
+    run = logdets_of(flow, context is not None)
+    with unchanged(modules, blocks), observed(flow, seen):
+        run(data, context, 1)
+    return {key: max(_stretch(*call) for call in calls) for key, calls in met.items()}
+
+
+def _stretch(c: Contraction, x: Tensor, context: Tensor | None) -> float:
+    rows = x.reshape(-1, *x.shape[x.dim() - c.event_dim :]).split(ROWS)
+    contexts = [None] * len(rows)
+    if context is not None:
+        contexts = list(context.reshape(-1, context.shape[-1]).split(ROWS))
+    acting = c.acting()
+    pairs = zip(rows, contexts, strict=True)
+    return max(
+        (float(_norms(acting.linearize(r, s)).max()) for r, s in pairs if len(r)), default=0.0
+    )
+
+
+def _norms(at: Linearization) -> Tensor:
+    """``||J||_2`` of each sample, from below where J is large."""
+    if at.event_size <= DENSE:
+        return spectral_norm(at.as_matrix())
+    v = fixed_normals(tuple(at.value.shape), 0, at.value)
+    size = at.norm(v)
+    for _ in range(POWERS):
+        scale = size.clamp(min=torch.finfo(v.dtype).tiny)
+        v = at.vm(at.mv(v / scale.reshape(-1, *(1,) * at.event_dim)))
+        size = at.norm(v)
+    return size.sqrt()

@@ -1,0 +1,71 @@
+"""Activations that sort: they permute their entries, and so keep every length."""
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, check_positive_int
+from ..linear_maps import LinearMap, Permutation
+from .activations import Activation
+
+
+class GroupSort(Activation):
+    r"""Sorts each group of neighbouring entries, smallest first.
+
+    Its Jacobian is a permutation, so it keeps the length of every gradient: networks of unit norm
+    with it are universal among 1-Lipschitz functions, which those with elementwise activations are
+    not (Anil et al. 2019, Theorem 3). That makes it the choice for classifiers and critics. For a
+    density it is the wrong one: it is piecewise linear, so the Jacobian does not change within a
+    piece, the gradient of the log-determinant does not see how it depends on ``x``, and the density
+    jumps from piece to piece.
+
+    Arguments:
+        size: of a group, at least 2; it must divide the width of the layer before.
+
+    References:
+        Sorting out Lipschitz Function Approximation (Anil, Lucas and Grosse, 2019).
+
+    Example:
+        >>> import torch
+        >>> GroupSort(2)(torch.tensor([3.0, 1.0, 0.0, 2.0]))
+        tensor([1., 3., 0., 2.])
+    """
+
+    def __init__(self, size: int = 2) -> None:
+        super().__init__()
+        self.size = check_positive_int(size, "size")
+        if self.size < 2:
+            raise ArgumentError(f"Expected size to be at least 2; got {size}.")
+
+    def check_width(self, width: int) -> None:
+        if width % self.size:
+            raise ArgumentError(
+                f"Expected hidden widths that are multiples of {self.size}, which {self} sorts "
+                f"together; got {width}."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sort(x)[0]
+
+    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
+        if event_dim != 1:
+            raise ArgumentError(f"Expected events of one dimension for {self}; got {event_dim}.")
+        value, order = self._sort(x)
+        return value, Permutation(order)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
+    def _sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sorted groups, and where each entry was."""
+        self.check_width(x.shape[-1])
+        groups = x.unflatten(-1, (-1, self.size))
+        value, order = groups.sort(-1)
+        start = torch.arange(0, x.shape[-1], self.size, device=x.device)
+        return value.flatten(-2), (order + start[:, None]).flatten(-2)
+
+
+class MaxMin(GroupSort):
+    """:class:`GroupSort` in pairs."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
