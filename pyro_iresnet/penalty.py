@@ -54,7 +54,7 @@ def spectral_penalty(
 
 def _weights_of(module: nn.Module) -> list[Tensor]:
     """The weights that are a module's own, or raise where their norm is not known."""
-    own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+    own: list[Tensor] = [p for p in module.parameters(recurse=False) if p.dim() > 1]
     if not own or isinstance(module, nn.Linear):
         return own
     plain = isinstance(module, nn.Conv2d) and (
