@@ -143,8 +143,8 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
         "`Plain` is Eq. 12 with samples that leave when they are done; normflows and flowcon run "
         "their own iteration of it, of the whole batch, on the same trained weights, which are "
         "normalised for them. `To the same error` is the loosest tolerance whose largest error is "
-        "that of this project's default, or where float32 ends before, as near as it comes. Seconds "
-        "are those of the processor, one thread. A "
+        "that of this project's default, or where float32 ends before, as near as it comes. "
+        "Seconds are those of the processor, with one thread. A "
         f"gradient is taken in all parameters, with {GRADIENT_BATCH} samples, in float32."
     )
     body.insert(0, table(["", "measured", "goal"], goals) + f"\n\n{note}")
