@@ -1,6 +1,7 @@
 """The inverse: its true error, its cost, and the cost of a gradient through it."""
 
 import copy
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -78,7 +79,8 @@ def accuracy(flow: Flow, name: str, dtype: torch.dtype, count: int) -> tuple[lis
         tolerance, same = loosest(flow, z, truth, make, target)
         found[f"{package}, to the same error"] = same
         settings[f"{package}, to the same error"] = partial(invert, flow, z, make(tolerance))
-    seconds = {n: ms / 1e3 for n, ms in interleaved(settings, rounds=3, inner=1, warmup=1).items()}
+    times = interleaved(settings, rounds=3, inner=1, warmup=1, clock=time.process_time)
+    seconds = {n: ms / 1e3 for n, ms in times.items()}
     rows = []
     for n, f in found.items():
         error = f.error(truth)
@@ -141,7 +143,8 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
         "`Plain` is Eq. 12 with samples that leave when they are done; normflows and flowcon run "
         "their own iteration of it, of the whole batch, on the same trained weights, which are "
         "normalised for them. `To the same error` is the loosest tolerance whose largest error is "
-        "that of this project's default, or where float32 ends before, as near as it comes. A "
+        "that of this project's default, or where float32 ends before, as near as it comes. "
+        "Seconds are those of the processor, with one thread. A "
         f"gradient is taken in all parameters, with {GRADIENT_BATCH} samples, in float32."
     )
     body.insert(0, table(["", "measured", "goal"], goals) + f"\n\n{note}")

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -95,7 +96,10 @@ def gradients(recipe: Callable[[], Recipe], flow: Flow) -> tuple[list[list[str]]
     ways = {"implicit": implicit, "unrolled": partial(unrolled, steps=steps)}
     right = gradient(exact, z.double(), implicit)
     ms = interleaved(
-        {n: partial(gradient, flow, z, way) for n, way in ways.items()}, rounds=7, inner=1
+        {n: partial(gradient, flow, z, way) for n, way in ways.items()},
+        rounds=15,
+        inner=1,
+        clock=time.process_time,
     )
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
         torch.save(flow.state_dict(), file.name)
