@@ -46,6 +46,7 @@ from pyro_iresnet import (
 )
 
 DIM = 5
+PADDINGS = ("zeros", "circular")
 CONTEXT = 3
 
 
@@ -105,6 +106,18 @@ def densenet(dim=DIM, hidden_dims=(8, 7), **options):
 
 def conv(channels=2, hidden_channels=(4, 3), **options):
     return trained(ConvContraction((channels, 3, 4), hidden_channels, **options))
+
+
+def sequence(lipschitz=0.97):
+    return SequentialContraction(*(make(lipschitz=lipschitz**0.5) for make in (dense, densenet)))
+
+
+def total(lipschitz=0.97):
+    return SumContraction(dense(lipschitz=0.4 * lipschitz), densenet(lipschitz=0.6 * lipschitz))
+
+
+def total_of_images(lipschitz=0.97):
+    return SumContraction(*(conv(lipschitz=lipschitz / 2, padding=p) for p in PADDINGS))
 
 
 def near_minus(dim=DIM, lipschitz=0.97):
@@ -176,11 +189,9 @@ CONTRACTIONS = {
     "conv_circular": partial(conv, padding="circular"),
     "conv_deep": partial(conv, hidden_channels=(4, 3, 4), activation=CLipSwish),
     **{f"conv_{n}": partial(conv, norm=s) for n, s in CERTIFIED_NORMS.items()},
-    "sequence": lambda: SequentialContraction(dense(), densenet()),
-    "sum": lambda: SumContraction(dense(lipschitz=0.4), densenet(lipschitz=0.5)),
-    "sum_of_images": lambda: SumContraction(
-        conv(lipschitz=0.4), conv(lipschitz=0.5, padding="circular")
-    ),
+    "sequence": sequence,
+    "sum": total,
+    "sum_of_images": total_of_images,
     "wrapped": lambda: wrap(SineNet(DIM), bound=0.9),
     "wrapped_image": lambda: wrap(SineNet(4), bound=0.9, event_dim=3),
 }

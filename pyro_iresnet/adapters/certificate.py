@@ -66,13 +66,13 @@ class Certificate:
         return all(r.holds and (r.promised is None or r.bound < 1) for r in self.rows)
 
     def __str__(self) -> str:
-        head = ("block", "layer", "strategy", "norm", "bound", "promised", "stretch", "")
+        head = ["block", "layer", "strategy", "norm", "bound", "promised", "stretch", ""]
         cells = [head]
         for r in self.rows:
-            numbers = (
+            numbers = [
                 "" if v is None else f"{v:.4f}" for v in (r.norm, r.bound, r.promised, r.stretch)
-            )
-            cells.append((str(r.block), r.layer, r.strategy, *numbers, "" if r.holds else "FAILS"))
+            ]
+            cells.append([str(r.block), r.layer, r.strategy, *numbers, "" if r.holds else "FAILS"])
         widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
         return "\n".join(line.rstrip() for line in lines)

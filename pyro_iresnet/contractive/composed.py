@@ -67,6 +67,7 @@ class SequentialContraction(_Composed):
         ArgumentError: no parts, or parts that do not fit each other.
 
     Example:
+        >>> from pyro_iresnet import DenseContraction, SequentialContraction
         >>> g = SequentialContraction(
         ...     DenseContraction(2, lipschitz=0.9), DenseContraction(2, lipschitz=0.9)
         ... )
@@ -94,6 +95,7 @@ class SumContraction(_Composed):
         ArgumentError: no parts, parts that do not fit each other, or bounds whose sum is 1 or more.
 
     Example:
+        >>> from pyro_iresnet import DenseContraction, SumContraction
         >>> g = SumContraction(
         ...     DenseContraction(2, lipschitz=0.5), DenseContraction(2, lipschitz=0.4)
         ... )

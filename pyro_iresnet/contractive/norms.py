@@ -187,6 +187,7 @@ class Hard(Norm):
 
     Example:
         >>> import torch
+        >>> from pyro_iresnet import Hard, SingularValue
         >>> weight = torch.diag(torch.tensor([0.2, 0.1]))
         >>> Hard(SingularValue()).constrain(weight, 1.0).diag()
         tensor([1.0000, 0.5000])
