@@ -127,7 +127,7 @@ def digits_job() -> Job:
     def batch(size: int) -> Tensor:
         return data.encode(data.train[torch.randint(0, len(data.train), (size,))])
 
-    return Job("digits", 64, (128, 128), 4, 1000, 4000, 2e-3, 6.2, False, batch, held_out)
+    return Job("digits", 64, (128, 128), 4, 600, 4000, 2e-3, 6.2, False, batch, held_out)
 
 
 def checkerboard_job() -> Job:
@@ -137,7 +137,7 @@ def checkerboard_job() -> Job:
     def held_out() -> Tensor:
         return checkerboard(20_000)
 
-    return Job("checkerboard", 2, (64, 64), 8, 1000, 8000, 2e-2, 3.66, True, checkerboard, held_out)
+    return Job("checkerboard", 2, (64, 64), 8, 600, 8000, 2e-2, 3.66, True, checkerboard, held_out)
 
 
 class Log:

@@ -153,3 +153,13 @@ def test_actnorm_starts_outside_of_the_compiler():
     torch.testing.assert_close(y.mean(0), torch.zeros(3))
     again = torch.compile(transform, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(again, y)
+
+
+@pytest.mark.parametrize("name", ["densenet", "dense_clipswish", "conv_zeros", "conditional_dense"])
+def test_every_kind_of_network_is_one_graph(name):
+    g = {**zoo.CONTRACTIONS, **zoo.CONDITIONAL}[name]()
+    block = ResidualBlock(g, logdet=Exact())
+    x = torch.randn(6, *zoo.event_shape(name))
+    context = None if g.context_dim is None else torch.randn(6, zoo.CONTEXT)
+    compiled = torch.compile(block.forward_and_logdet, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, context), block.forward_and_logdet(x, context))

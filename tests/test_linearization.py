@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pyro_iresnet import linearize_by_autograd, testing
-from pyro_iresnet.linear_maps import Chain, Dense, Diagonal
+from pyro_iresnet.linear_maps import Chain, Dense, Diagonal, Sum, unpack
 
 from . import zoo
 
@@ -68,3 +68,35 @@ def test_a_dense_matrix_starts_from_the_larger_end():
     s = Diagonal(torch.ones(2, 3))
     assert Chain((Dense(torch.ones(3, 2)), s, Dense(torch.ones(9, 3)))).transpose_is_cheaper
     assert not Chain((Dense(torch.ones(3, 9)), s, Dense(torch.ones(2, 3)))).transpose_is_cheaper
+
+
+@pytest.mark.parametrize("padding", zoo.PADDINGS)
+@pytest.mark.parametrize("hidden", [(4,), (4, 3)])
+def test_the_trace_of_a_convolutional_network_is_exact_up_to_its_edges(padding, hidden):
+    g = zoo.conv(padding=padding, hidden_channels=hidden, context_dim=zoo.CONTEXT)
+    for size in ((3, 3), (5, 7)):
+        at = g.linearize(torch.randn(4, 2, *size), torch.randn(4, zoo.CONTEXT))
+        expected = at.as_matrix().diagonal(dim1=-2, dim2=-1).sum(-1)
+        torch.testing.assert_close(at.trace(), expected)
+    # An image smaller than the kernel meets itself at its other side.
+    assert g.linearize(torch.randn(1, 2, 2, 5), torch.randn(1, zoo.CONTEXT)).trace() is None
+
+
+@pytest.mark.parametrize("hidden", [(8,), (8, 7)])
+def test_the_trace_of_a_densely_connected_network_is_exact(hidden):
+    at = zoo.densenet(hidden_dims=hidden).linearize(torch.randn(4, zoo.DIM))
+    weight = torch.randn(zoo.DIM, zoo.DIM)
+    matrix = at.as_matrix()
+    torch.testing.assert_close(at.trace(), matrix.diagonal(dim1=-2, dim2=-1).sum(-1))
+    product = (weight @ matrix).diagonal(dim1=-2, dim2=-1).sum(-1)
+    torch.testing.assert_close(at.trace(weight), product)
+
+
+@pytest.mark.parametrize("name", ["dense_clipswish", "densenet", "conv_zeros", "conv_circular"])
+def test_a_packed_jacobian_is_the_same(name):
+    x = torch.randn(3, *zoo.event_shape(name))
+    at = zoo.CONTRACTIONS[name]().linearize(x)
+    words, tensors = at.jacobian.packed()
+    torch.testing.assert_close(unpack(words, tensors).mv(x), at.mv(x))
+    total = Sum((at.jacobian, at.jacobian))
+    torch.testing.assert_close(unpack(*total.packed()).vm(x), 2 * at.vm(x))

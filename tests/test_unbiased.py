@@ -154,3 +154,18 @@ def test_the_last_draws_of_a_batch_know_nothing_of_each_other():
     draws = Roulette()(linearization, lipschitz=g.lipschitz).reshape(2000, 2)
     centred = (draws - draws.mean(0)) / draws.std(0)
     assert (centred[:, 0] * centred[:, 1]).mean().abs() < 4 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    "name", ["densenet", "densenet_three_hidden", "dense_clipswish", "conv_zeros", "conv_circular"]
+)
+def test_the_value_and_the_gradient_of_other_networks(name):
+    g = zoo.CONTRACTIONS[name](lipschitz=0.8)
+    x = torch.randn(2, *zoo.event_shape(name))
+    testing.check_logdet(Roulette(), g.linearize(x), lipschitz=0.8, draws=DRAWS)
+
+    def linearize(repeat):
+        return g.linearize(x.repeat(repeat, *(1 for _ in zoo.event_shape(name))))
+
+    weights = [p for n, p in g.named_parameters() if n.endswith("weight")]
+    check_gradient(Roulette(), linearize, weights, torch.tensor([1.0, -2.0]))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import LinearMap
+from .convolution import Convolution, trace_through
 from .elementary import Dense, Diagonal
 
 
@@ -46,6 +47,16 @@ class Chain(LinearMap):
             case (Dense(w1), Diagonal(s1), Dense(w2), Diagonal(s2), Dense(w3)):
                 w1 = w1 if weight is None else w1 @ weight
                 return ((s2 @ (w2 * (w1 @ w3).T)) * s1).sum(-1)
+            case (Convolution() as a, Diagonal(s), Convolution() as b) if weight is None:
+                return trace_through(a, None, b).trace(s, None)
+            case (
+                Convolution() as a,
+                Diagonal(s1),
+                Convolution(w2),
+                Diagonal(s2),
+                Convolution() as b,
+            ) if weight is None and w2.shape[2:] == (1, 1):
+                return trace_through(a, w2[:, :, 0, 0], b).trace(s1, s2)
             case (Append() as first, Dense(w2)):
                 return first.trace_with(w2, weight)
             case (Append() as first, Append() as second, Dense(w3)):
