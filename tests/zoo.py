@@ -54,6 +54,8 @@ def trained(contraction, gain=4.0):
     """Weights large enough that every bound is active, as after training."""
     with torch.no_grad():
         for name, parameter in contraction.named_parameters():
+            if "conditioner" in name:
+                continue
             if name.endswith("weight"):
                 parameter.mul_(gain)
             if name.endswith("bias"):
