@@ -1,4 +1,4 @@
-"""Which norm strategy trains best: at equal steps, and at equal wall-clock."""
+"""Which norm strategy trains best, at equal steps and at equal wall-clock; and which network."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,13 +15,20 @@ from nflows.transforms import ActNorm, CompositeTransform
 from torch import Tensor
 
 from pyro_iresnet import (
+    Activation,
     AlmostOrthogonal,
+    CLipSwish,
+    Contraction,
+    DenseContraction,
+    DenseNetContraction,
     Frobenius,
     Gram,
     Hard,
     IResNetTransform,
+    LipSwish,
     Norm,
     PowerIteration,
+    ResidualBlock,
     Schur,
     SingularValue,
     cached,
@@ -53,6 +60,8 @@ class Job:
     Arguments:
         name: of the data.
         dim, hidden, blocks: of the flow.
+        added: the widths that the layers of a densely connected network of equal size add, with an
+            activation that keeps the width and with one that doubles it.
         steps: of Adam, to compare strategies at.
         goal_steps: of the run that stands beside the goal.
         rate: the peak of the one-cycle learning rate.
@@ -66,6 +75,7 @@ class Job:
     dim: int
     hidden: tuple[int, ...]
     blocks: int
+    added: tuple[int, int]
     steps: int
     goal_steps: int
     rate: float
@@ -74,14 +84,18 @@ class Job:
     batch: Callable[[int], Tensor]
     held_out: Callable[[], Tensor]
 
-    def flow(self, norm: Norm) -> Flow:
-        """As it starts: 0.99 for each layer."""
-        lipschitz = 0.99 ** (len(self.hidden) + 1)
+    @property
+    def lipschitz(self) -> float:
+        """0.99 for each layer."""
+        return 0.99 ** (len(self.hidden) + 1)
+
+    def flow(self, network: "Network") -> Flow:
+        """As it starts."""
         parts = []
         for i in range(self.blocks):
             if self.every or i == 0:
                 parts.append(ActNorm(self.dim))
-            parts.append(IResNetTransform(self.dim, self.hidden, lipschitz=lipschitz, norm=norm))
+            parts.append(IResNetTransform.from_block(ResidualBlock(network(self))))
         if self.every:
             parts.append(ActNorm(self.dim))
         flow = Flow(CompositeTransform(parts), StandardNormal([self.dim]))
@@ -93,11 +107,11 @@ class Job:
         with cached(flow):
             return -flow.log_prob(self.batch(BATCH)).mean()
 
-    def nats(self, norm: Norm, steps: int, seed: int) -> float:
-        """Held-out nats after so many steps."""
+    def nats(self, name: str, steps: int, seed: int) -> float:
+        """Held-out nats of a network after so many steps."""
         torch.manual_seed(seed)
-        flow = self.flow(norm)
-        label = f"{self.name}, {norm}, seed {seed}"
+        flow = self.flow(NETWORKS[name])
+        label = f"{self.name}, {name}, seed {seed}"
         fit(label, flow.parameters(), lambda: self.loss(flow), steps=steps, lr=self.rate)
         flow.eval()
         torch.manual_seed(1000)
@@ -107,13 +121,36 @@ class Job:
     def step_times(self) -> dict[str, float]:
         """Milliseconds of a training step by each strategy."""
 
-        def step_of(norm: Norm) -> Callable[[], object]:
-            flow = self.flow(norm)
+        def step_of(name: str) -> Callable[[], object]:
+            flow = self.flow(NETWORKS[name])
             return lambda: self.loss(flow).backward()
 
         torch.manual_seed(0)
-        steps = {name: step_of(norm) for name, norm in STRATEGIES.items()}
+        steps = {name: step_of(name) for name in STRATEGIES}
         return interleaved(steps, rounds=9, inner=10)
+
+
+Network = Callable[[Job], Contraction]
+
+
+def perceptron(norm: Norm) -> Network:
+    """With a norm strategy."""
+    return lambda job: DenseContraction(job.dim, job.hidden, lipschitz=job.lipschitz, norm=norm)
+
+
+def densely_connected(activation: type[Activation]) -> Network:
+    """With an activation."""
+    doubles = len(activation.signs) > 1
+    return lambda job: DenseNetContraction(
+        job.dim, 2 * [job.added[doubles]], lipschitz=job.lipschitz, activation=activation
+    )
+
+
+DENSENETS = {
+    "DenseNetContraction": densely_connected(LipSwish),
+    "DenseNetContraction, CLipSwish": densely_connected(CLipSwish),
+}
+NETWORKS = {name: perceptron(norm) for name, norm in STRATEGIES.items()} | DENSENETS
 
 
 def digits_job() -> Job:
@@ -127,7 +164,7 @@ def digits_job() -> Job:
     def batch(size: int) -> Tensor:
         return data.encode(data.train[torch.randint(0, len(data.train), (size,))])
 
-    return Job("digits", 64, (128, 128), 4, 600, 4000, 2e-3, 6.2, False, batch, held_out)
+    return Job("digits", 64, (128, 128), 4, (84, 61), 600, 4000, 2e-3, 6.2, False, batch, held_out)
 
 
 def checkerboard_job() -> Job:
@@ -137,7 +174,20 @@ def checkerboard_job() -> Job:
     def held_out() -> Tensor:
         return checkerboard(20_000)
 
-    return Job("checkerboard", 2, (64, 64), 8, 600, 8000, 2e-2, 3.66, True, checkerboard, held_out)
+    return Job(
+        "checkerboard",
+        2,
+        (64, 64),
+        8,
+        (64, 64),
+        600,
+        8000,
+        2e-2,
+        3.66,
+        True,
+        checkerboard,
+        held_out,
+    )
 
 
 class Log:
@@ -155,7 +205,7 @@ class Log:
         """As logged, or as a run now gives it."""
         key = f"{job.name}/{strategy}/{steps}/{seed}"
         if key not in self.runs:
-            self.runs[key] = job.nats(STRATEGIES[strategy], steps, seed)
+            self.runs[key] = job.nats(strategy, steps, seed)
             if self.path is not None:
                 with self.path.open("a") as lines:
                     lines.write(json.dumps([key, self.runs[key]]) + "\n")
@@ -200,8 +250,9 @@ def main(
     jobs = digits_job(), checkerboard_job()
     for job in jobs:
         steps = 200 if fast else job.goal_steps
-        found = kept.figure(job, DEFAULT, steps, seeds)
-        goals.append([f"{job.name}, {steps:,} steps, the default", found, f"<= {job.goal}"])
+        for name in (DEFAULT, *DENSENETS):
+            found = kept.figure(job, name, steps, seeds)
+            goals.append([f"{job.name}, {steps:,} steps, {name}", found, f"<= {job.goal}"])
     for job in jobs:
         steps = 100 if fast else job.steps
         rows = list(rows_of(job, kept, seeds, steps))
@@ -210,7 +261,8 @@ def main(
         f"Held-out nats, the mean of {seeds} seeds with their standard deviation; batches of "
         f"{BATCH}, Adam, one-cycle learning rate, 0.99 for each layer. `Equal time` gives each "
         "strategy as many steps as the default's take. Digits: 4 blocks of 128-128; checkerboard: "
-        "8 blocks of 64-64, of which 3.466 nats are the entropy."
+        "8 blocks of 64-64, of which 3.466 nats are the entropy. The densely connected networks "
+        "have as many parameters."
     )
     body.insert(0, table(["held-out nats", "measured", "goal"], goals) + f"\n\n{note}")
     publish("norms", "Norm strategies", "\n\n".join(body), fast=fast, write=write)
