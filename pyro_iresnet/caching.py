@@ -187,6 +187,10 @@ class _Observed(Acting):
         self.seen(x, context)
         return self.acting.linearize(x, context)
 
+    @property
+    def closed_form(self) -> bool:
+        return self.acting.closed_form
+
     def lipschitz_bound(self) -> Tensor:
         return self.acting.lipschitz_bound()
 

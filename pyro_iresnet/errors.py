@@ -110,11 +110,11 @@ def check_positive_int(value: SupportsIndex, name: str) -> int:
     return number
 
 
-def check_dims(values: Sequence[int], name: str) -> tuple[int, ...]:
+def check_dims(values: Sequence[int], name: str, example: str = "[64, 64]") -> tuple[int, ...]:
     """Return ``values`` as a tuple, or raise unless they are positive integers (possibly none)."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ArgumentTypeError(
-            f"Expected {name} to be a sequence of widths such as [64, 64]; got {values!r}."
+            f"Expected {name} to be a sequence of integers such as {example}; got {values!r}."
         )
     return tuple(check_positive_int(v, f"{name}[{i}]") for i, v in enumerate(values))
 

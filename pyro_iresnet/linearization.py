@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -91,13 +90,12 @@ class Linearization:
 
 
 class Acting(ABC):
-    """``g`` with its acting weights in place: what the log-determinants and the inverse need.
+    """``g`` with its acting weights in place: what the log-determinants and the inverse need."""
 
-    Attributes:
-        closed_form: whether ``linearize`` costs little more than a call.
-    """
-
-    closed_form: ClassVar[bool] = True
+    @property
+    def closed_form(self) -> bool:
+        """Whether ``linearize`` costs little more than a call."""
+        return True
 
     @abstractmethod
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:

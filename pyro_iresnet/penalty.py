@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .anatomy import contractions_of, modules_of
 from .contractive import ConstrainedContraction, Norm, SingularValue
@@ -42,10 +43,15 @@ def spectral_penalty(
     check_instance(norm, Norm, "norm", "SingularValue()")
     weights: list[Tensor] = []
     contractions = contractions_of(flow)
-    for root in contractions or modules_of(flow)[:1]:
+    for root in contractions or _roots(modules_of(flow)):
         constrained = [m for m in root.modules() if isinstance(m, ConstrainedContraction)]
         weights += [w.weight for c in constrained for w in c.free_weights()]
         inside = {id(m) for c in constrained for m in c.modules()}
+        # What makes the weights of a layer counts as that layer's weight.
+        layers = [m for m in root.modules() if parametrize.is_parametrized(m)]
+        inside |= {
+            id(m) for layer in layers for m in layer.get_submodule("parametrizations").modules()
+        }
         weights += [w for m in root.modules() if id(m) not in inside for w in _weights_of(m)]
     if not weights:
         raise ArgumentError("Expected flow to have weights; found none.")
@@ -54,19 +60,28 @@ def spectral_penalty(
 
 def _weights_of(module: nn.Module) -> list[Tensor]:
     """The weights that are a module's own, or raise where their norm is not known."""
-    own: list[Tensor] = [p for p in module.parameters(recurse=False) if p.dim() > 1]
-    if not own or isinstance(module, nn.Linear):
-        return own
-    plain = isinstance(module, nn.Conv2d) and (
-        (module.stride, module.dilation, module.groups) == ((1, 1), (1, 1), 1)
+    if isinstance(module, nn.Linear):
+        return [module.weight]
+    if isinstance(module, nn.Conv2d):
+        settings = module.stride, module.dilation, module.groups
+        if settings == ((1, 1), (1, 1), 1) and module.padding_mode in ("zeros", "circular"):
+            return [module.weight]
+    elif all(p.dim() < 2 for p in module.parameters(recurse=False)):
+        return []
+    raise ArgumentError(
+        "Expected linear layers, or convolutions of images with stride 1, dilation 1, one group "
+        f"and padding by zeros or circular; got {module}, whose norm is not known."
     )
-    if not plain:
-        raise ArgumentError(
-            "Expected linear layers, or convolutions of images with stride 1, dilation 1 and one "
-            f"group; got {module}, whose norm is not known."
-        )
-    return own
+
+
+def _roots(modules: list[nn.Module]) -> list[nn.Module]:
+    """Those that are no part of another."""
+    parts = {id(m) for root in modules for m in root.modules() if m is not root}
+    return [m for m in modules if id(m) not in parts]
 
 
 def _size(norm: Norm, weight: Tensor) -> Tensor:
-    return norm.sizes(weight[None]).amax()
+    if weight.dim() == 2:
+        return norm.norm(weight)
+    turned = weight.transpose(0, 1) if weight.shape[0] > weight.shape[1] else weight
+    return norm.sizes(turned[None]).amax()

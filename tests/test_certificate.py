@@ -9,12 +9,16 @@ from nflows.transforms import CompositeTransform
 from torch import nn
 
 from pyro_iresnet import (
+    AlmostOrthogonal,
     ArgumentError,
+    ContractionError,
     Gram,
+    IResNet,
     IResNetTransform,
     PowerIteration,
     ResidualBlock,
     SequentialContraction,
+    SumContraction,
     certificate,
     iresnet_stack,
     spectral_penalty,
@@ -156,3 +160,63 @@ def test_a_layer_of_unknown_norm_is_refused(layer):
         spectral_penalty(nn.Sequential(nn.Linear(2, 2), layer))
     with pytest.raises(ArgumentError, match="found none"):
         spectral_penalty(nn.Tanh())
+
+
+def test_where_there_is_nothing_to_prove_a_certificate_says_so():
+    for flow in (nn.Linear(2, 2), []):
+        with pytest.raises(ArgumentError, match="found none"):
+            certificate(flow)
+
+
+def test_a_bare_contraction_and_a_conditional_transform():
+    assert certificate(zoo.dense(), torch.randn(3, zoo.DIM)).holds
+    conditional = IResNet(ResidualBlock(zoo.dense(context_dim=zoo.CONTEXT)))
+    context = torch.randn(3, zoo.CONTEXT)
+    assert certificate(conditional, torch.randn(3, zoo.DIM), context=context).holds
+    (row,) = [r for r in certificate(zoo.dense(), torch.zeros(0, zoo.DIM)).rows if r.layer == "g"]
+    assert row.stretch is None
+
+
+@pytest.mark.parametrize("norm", zoo.NORMS)
+def test_what_is_not_a_number_fails(norm):
+    g = zoo.dense(norm=zoo.NORMS[norm])
+    assert certificate(g).holds
+    with torch.no_grad():
+        g.layers[1].weight[0, 0] = torch.nan
+    found = certificate(g, torch.randn(3, zoo.DIM))
+    assert not found.holds
+    with pytest.raises(ContractionError, match="NaN"):
+        ResidualBlock(g).inverse(torch.randn(3, zoo.DIM))
+
+
+def test_whence_a_bound_is():
+    wrapped = wrap(zoo.dense(), bound=0.3)
+    assert [(r.layer, r.strategy) for r in certificate(wrapped).rows] == [("g", "as given")]
+    mixed = SumContraction(zoo.dense(lipschitz=0.4), wrap(nn.Tanh(), bound=0.5))
+    rows = certificate(mixed).rows
+    assert [r.layer for r in rows] == [*(f"parts.0.layers.{i}.weight" for i in range(3)), "g"]
+    assert rows[-1].strategy == "from its parts"
+
+
+def test_tied_weights_keep_a_row_each():
+    g = zoo.dense(hidden_dims=(zoo.DIM,))
+    g.layers[1].weight = g.layers[0].weight
+    assert len(certificate(g).rows) == 3
+
+
+def test_autocast_does_not_coarsen_a_certificate():
+    block, x = ResidualBlock(zoo.dense(4, (64, 64)).float()), torch.randn(5, 4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert certificate(block, x).holds
+
+
+def test_the_penalty_counts_every_module_and_what_makes_a_weight():
+    first, last = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.testing.assert_close(
+        spectral_penalty([first, last]), spectral_penalty(nn.Sequential(first, last))
+    )
+    orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))
+    torch.testing.assert_close(spectral_penalty(orthogonal), torch.tensor(1.0))
+    tall = nn.Linear(3, 8)
+    norm = AlmostOrthogonal()
+    torch.testing.assert_close(spectral_penalty(tall, norm), norm.norm(tall.weight) ** 2)

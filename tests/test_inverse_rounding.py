@@ -69,3 +69,16 @@ def test_no_tolerance_is_as_exact_as_the_arithmetic():
     g, y = zoo.dense(), torch.randn(20, zoo.DIM)
     solution = solve(g, y, rtol=0.0)
     assert (solution.stats.error_bound <= 1e-12).all()
+
+
+@pytest.mark.parametrize("name", zoo.CONTRACTIONS)
+def test_the_estimate_of_rounding_is_neither_below_nor_far_above_it(name):
+    exact = zoo.CONTRACTIONS[name]().float().double()
+    g = copy.deepcopy(exact).float()
+    x = torch.randn(500, *zoo.event_shape(name), dtype=torch.float32)
+    error = (g(x).double() - exact(x.double())).flatten(1).norm(dim=1)
+    estimate = g.acting().rounding(x)
+    # Weights that are normalised in double precision are others, in the last digit.
+    assert error.median() <= estimate.median()
+    assert (error <= 2 * estimate.max()).all()
+    assert estimate.median() <= 300 * error.median() + 1e-6

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pyro_iresnet import (
+    Activation,
+    ArgumentError,
     CLipSwish,
     ContractionError,
     ConvContraction,
@@ -21,8 +23,10 @@ from pyro_iresnet import (
     SumContraction,
     cached,
     testing,
+    wrap,
 )
 from pyro_iresnet.contractive import ConstrainedContraction
+from pyro_iresnet.linear_maps import LinearMap
 
 from . import zoo
 
@@ -219,3 +223,50 @@ def test_the_weights_that_act_are_the_same_at_every_call(name):
     assert torch.equal(first, g(x))
     with cached(ResidualBlock(g)):
         torch.testing.assert_close(g(x), first)
+
+
+def test_networks_of_your_own_compose_with_others():
+    parts = zoo.dense(lipschitz=0.4), wrap(zoo.Scaled(0.5, torch.eye(zoo.DIM)), bound=0.5)
+    for composed in (SumContraction(*parts), SequentialContraction(*parts)):
+        assert composed.event_shape == (zoo.DIM,)
+        testing.check_contraction(composed, torch.randn(20, zoo.DIM))
+        assert not composed.acting().closed_form
+    with pytest.raises(ArgumentError, match="one event space"):
+        SumContraction(zoo.dense(3, lipschitz=0.4), zoo.dense(4, lipschitz=0.4))
+
+
+class Reversed(LinearMap):
+    def mv(self, v):
+        return -v
+
+    def vm(self, v):
+        return -v
+
+    def select(self, index):
+        return self
+
+
+class Minus(Activation):
+    def forward(self, x):
+        return -x
+
+    def linearize(self, x, event_dim=1):
+        return -x, Reversed()
+
+
+@pytest.mark.parametrize("kind", [DenseContraction, DenseNetContraction])
+def test_an_activation_of_your_own_needs_no_more_than_its_base_says(kind):
+    testing.check_contraction(kind(3, [4, 4], activation=Minus).double(), torch.randn(20, 3))
+
+
+class Counted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.count = torch.nn.Parameter(torch.tensor([3]), requires_grad=False)
+
+    def forward(self, x):
+        return 0.5 * x.sin()
+
+
+def test_a_whole_number_among_the_parameters_does_not_round_the_bound():
+    assert float(wrap(Counted(), bound=0.9).lipschitz_bound()) == pytest.approx(0.9)

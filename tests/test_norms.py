@@ -4,6 +4,7 @@ from torch.nn import functional
 
 from pyro_iresnet import (
     AlmostOrthogonal,
+    ArgumentError,
     Frobenius,
     Gram,
     Hard,
@@ -259,3 +260,42 @@ def test_gradients_of_a_constrained_kernel(name):
 
     assert torch.autograd.gradcheck(acting, (kernel,))
     assert torch.autograd.gradgradcheck(acting, (kernel,))
+
+
+@pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25, 1e30])
+def test_norms_hold_wherever_float32_does(name, scale):
+    weight = torch.randn(8, 5, dtype=torch.float32)
+    norm = zoo.CERTIFIED_NORMS[name]
+    expected = norm.norm(weight).double()
+    torch.testing.assert_close(
+        norm.norm(scale * weight).double() / scale, expected, rtol=1e-5, atol=0
+    )
+    (acting,) = norm.constrain_all([scale * weight], [0.9])
+    assert acting.weight.isfinite().all()
+    exact = torch.linalg.matrix_norm(acting.weight.double(), ord=2)
+    assert exact <= float(acting.norm()) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_coarse_dtypes_prove_the_norm_of_the_rounded_weight(name, dtype):
+    for shape in ((6, 4), (2, 3, 3, 3)):
+        (acting,) = zoo.CERTIFIED_NORMS[name].constrain_all([torch.randn(shape).to(dtype)], [0.9])
+        assert acting.weight.dtype == dtype
+        assert acting.exact() <= acting.norm() * (1 + 1e-5)
+        assert acting.norm() < 1.0 or name.endswith("almost_orthogonal")
+
+
+def test_a_row_of_zeros_has_no_size():
+    weight = 1e-3 * torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(AlmostOrthogonal().norm(weight), torch.tensor(1e-3))
+    unseen = torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
+    assert Hard(PowerIteration(1)).constrain(unseen, 0.9).isfinite().all()
+
+
+def test_wrong_arguments_of_constrain():
+    with pytest.raises(ArgumentError, match="rows, columns"):
+        Gram().constrain(torch.ones(3), 1.0)
+    with pytest.raises(ArgumentError, match="bound"):
+        Gram().constrain(torch.eye(2), -1.0)

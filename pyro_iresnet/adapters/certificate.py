@@ -1,5 +1,6 @@
 """What is proven of a flow, and what is seen of it on data: :func:`certificate`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,19 @@ from torch import Tensor
 from ..anatomy import contractions_of, modules_of
 from ..block import ResidualBlock
 from ..caching import observed
-from ..contractive import ConstrainedContraction, Contraction, spectral_norm
+from ..contractive import (
+    ConstrainedContraction,
+    Contraction,
+    SequentialContraction,
+    SumContraction,
+    Wrapped,
+    spectral_norm,
+)
 from ..counter import fixed_normals
 from ..errors import ArgumentError
 from ..linearization import Linearization
+from ..torch_modes import full_precision
+from .pyro_transform import InverseIResNet, IResNet
 from .standard_error import logdets_of, unchanged
 
 # Rows whose Jacobians are taken at once, the sizes up to which they are taken as matrices, and the
@@ -26,7 +36,7 @@ class Proof:
     Arguments:
         block: which contraction of the flow, from 0.
         layer: the name of the weight; ``"g"`` for the whole contraction.
-        strategy: how the bound is proven.
+        strategy: how the bound is proven, or whence it is.
         norm: the spectral norm of the weight that acts, exact but for rounding (of a convolution
             the tightest bound that holds at every image size); None for ``g``.
         bound: the proven bound.
@@ -100,7 +110,7 @@ def certificate(
 
     Raises:
         ArgumentTypeError: ``flow`` is nothing that can hold a block.
-        ArgumentError: a context without data.
+        ArgumentError: a context without data, or a flow without a contraction.
 
     Example:
         >>> import torch
@@ -112,21 +122,49 @@ def certificate(
     """
     if data is None and context is not None:
         raise ArgumentError("Expected a context only together with data; got it alone.")
+    if isinstance(flow, Contraction):
+        flow = ResidualBlock(flow)
+    if context is not None and isinstance(flow, IResNet | InverseIResNet):
+        # Pyro's transforms take no context, the block does.
+        flow = flow.block
     contractions = contractions_of(flow)
-    stretches = {} if data is None else _stretches(flow, data, context)
+    if not contractions:
+        raise ArgumentError(
+            "Expected flow to hold a contraction; found none, so there is nothing to prove."
+        )
     rows: list[Proof] = []
-    for i, c in enumerate(contractions):
-        parts = [p for p in c.modules() if isinstance(p, ConstrainedContraction)]
-        names = {id(m): name for name, m in c.named_modules()}
-        for part in parts:
-            prefix = f"{names[id(part)]}." if names[id(part)] else ""
-            for name, weight in part.acting_weights().items():
-                norms = float(weight.exact()), float(weight.norm())
-                rows.append(Proof(i, prefix + name, str(part.norm), *norms))
-        strategy = "product of the layers" if parts else "as given"
-        bound = float(c.lipschitz_bound())
-        rows.append(Proof(i, "g", strategy, None, bound, c.lipschitz, stretches.get(id(c))))
+    with full_precision(next(iter(contractions[0].parameters()), torch.empty(0))):
+        stretches = {} if data is None else _stretches(flow, data, context)
+        for i, c in enumerate(contractions):
+            rows += _layers(i, c)
+            bound = float(c.lipschitz_bound())
+            stretch = stretches.get(id(c))
+            rows.append(Proof(i, "g", _grounds(c), None, bound, c.lipschitz, stretch))
     return Certificate(tuple(rows))
+
+
+def _layers(block: int, contraction: Contraction) -> Iterator[Proof]:
+    """Rows of the layers from which the bound of a contraction is proven."""
+    for name, part in contraction.named_modules():
+        grounded = isinstance(part, ConstrainedContraction)
+        if grounded and not _is_wrapped(contraction, name):
+            prefix = f"{name}." if name else ""
+            for layer, weight in part.acting_weights():
+                norms = float(weight.exact()), float(weight.norm())
+                yield Proof(block, prefix + layer, str(part.norm), *norms)
+
+
+def _is_wrapped(contraction: Contraction, name: str) -> bool:
+    """Whether a part stands inside of a network whose bound is taken on the user's word."""
+    above = [name[:i] for i, letter in enumerate(name) if letter == "."] + [""] * bool(name)
+    return any(isinstance(contraction.get_submodule(a), Wrapped) for a in above)
+
+
+def _grounds(contraction: Contraction) -> str:
+    if isinstance(contraction, ConstrainedContraction):
+        return "from its layers"
+    composed = isinstance(contraction, SequentialContraction | SumContraction)
+    return "from its parts" if composed else "as given"
 
 
 def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, float]:
@@ -141,19 +179,19 @@ def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, 
     run = logdets_of(flow, context is not None)
     with unchanged(modules, blocks), observed(flow, seen):
         run(data, context, 1)
-    return {key: max(_stretch(*call) for call in calls) for key, calls in met.items()}
+    found = {key: [s for call in calls for s in _norms_of(*call)] for key, calls in met.items()}
+    # A maximum of torch keeps what is not a number.
+    return {key: float(torch.cat(norms).max()) for key, norms in found.items() if norms}
 
 
-def _stretch(c: Contraction, x: Tensor, context: Tensor | None) -> float:
+def _norms_of(c: Contraction, x: Tensor, context: Tensor | None) -> list[Tensor]:
     rows = x.reshape(-1, *x.shape[x.dim() - c.event_dim :]).split(ROWS)
     contexts = [None] * len(rows)
     if context is not None:
         contexts = list(context.reshape(-1, context.shape[-1]).split(ROWS))
     acting = c.acting()
     pairs = zip(rows, contexts, strict=True)
-    return max(
-        (float(_norms(acting.linearize(r, s)).max()) for r, s in pairs if len(r)), default=0.0
-    )
+    return [_norms(acting.linearize(r, s)) for r, s in pairs if len(r)]
 
 
 def _norms(at: Linearization) -> Tensor:

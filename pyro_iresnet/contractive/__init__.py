@@ -16,7 +16,7 @@ from .power_iteration import PowerIteration
 from .sorting import GroupSort, MaxMin
 from .swish import CLipSwish, LipSwish
 from .symbol import spectral_norm
-from .wrapped import wrap
+from .wrapped import Wrapped, wrap
 
 __all__ = [
     "ELU",
@@ -47,6 +47,7 @@ __all__ = [
     "Softplus",
     "SumContraction",
     "Tanh",
+    "Wrapped",
     "acting_together",
     "spectral_norm",
     "wrap",

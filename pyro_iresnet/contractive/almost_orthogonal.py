@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .norms import Norm, wide
+from .symbol import at_size_one
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,28 @@ class AlmostOrthogonal(Norm):
     """
 
     def norm(self, weight: Tensor) -> Tensor:
-        w = wide(weight)
-        return _roots((w @ w.mH).abs().sum(-1)).amax(-1)
+        return at_size_one(wide(weight), lambda w: _roots((w @ w.mH).abs().sum(-1)).amax(-1))
 
     def sizes(self, weights: Tensor) -> Tensor:
-        if weights.dim() == 3:
-            return _roots((weights @ weights.mT).abs().sum(-1))
-        n, rows, columns, height, width = weights.shape
-        # Every kernel with every other, at every offset: one convolution, a group for each weight.
-        images = weights.transpose(0, 1).reshape(rows, n * columns, height, width)
-        kernels = weights.reshape(n * rows, columns, height, width)
-        products = functional.conv2d(
-            images, kernels, padding=(height - 1, width - 1), groups=n
-        ).reshape(rows, n, -1)
-        return _roots(products.abs().sum(-1)).T
+        scale = weights.detach().abs().flatten(1).amax(1)
+        scale = torch.where(scale == 0, 1.0, scale)
+        unit = weights / scale.reshape(-1, *(1,) * (weights.dim() - 1))
+        return scale[:, None] * _sizes(unit)
+
+
+def _sizes(weights: Tensor) -> Tensor:
+    if weights.dim() == 3:
+        return _roots((weights @ weights.mT).abs().sum(-1))
+    n, rows, columns, height, width = weights.shape
+    # Every kernel with every other, at every offset: one convolution, a group for each weight.
+    images = weights.transpose(0, 1).reshape(rows, n * columns, height, width)
+    kernels = weights.reshape(n * rows, columns, height, width)
+    products = functional.conv2d(
+        images, kernels, padding=(height - 1, width - 1), groups=n
+    ).reshape(rows, n, -1)
+    return _roots(products.abs().sum(-1)).T
 
 
 def _roots(sums: Tensor) -> Tensor:
-    # A row of zeros may have any size, and the root has no derivative at 0.
-    return torch.where(sums == 0, 1.0, sums).sqrt()
+    # The root has no derivative at 0.
+    return torch.where(sums == 0, 0.0, torch.where(sums == 0, 1.0, sums).sqrt())

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,9 @@ class Contraction(nn.Module, ABC):
 class _ByAutograd(Acting):
     """A contraction as its own acting function, with the Jacobian by automatic differentiation."""
 
-    closed_form: ClassVar[bool] = False
+    @property
+    def closed_form(self) -> bool:
+        return False
 
     def __init__(self, contraction: Contraction) -> None:
         self._contraction = contraction

@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,7 @@ class _Composed(Contraction):
         for i, part in enumerate(parts):
             check_instance(part, Contraction, f"parts[{i}]", "DenseContraction(2)")
         self.parts = nn.ModuleList(parts)
-        shapes = {part.event_shape for part in parts}
-        if len(shapes) > 1:
-            raise ArgumentError(f"Expected parts of one event shape; got {sorted(shapes)}.")
-        self.event_shape = shapes.pop()
+        self.event_shape = _shared_shape([part.event_shape for part in parts])
         sizes = {part.context_dim for part in parts if part.context_dim is not None}
         if len(sizes) > 1:
             raise ArgumentError(f"Expected parts of one context_dim; got {sorted(sizes)}.")
@@ -53,6 +49,17 @@ class _Composed(Contraction):
         together = acting_together(contractions)
         pairs = zip(together, contractions, strict=True)
         return tuple((acting, c.context_dim is not None) for acting, c in pairs)
+
+
+def _shared_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The event shape that suits all, where -1 suits any size."""
+    suited = [{size for size in sizes if size != -1} for sizes in zip(*shapes, strict=False)]
+    if len({len(shape) for shape in shapes}) > 1 or any(len(sizes) > 1 for sizes in suited):
+        raise ArgumentError(
+            f"Expected parts that act on one event space; got the event shapes {shapes}. Build "
+            "them for the same number of coordinates, or the same channels."
+        )
+    return tuple(sizes.pop() if sizes else -1 for sizes in suited)
 
 
 class SequentialContraction(_Composed):
@@ -124,7 +131,9 @@ class _ActingParts(Acting):
     parts: tuple[tuple[Acting, bool], ...]
     event_dim: int
 
-    closed_form: ClassVar[bool] = True
+    @property
+    def closed_form(self) -> bool:
+        return all(part.closed_form for part, _ in self.parts)
 
     def _seen(self, context: Tensor | None) -> list[tuple[Acting, Tensor | None]]:
         return [(part, context if takes else None) for part, takes in self.parts]

@@ -80,14 +80,14 @@ def make_conditioner(
     make: MakeConditioner, context_dim: int | None, widths: Sequence[tuple[int, int]]
 ) -> Conditioner | None:
     """The conditioner of a network, or None for one without a context."""
-    if context_dim is None:
-        return None
     example = "Conditioner, or functools.partial(Conditioner, hidden_dims=(128, 128))"
     if isinstance(make, nn.Module) or not callable(make):
         raise ArgumentTypeError(
             f"Expected conditioner to be a class or a callable that makes one, such as {example}; "
             f"got {make!r}."
         )
+    if context_dim is None:
+        return None
     made = make(check_positive_int(context_dim, "context_dim"), widths)
     if not isinstance(made, Conditioner):
         raise ArgumentTypeError(

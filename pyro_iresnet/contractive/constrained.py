@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..linearization import Acting
+from ..torch_modes import full_precision
 from .base import Contraction
 from .norms import ActingWeight, Norm
 
@@ -37,13 +38,13 @@ class ConstrainedContraction(Contraction):
     def acting(self) -> Acting:
         return acting_together([self])[0]
 
-    def acting_weights(self) -> dict[str, ActingWeight]:
-        """The weights that act, by the names of the parameters they are made of."""
+    def acting_weights(self) -> list[tuple[str, ActingWeight]]:
+        """The weights that act, with the names of the parameters they are made of."""
         free = self.free_weights()
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         acting = self.norm.constrain_all(*zip(*free, strict=True))
         pairs = enumerate(zip(free, acting, strict=True))
-        return {names.get(id(w.weight), str(i)): a for i, (w, a) in pairs}
+        return [(names.get(id(w.weight), f"weight {i}"), a) for i, (w, a) in pairs]
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
@@ -54,7 +55,7 @@ class FreeWeight(NamedTuple):
     """A weight before it is constrained.
 
     Arguments:
-        weight: a matrix.
+        weight: a matrix, or the kernel of a convolution.
         bound: of its norm.
         scale: a scalar that the constrained weight is multiplied by before it acts, such as the
             learned scales of the activations around it; None for 1.
@@ -80,7 +81,8 @@ def acting_together(contractions: Sequence[Contraction]) -> list[Acting]:
     for norm, members in by_norm.items():
         free = [c.free_weights() for c in members]
         weights, bounds, scales = zip(*(w for weights in free for w in weights), strict=True)
-        scaled = iter(norm.constrain_all(weights, bounds, scales))
+        with full_precision(weights[0]):
+            scaled = iter(norm.constrain_all(weights, bounds, scales))
         for c, its_own in zip(members, free, strict=True):
             acting[id(c)] = c.acting_with([next(scaled) for _ in its_own])
     return [acting[id(c)] for c in contractions]

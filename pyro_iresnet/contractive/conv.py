@@ -8,7 +8,7 @@ from ..errors import ArgumentError, check_dims, check_lipschitz
 from .activations import Activation, Elementwise
 from .conditioning import Conditioner, MakeConditioner, make_conditioner
 from .gram import Gram
-from .layered import Images, LayeredContraction, activations_of, check_norm, make_activations
+from .layered import Images, LayeredContraction, check_norm, make_activations, widths_behind
 from .norms import Norm
 from .swish import LipSwish
 
@@ -63,7 +63,7 @@ class ConvContraction(LayeredContraction):
         conditioner: MakeConditioner = Conditioner,
     ) -> None:
         super().__init__()
-        shape = check_dims(event_shape, "event_shape")
+        shape = check_dims(event_shape, "event_shape", "(1, 28, 28)")
         if len(shape) != 3:
             raise ArgumentError(
                 f"Expected event_shape to be (channels, height, width); got {tuple(shape)}."
@@ -82,8 +82,7 @@ class ConvContraction(LayeredContraction):
         self.lipschitz = check_lipschitz(lipschitz)
         self.norm = check_norm(norm)
         self.activations = make_activations(activation, hidden, Elementwise)
-        signs = [len(a.signs) for a in activations_of(self.activations)]
-        behind = [s * width for s, width in zip(signs, hidden, strict=True)]
+        behind = widths_behind(self.activations, hidden)
         sides = [3, *[1] * (len(hidden) - 1), 3] if hidden else [3]
         self.layers = nn.ModuleList(
             nn.Conv2d(n_in, n_out, side)

@@ -22,6 +22,7 @@ from .layered import (
     make_activations,
     modulate,
     signed,
+    widths_behind,
 )
 from .norms import ActingWeight, Norm
 from .swish import LipSwish
@@ -82,8 +83,7 @@ class DenseNetContraction(ConstrainedContraction):
         self.lipschitz = check_lipschitz(lipschitz)
         self.norm = check_norm(norm)
         self.activations = make_activations(activation, hidden)
-        signs = [len(a.signs) for a in activations_of(self.activations)]
-        behind = [s * width for s, width in zip(signs, hidden, strict=True)]
+        behind = widths_behind(self.activations, hidden)
         known = [dim + sum(behind[:k]) for k in range(len(hidden) + 1)]
         self.layers = nn.ModuleList(
             nn.Linear(n_in, n_out) for n_in, n_out in zip(known, (*hidden, dim), strict=True)
@@ -176,7 +176,8 @@ class _Acting(Acting):
                     if isinstance(slopes, Diagonal)
                     else Chain((slopes, Diagonal(gate)))
                 )
-            maps.append(Append(Chain((Dense(self.matrices[k]), slopes))))
+            matrix = self.matrices[k]
+            maps.append(Append(Chain((Dense(matrix), slopes)), matrix.shape[1]))
         maps.append(Dense(self.matrices[-1]))
         value = self._last(h, modulations)
         if modulations and not self.factors:

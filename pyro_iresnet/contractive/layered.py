@@ -260,6 +260,12 @@ def activations_of(modules: nn.ModuleList) -> list[Activation]:
     return [a for a in modules if isinstance(a, Activation)]
 
 
+def widths_behind(activations: nn.ModuleList, widths: Sequence[int]) -> list[int]:
+    """What each activation makes of its width."""
+    pairs = zip(activations_of(activations), widths, strict=True)
+    return [len(a.signs) * width for a, width in pairs]
+
+
 def make_activations(
     activation: Callable[[], Activation], widths: Sequence[int], kind: type[Activation] = Activation
 ) -> nn.ModuleList:

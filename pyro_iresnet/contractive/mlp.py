@@ -8,7 +8,7 @@ from ..errors import check_dims, check_lipschitz, check_positive_int
 from .activations import Activation
 from .conditioning import Conditioner, MakeConditioner, make_conditioner
 from .gram import Gram
-from .layered import LayeredContraction, Vectors, activations_of, check_norm, make_activations
+from .layered import LayeredContraction, Vectors, check_norm, make_activations, widths_behind
 from .norms import Norm
 from .swish import LipSwish
 
@@ -22,7 +22,8 @@ class DenseContraction(LayeredContraction):
     at most 1, so :math:`\mathrm{Lip}(g) \le L` (Behrmann et al. 2019, Eq. 2-3). A context shifts
     the biases of the hidden layers and gates what they give, see :class:`Conditioner`: neither
     changes the constant in ``x``. The network does not begin with an activation, so that the trace
-    of its Jacobian is exact at the price of one product (up to two hidden layers).
+    of its Jacobian is exact at the price of one product (up to two hidden layers, with activations
+    that act on every entry by itself or :class:`CLipSwish`).
 
     Arguments:
         dim: the number of coordinates of ``x``.
@@ -73,8 +74,7 @@ class DenseContraction(LayeredContraction):
         self.lipschitz = check_lipschitz(lipschitz)
         self.norm = check_norm(norm)
         self.activations = make_activations(activation, hidden)
-        signs = [len(a.signs) for a in activations_of(self.activations)]
-        behind = [s * width for s, width in zip(signs, hidden, strict=True)]
+        behind = widths_behind(self.activations, hidden)
         self.layers = nn.ModuleList(
             nn.Linear(n_in, n_out)
             for n_in, n_out in zip((dim, *behind), (*hidden, dim), strict=True)

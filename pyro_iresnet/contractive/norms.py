@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import check_instance
+from ..errors import ArgumentError, check_instance, check_positive
 from .symbol import over_symbol, spectral_norm
 
 
@@ -44,9 +44,10 @@ class ActingWeight:
         return self._take(spectral_norm)
 
     def _take(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.weight.dim() == 2:
-            return norm(self.weight)
-        return over_symbol(self.weight, norm)
+        weight = self.weight
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            weight = weight.float()
+        return norm(weight) if weight.dim() == 2 else over_symbol(weight, norm)
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,16 @@ class Norm(ABC):
         :class:`Hard` does not.)
 
         Arguments:
-            weight: shape ``(*batch, rows, columns)``.
+            weight: matrices, shape ``(*batch, rows, columns)``; for kernels there is
+                :meth:`constrain_all`.
             bound: above 0, a number or a tensor of shape ``(*batch,)``.
         """
+        if weight.dim() < 2:
+            raise ArgumentError(
+                f"Expected weight of shape (*batch, rows, columns); got {tuple(weight.shape)}."
+            )
+        if not isinstance(bound, Tensor):
+            check_positive(bound, "bound")
         batch = weight.shape[:-2]
         bounds = torch.as_tensor(bound, dtype=weight.dtype, device=weight.device).expand(batch)
         many = weight.reshape(-1, *weight.shape[-2:])
@@ -124,6 +132,10 @@ class Norm(ABC):
 
         Shapes as in :meth:`sizes`; bounds and scales ``(n,)``.
         """
+        if weights.dtype in (torch.float16, torch.bfloat16):
+            # Too coarse for a norm: what it proves is asked of the rounded weights.
+            wider = None if scales is None else scales.float()
+            return self._constrain(weights.float(), bounds.float(), wider)[0].to(weights), None
         # A norm has no second derivative at 0, where a last layer may start: it is asked
         # elsewhere, and the answer left out.
         zero = (weights == 0).flatten(1).all(1)
@@ -214,7 +226,8 @@ class Hard(Norm):
         return self.by.sizes(weights)
 
     def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
-        return bound / sizes
+        # What has no size has no direction either.
+        return torch.where(sizes == 0, 1.0, bound / torch.where(sizes == 0, 1.0, sizes))
 
 
 def _stack(scales: list[Tensor | None], like: Tensor) -> Tensor | None:

@@ -46,11 +46,26 @@ def spectral_norm(weight: Tensor) -> Tensor:
 
     As the root of the largest eigenvalue of the Gram matrix of the smaller side.
     """
+    return at_size_one(weight, _root)
+
+
+def at_size_one(weight: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """A norm of matrices whose largest entry is 1: the squares of others under- or overflow."""
+    scale = weight.detach().abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(scale == 0, 1.0, scale)
+    return norm(weight / scale) * scale[..., 0, 0]
+
+
+def _root(weight: Tensor) -> Tensor:
     tall = weight.shape[-2] > weight.shape[-1]
     gram = weight.mH @ weight if tall else weight @ weight.mH
+    # LAPACK raises at what is not a number, and would not say where it came from.
+    finite = gram.isfinite().flatten(-2).all(-1)
+    gram = torch.where(finite[..., None, None], gram, 0.0)
     # A singular value decomposition in float32 fails where many singular values are equal, which
     # training towards a bound brings about.
-    return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=torch.finfo(weight.dtype).tiny).sqrt()
+    largest = torch.linalg.eigvalsh(gram)[..., -1].clamp(min=torch.finfo(gram.dtype).tiny)
+    return torch.where(finite, largest.sqrt(), torch.nan)
 
 
 def _frequencies(side: int) -> int:

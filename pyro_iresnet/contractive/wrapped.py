@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, check_instance, check_lipschitz, check_positive_int
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_instance,
+    check_lipschitz,
+    check_positive_int,
+)
 from .base import Contraction
 
 
@@ -33,6 +39,10 @@ class Wrapped(Contraction):
                 "Expected module to leave x as it is; it changed it in place. Build its layers "
                 "with inplace=False."
             )
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(
+                f"Expected module to return a tensor; it returned {type(value).__name__}."
+            )
         if value.shape != x.shape:
             raise ArgumentError(
                 f"Expected module to keep the shape {tuple(x.shape)} of x; "
@@ -41,7 +51,8 @@ class Wrapped(Contraction):
         return value
 
     def lipschitz_bound(self) -> Tensor:
-        return next(self.parameters(), self.get_buffer("_like")).new_tensor(self.lipschitz)
+        floating = (p for p in self.parameters() if p.is_floating_point())
+        return next(floating, self.get_buffer("_like")).new_tensor(self.lipschitz)
 
 
 def wrap(

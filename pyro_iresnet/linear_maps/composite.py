@@ -41,6 +41,9 @@ class Chain(LinearMap):
         match self.maps:
             case (Dense() | Diagonal() as only,):
                 return only.trace(weight)
+            case (Dense(w1), Diagonal(s)) if s.shape[-1] == w1.shape[1]:
+                w1 = w1 if weight is None else w1 @ weight
+                return s @ w1.diagonal()
             case (Dense(w1), Diagonal(s), Dense(w2)):
                 w1 = w1 if weight is None else w1 @ weight
                 return s @ (w1 * w2.T).sum(1)
@@ -135,20 +138,21 @@ class Append(LinearMap):
 
     Arguments:
         inner: ``A``, of vectors.
+        kept: how many coordinates they have.
     """
 
     inner: Chain
+    kept: int
 
     def mv(self, v: Tensor) -> Tensor:
         appended = self.inner.mv(v)
         return torch.cat([v.expand(*appended.shape[:-1], v.shape[-1]), appended], -1)
 
     def vm(self, v: Tensor) -> Tensor:
-        kept = self.inner.widths()[0]
-        return v[..., :kept] + self.inner.vm(v[..., kept:])
+        return v[..., : self.kept] + self.inner.vm(v[..., self.kept :])
 
     def select(self, index: Tensor) -> "Append":
-        return Append(self.inner.select(index))
+        return Append(self.inner.select(index), self.kept)
 
     def mean(self) -> Tensor | None:
         mean = self.inner.mean()

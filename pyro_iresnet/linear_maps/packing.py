@@ -19,7 +19,7 @@ LEAVES: dict[str, Callable[[Tensor], LinearMap]] = {
 }
 GROUPS: dict[str, Callable[[tuple[LinearMap, ...]], LinearMap]] = {
     "chain(": Chain,
-    "append(": lambda maps: Append(Chain(maps)),
+    "append(": lambda maps: Append(Chain(maps), maps[0].widths()[0]),
     "sum(": Sum,
 }
 
