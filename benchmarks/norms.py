@@ -27,7 +27,6 @@ from pyro_iresnet import (
     Gram,
     Hard,
     IResNetTransform,
-    LipSwish,
     Norm,
     PowerIteration,
     ResidualBlock,
@@ -149,7 +148,6 @@ def densely_connected(activation: type[Activation]) -> Network:
 
 
 DENSENETS = {
-    "DenseNetContraction": densely_connected(LipSwish),
     "DenseNetContraction, CLipSwish": densely_connected(CLipSwish),
 }
 NETWORKS = {name: perceptron(norm) for name, norm in STRATEGIES.items()} | DENSENETS
