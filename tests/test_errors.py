@@ -112,7 +112,7 @@ TYPES = {
     "dim": (lambda: iresnet(2.0), "input dimension to be an integer"),
     "hidden": (
         lambda: iresnet(2, 64),
-        r"hidden_dims to be a sequence of widths such as \[64, 64\]",
+        r"hidden_dims to be a sequence of integers such as \[64, 64\]",
     ),
     "hidden_string": (lambda: iresnet(2, "64"), "hidden_dims to be a sequence"),
     "norm": (lambda: iresnet(2, norm="gram"), r"norm to be a Norm such as Gram\(\); got str"),
