@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from pyro_iresnet import ContractionError, Newton, ResidualBlock, Result, solve
+from pyro_iresnet import ContractionError, DenseContraction, Newton, ResidualBlock, Result, solve
 
 from . import zoo
 
@@ -82,3 +82,16 @@ def test_the_estimate_of_rounding_is_neither_below_nor_far_above_it(name):
     assert error.median() <= estimate.median()
     assert (error <= 2 * estimate.max()).all()
     assert estimate.median() <= 300 * error.median() + 1e-6
+
+
+@pytest.mark.parametrize("name", zoo.SOLVERS)
+@pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-25, 1e-30])
+def test_the_error_bound_holds_where_norms_underflow(name, scale):
+    g = DenseContraction(3, [], lipschitz=0.97).float()
+    with torch.no_grad():
+        g.layers[0].weight.copy_(-2 * torch.eye(3))
+        g.layers[0].bias.zero_()
+    y = torch.full((2, 3), scale, dtype=torch.float32)
+    solution = solve(g, y, zoo.SOLVERS[name])
+    error = (solution.value.double() - y.double() / 0.03).norm(dim=1)
+    assert (error <= solution.stats.error_bound).all()

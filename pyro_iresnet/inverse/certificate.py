@@ -150,7 +150,10 @@ class Verdict(_Rows):
         scale = torch.maximum(norm(samples.best), samples.y_norm)
         asked = torch.maximum(samples.asked, tolerance.floor * scale)
         # On the way from the start g rounds at the size of what it adds up, x at most.
-        rounding = samples.noise + 4 * torch.finfo(scale.dtype).eps * scale
+        limits = torch.finfo(scale.dtype)
+        # An entry below the root of the smallest number has no square, and no part in a norm.
+        lost = 2 * (limits.tiny * point.x[:1].numel()) ** 0.5
+        rounding = samples.noise + 4 * limits.eps * scale + lost
         bound = point.size * (lipschitz / (1 - lipschitz))
         if ahead is not point.banach:
             # Else the difference is 0, and not worth a pass over memory.
