@@ -1,7 +1,8 @@
 """The parts of a flow, whoever built the stack around them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
+from typing import TypeVar
 
 from torch import nn
 from torch.distributions import ComposeTransform, Transform, TransformedDistribution
@@ -9,6 +10,8 @@ from torch.distributions.transforms import _InverseTransform
 
 from .contractive import Contraction
 from .errors import ArgumentTypeError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def modules_of(flow: object) -> list[nn.Module]:
@@ -39,9 +42,13 @@ def contractions_of(flow: object) -> list[Contraction]:
 
     ``flow`` as in :func:`modules_of`.
     """
-    found = [m for m in modules_of(flow) if isinstance(m, Contraction)]
-    parts = {id(m) for c in found for m in c.modules() if m is not c}
-    return [c for c in found if id(c) not in parts]
+    return outermost([m for m in modules_of(flow) if isinstance(m, Contraction)])
+
+
+def outermost(modules: Sequence[M]) -> list[M]:
+    """Those modules that are no part of another of them."""
+    parts = {id(part) for m in modules for part in m.modules() if part is not m}
+    return [m for m in modules if id(m) not in parts]
 
 
 PLAIN = (int, float, str, tuple)

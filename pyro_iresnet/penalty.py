@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .anatomy import contractions_of, modules_of
+from .anatomy import contractions_of, modules_of, outermost
 from .contractive import ConstrainedContraction, Norm, SingularValue
 from .errors import ArgumentError, check_instance
 
@@ -43,7 +43,7 @@ def spectral_penalty(
     check_instance(norm, Norm, "norm", "SingularValue()")
     weights: list[Tensor] = []
     contractions = contractions_of(flow)
-    for root in contractions or _roots(modules_of(flow)):
+    for root in contractions or outermost(modules_of(flow)):
         constrained = [m for m in root.modules() if isinstance(m, ConstrainedContraction)]
         weights += [w.weight for c in constrained for w in c.free_weights()]
         inside = {id(m) for c in constrained for m in c.modules()}
@@ -72,12 +72,6 @@ def _weights_of(module: nn.Module) -> list[Tensor]:
         "Expected linear layers, or convolutions of images with stride 1, dilation 1, one group "
         f"and padding by zeros or circular; got {module}, whose norm is not known."
     )
-
-
-def _roots(modules: list[nn.Module]) -> list[nn.Module]:
-    """Those that are no part of another."""
-    parts = {id(m) for root in modules for m in root.modules() if m is not root}
-    return [m for m in modules if id(m) not in parts]
 
 
 def _size(norm: Norm, weight: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from pyro_iresnet import (
     Activation,
@@ -122,14 +121,9 @@ def operator_norms(weight, padding):
     """The exact norm of a layer: of a matrix, or of a convolution at several image sizes."""
     if weight.dim() == 2:
         return [torch.linalg.matrix_norm(weight, ord=2)]
-    norms, d = [], weight.shape[-1] // 2
-    for height, width in ((2, 2), (3, 5), (6, 6)):
-        count = weight.shape[1] * height * width
-        images = torch.eye(count, dtype=weight.dtype).reshape(count, -1, height, width)
-        if padding == "circular":
-            images = functional.pad(images, (d, d, d, d), mode="circular")
-        out = functional.conv2d(images, weight, padding=0 if padding == "circular" else d)
-        matrix = out.reshape(count, -1)
+    norms = []
+    for size in ((2, 2), (3, 5), (6, 6)):
+        matrix = zoo.operator(weight, size, circular=padding == "circular")
         # LAPACK's singular values of so structured a matrix fail to converge now and then.
         norms.append(torch.linalg.eigvalsh(matrix @ matrix.T)[-1].clamp(min=0).sqrt())
     return norms

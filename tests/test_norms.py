@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.nn import functional
 
 from pyro_iresnet import (
     AlmostOrthogonal,
@@ -212,18 +211,6 @@ def test_nothing_to_constrain():
 KERNELS = [(3, 2, 3, 3), (2, 5, 3, 3), (2, 2, 5, 5), (3, 3, 1, 1), (1, 4, 3, 1)]
 
 
-def operator(kernel, size, *, circular):
-    """A convolution of images of one size as a matrix."""
-    _, channels, height, width = kernel.shape
-    count = channels * size[0] * size[1]
-    images = torch.eye(count, dtype=kernel.dtype).reshape(count, channels, *size)
-    padding = (height // 2, width // 2)
-    if circular:
-        pads = (padding[1], padding[1], padding[0], padding[0])
-        images, padding = functional.pad(images, pads, mode="circular"), 0
-    return functional.conv2d(images, kernel, padding=padding).reshape(count, -1).T
-
-
 @pytest.mark.parametrize("shape", KERNELS)
 @pytest.mark.parametrize("name", zoo.CERTIFIED_NORMS)
 def test_the_norm_of_a_convolution_bounds_it_at_every_image_size(name, shape):
@@ -234,7 +221,7 @@ def test_the_norm_of_a_convolution_bounds_it_at_every_image_size(name, shape):
     assert acting.norm() <= 0.9 + 1e-12
     for size in ((5, 5), (6, 9), (12, 12)):
         for circular in (False, True):
-            matrix = operator(acting.weight, size, circular=circular)
+            matrix = zoo.operator(acting.weight, size, circular=circular)
             exact = torch.linalg.eigvalsh(matrix @ matrix.T)[-1].sqrt()
             assert exact <= acting.norm() * (1 + 1e-9)
 
@@ -243,7 +230,7 @@ def test_the_bound_of_a_convolution_is_tight_to_four_percent():
     for side in (3, 5):
         kernel = torch.randn(3, 3, side, side)
         bound = over_symbol(kernel, spectral_norm)
-        matrix = operator(kernel, (24, 24), circular=True)
+        matrix = zoo.operator(kernel, (24, 24), circular=True)
         exact = torch.linalg.eigvalsh(matrix @ matrix.T)[-1].sqrt()
         assert exact <= bound <= 1.05 * exact
         # The kernel as a matrix, which published code takes, is no bound.

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from nflows.transforms import CompositeTransform, InverseTransform
 from torch import nn
+from torch.nn import functional
 
 from pyro_iresnet import (
     ELU,
@@ -120,6 +121,18 @@ def total(lipschitz=0.97):
 
 def total_of_images(lipschitz=0.97):
     return SumContraction(*(conv(lipschitz=lipschitz / 2, padding=p) for p in PADDINGS))
+
+
+def operator(kernel, size, *, circular):
+    """A convolution of images of one size as a matrix."""
+    _, channels, height, width = kernel.shape
+    count = channels * size[0] * size[1]
+    images = torch.eye(count, dtype=kernel.dtype).reshape(count, channels, *size)
+    padding = (height // 2, width // 2)
+    if circular:
+        pads = (padding[1], padding[1], padding[0], padding[0])
+        images, padding = functional.pad(images, pads, mode="circular"), 0
+    return functional.conv2d(images, kernel, padding=padding).reshape(count, -1).T
 
 
 def near_minus(dim=DIM, lipschitz=0.97):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..anatomy import contractions_of, modules_of
 from ..block import ResidualBlock
@@ -143,21 +143,17 @@ def certificate(
     return Certificate(tuple(rows))
 
 
-def _layers(block: int, contraction: Contraction) -> Iterator[Proof]:
+def _layers(block: int, module: nn.Module, prefix: str = "") -> Iterator[Proof]:
     """Rows of the layers from which the bound of a contraction is proven."""
-    for name, part in contraction.named_modules():
-        grounded = isinstance(part, ConstrainedContraction)
-        if grounded and not _is_wrapped(contraction, name):
-            prefix = f"{name}." if name else ""
-            for layer, weight in part.acting_weights():
-                norms = float(weight.exact()), float(weight.norm())
-                yield Proof(block, prefix + layer, str(part.norm), *norms)
-
-
-def _is_wrapped(contraction: Contraction, name: str) -> bool:
-    """Whether a part stands inside of a network whose bound is taken on the user's word."""
-    above = [name[:i] for i, letter in enumerate(name) if letter == "."] + [""] * bool(name)
-    return any(isinstance(contraction.get_submodule(a), Wrapped) for a in above)
+    if isinstance(module, Wrapped):
+        # Its bound is taken on the user's word, whatever is inside.
+        return
+    if isinstance(module, ConstrainedContraction):
+        for layer, weight in module.acting_weights():
+            norms = float(weight.exact()), float(weight.norm())
+            yield Proof(block, prefix + layer, str(module.norm), *norms)
+    for name, child in module.named_children():
+        yield from _layers(block, child, f"{prefix}{name}.")
 
 
 def _grounds(contraction: Contraction) -> str:

@@ -35,10 +35,7 @@ class AlmostOrthogonal(Norm):
         return at_size_one(wide(weight), lambda w: _roots((w @ w.mH).abs().sum(-1)).amax(-1))
 
     def sizes(self, weights: Tensor) -> Tensor:
-        scale = weights.detach().abs().flatten(1).amax(1)
-        scale = torch.where(scale == 0, 1.0, scale)
-        unit = weights / scale.reshape(-1, *(1,) * (weights.dim() - 1))
-        return scale[:, None] * _sizes(unit)
+        return at_size_one(weights, _sizes, weights.dim() - 1)
 
 
 def _sizes(weights: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from torch import Tensor
 from ..errors import ArgumentError, check_instance, check_positive
 from .symbol import over_symbol, spectral_norm
 
+# Dtypes in which no norm is taken.
+COARSE = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class ActingWeight:
@@ -45,7 +48,7 @@ class ActingWeight:
 
     def _take(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
         weight = self.weight
-        if weight.dtype in (torch.float16, torch.bfloat16):
+        if weight.dtype in COARSE:
             weight = weight.float()
         return norm(weight) if weight.dim() == 2 else over_symbol(weight, norm)
 
@@ -132,7 +135,7 @@ class Norm(ABC):
 
         Shapes as in :meth:`sizes`; bounds and scales ``(n,)``.
         """
-        if weights.dtype in (torch.float16, torch.bfloat16):
+        if weights.dtype in COARSE:
             # Too coarse for a norm: what it proves is asked of the rounded weights.
             wider = None if scales is None else scales.float()
             return self._constrain(weights.float(), bounds.float(), wider)[0].to(weights), None

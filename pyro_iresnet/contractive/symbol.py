@@ -49,11 +49,18 @@ def spectral_norm(weight: Tensor) -> Tensor:
     return at_size_one(weight, _root)
 
 
-def at_size_one(weight: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """A norm of matrices whose largest entry is 1: the squares of others under- or overflow."""
-    scale = weight.detach().abs().amax((-2, -1), keepdim=True)
+def at_size_one(weight: Tensor, norm: Callable[[Tensor], Tensor], dims: int = 2) -> Tensor:
+    """A norm of weights whose largest entry is 1: the squares of others under- or overflow.
+
+    Arguments:
+        weight: shape ``(*batch, ...)``.
+        norm: of such, one number for each or several, shape ``(*batch, ...)``.
+        dims: how many trailing dimensions form one weight.
+    """
+    scale = weight.detach().abs().flatten(-dims).amax(-1)
     scale = torch.where(scale == 0, 1.0, scale)
-    return norm(weight / scale) * scale[..., 0, 0]
+    sizes = norm(weight / scale.reshape((*scale.shape, *(1,) * dims)))
+    return sizes * scale.reshape((*scale.shape, *(1,) * (sizes.dim() - scale.dim())))
 
 
 def _root(weight: Tensor) -> Tensor:
