@@ -35,6 +35,10 @@ class ConstrainedContraction(Contraction):
         """``g`` with these weights, which keep their bounds and have their scales, in the order of
         `free_weights`."""
 
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x, context = self.check(x, context)
+        return self.acting()(x, context)
+
     def acting(self) -> Acting:
         return acting_together([self])[0]
 

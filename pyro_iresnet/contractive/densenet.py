@@ -8,19 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import check_dims, check_lipschitz, check_positive_int
-from ..linear_maps import Append, Chain, Dense, Diagonal, LinearMap
-from ..linearization import Acting, Linearization
-from .activations import Activation, Factors
-from .conditioning import Conditioner, MakeConditioner, Modulation, make_conditioner
-from .constrained import ConstrainedContraction, FreeWeight
+from ..linear_maps import Append, Chain, Dense, LinearMap
+from ..linearization import Linearization
+from .activations import Activation
+from .conditioning import Conditioner, MakeConditioner, make_conditioner
+from .constrained import FreeWeight
 from .gram import Gram
 from .layered import (
+    LayeredActing,
+    LayeredContraction,
+    Vectors,
     activations_of,
     bias_of,
     check_norm,
     layers_of,
     make_activations,
-    modulate,
     signed,
     widths_behind,
 )
@@ -28,7 +30,7 @@ from .norms import ActingWeight, Norm
 from .swish import LipSwish
 
 
-class DenseNetContraction(ConstrainedContraction):
+class DenseNetContraction(LayeredContraction):
     r"""A network whose layers keep what they start from, with a proven Lipschitz bound.
 
     .. math:: h_0 = x, \qquad
@@ -78,6 +80,7 @@ class DenseNetContraction(ConstrainedContraction):
         if hidden_dims is None:
             hidden_dims = 2 * [min(max(64, dim), 512)]
         hidden = check_dims(hidden_dims, "hidden_dims")
+        self.kind = Vectors()
         self.event_shape = (dim,)
         self.context_dim = context_dim
         self.lipschitz = check_lipschitz(lipschitz)
@@ -117,49 +120,39 @@ class DenseNetContraction(ConstrainedContraction):
         matrices.append(weights[-1].weight * scales)
         biases.append(bias_of(layers[-1]))
         return _Acting(
+            kind=self.kind,
             weights=tuple(weights),
-            bounds=tuple(a.bound for a in activations),
-            angles=self.angles.detach(),
             matrices=tuple(matrices),
             biases=tuple(biases),
             factors=tuple(factors),
             signs=tuple(a.signs for a in activations),
             conditioner=self.conditioner,
+            bounds=tuple(a.bound for a in activations),
+            angles=self.angles.detach(),
         )
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x, context = self.check(x, context)
-        return self.acting()(x, context)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, lipschitz={self.lipschitz}, norm={self.norm}"
 
 
 @dataclass(frozen=True)
-class _Acting(Acting):
-    """The weights that act, with all scales in them; see ``LayeredActing`` for the others.
+class _Acting(LayeredActing):
+    """The weights that act, with all scales in them.
 
     Arguments:
-        weights: as they were constrained, for their norms.
         bounds: of the activations.
         angles: of the layers.
     """
 
-    weights: tuple[ActingWeight, ...]
     bounds: tuple[float, ...]
     angles: Tensor
-    matrices: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    factors: tuple[Factors, ...]
-    signs: tuple[tuple[float, ...], ...]
-    conditioner: Conditioner | None
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         h = x
         modulations = self._modulations(context)
         for k, f in enumerate(self.factors):
             added = f.core(self._affine(k, h, modulations))
-            h = torch.cat([h, _gated(added, k, modulations)], -1)
+            h = torch.cat([h, self._gated(k, added, modulations)], -1)
         return self._last(h, modulations)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
@@ -168,20 +161,14 @@ class _Acting(Acting):
         modulations = self._modulations(context)
         for k, f in enumerate(self.factors):
             added, slopes = f.core.linearize(self._affine(k, h, modulations))
-            h = torch.cat([h, _gated(added, k, modulations)], -1)
-            if modulations:
-                gate = modulations[k].gate
-                slopes = (
-                    Diagonal(slopes.diagonal * gate)
-                    if isinstance(slopes, Diagonal)
-                    else Chain((slopes, Diagonal(gate)))
-                )
+            h = torch.cat([h, self._gated(k, added, modulations)], -1)
+            slopes = self._gated_map(k, slopes, modulations)
             matrix = self.matrices[k]
             maps.append(Append(Chain((Dense(matrix), slopes)), matrix.shape[1]))
         maps.append(Dense(self.matrices[-1]))
         value = self._last(h, modulations)
         if modulations and not self.factors:
-            maps.append(Diagonal(modulations[0].gate.expand_as(value)))
+            maps.append(self._gate_map(modulations[0], value))
         return Linearization(value, Chain(tuple(maps)))
 
     def lipschitz_bound(self) -> Tensor:
@@ -198,28 +185,11 @@ class _Acting(Acting):
         for k, f in enumerate(self.factors):
             z = self._affine(k, h, modulations)
             added = f.core(z)
-            h = torch.cat([h, _gated(added, k, modulations)], -1)
+            h = torch.cat([h, self._gated(k, added, modulations)], -1)
             total = total + 2 * _norm(h) + _norm(z) + _norm(self.biases[k]) + _norm(added)
         value = self._last(h, modulations)
         total = total + _norm(h) + _norm(self.biases[-1]) + _norm(value)
         return torch.finfo(x.dtype).eps / 2 * total
-
-    def _modulations(self, context: Tensor | None) -> list[Modulation]:
-        if context is None or self.conditioner is None:
-            return []
-        return modulate(self.conditioner(context), self.factors, self.signs)
-
-    def _affine(self, k: int, h: Tensor, modulations: list[Modulation]) -> Tensor:
-        z = nn.functional.linear(h, self.matrices[k], self.biases[k])
-        return z + modulations[k].shift if k < len(modulations) else z
-
-    def _last(self, h: Tensor, modulations: list[Modulation]) -> Tensor:
-        value = self._affine(len(self.matrices) - 1, h, modulations)
-        return value if self.factors else _gated(value, 0, modulations)
-
-
-def _gated(h: Tensor, k: int, modulations: list[Modulation]) -> Tensor:
-    return h * modulations[k].gate if modulations else h
 
 
 def _norm(v: Tensor) -> Tensor:

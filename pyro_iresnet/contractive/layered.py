@@ -75,7 +75,8 @@ class Images(Kind):
 class LayeredContraction(ConstrainedContraction):
     r"""A chain of layers, each of norm at most :math:`L^{1/n}`, and activations between them.
 
-    To write one, set the attributes in ``__init__`` with :meth:`build`.
+    To write one, set the attributes in ``__init__``. For layers that are put together otherwise,
+    override :meth:`free_weights` and :meth:`acting_with`.
 
     Attributes:
         kind: what the layers are.
@@ -123,10 +124,6 @@ class LayeredContraction(ConstrainedContraction):
             signs=tuple(a.signs for a in activations),
             conditioner=self.conditioner,
         )
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x, context = self.check(x, context)
-        return self.acting()(x, context)
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,12 @@ class LayeredActing(Acting):
     def _modulations(self, context: Tensor | None) -> list[Modulation]:
         if context is None or self.conditioner is None:
             return []
-        return modulate(self.conditioner(context), self.factors, self.signs)
+        modulations = list(self.conditioner(context))
+        for i, (f, signs) in enumerate(zip(self.factors, self.signs, strict=True)):
+            shift, gate = modulations[i]
+            shift = shift if f.inner is None else f.inner * shift
+            modulations[i] = Modulation(signed(signs, shift, -1), gate)
+        return modulations
 
     def _affine(self, i: int, h: Tensor, modulations: list[Modulation]) -> Tensor:
         z = self.kind.affine(h, self.matrices[i], self.biases[i])
@@ -228,19 +230,6 @@ class LayeredActing(Acting):
 def signed(signs: tuple[float, ...], v: Tensor, dim: int = 0) -> Tensor:
     """``v`` times each of the signs, side by side."""
     return v if signs == (1.0,) else torch.cat([sign * v for sign in signs], dim)
-
-
-def modulate(
-    modulations: list[Modulation],
-    factors: Sequence[Factors],
-    signs: Sequence[tuple[float, ...]],
-) -> list[Modulation]:
-    """Modulations whose shifts are as they act, with the scales and signs of the activations."""
-    acting = list(modulations)
-    for i, (f, s) in enumerate(zip(factors, signs, strict=True)):
-        shift = modulations[i].shift if f.inner is None else f.inner * modulations[i].shift
-        acting[i] = Modulation(signed(s, shift, -1), modulations[i].gate)
-    return acting
 
 
 def layers_of(modules: nn.ModuleList) -> list[nn.Linear | nn.Conv2d]:
