@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .caching import acting_of
 from .contractive import Contraction
+from .coordinates import Chart, Identity, Metric, coordinates
 from .errors import check_instance
-from .inverse import Solver, auto_solver, implicit_inverse, solve
+from .inverse import Solver, auto_solver, implicit_inverse, solve, solve_in
 from .linearization import Acting, Linearization
 from .logdet import LogDet, auto_logdet
+from .solution import Solution
 from .torch_modes import full_precision
 
 
@@ -24,17 +27,20 @@ class Evaluation:
         linearization: of ``g`` at ``x``.
         estimator: of the log-determinant.
         lipschitz: what the contraction promises.
+        of_chart: what a chart adds to the log-determinant; None for nothing.
     """
 
     y: Tensor
     linearization: Linearization
     estimator: LogDet
     lipschitz: float
+    of_chart: Callable[[], Tensor] | None = None
 
     def logdet(self) -> Tensor:
         """``log|det dy/dx|``, shape ``(*batch,)``; a stochastic estimator draws afresh."""
         with full_precision(self.y):
-            return self.estimator(self.linearization, lipschitz=self.lipschitz)
+            logdet = self.estimator(self.linearization, lipschitz=self.lipschitz)
+            return logdet if self.of_chart is None else logdet + self.of_chart()
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,21 @@ class ResidualBlock(nn.Module):
     of points by at most :math:`1 + L` and shrinks it by at most :math:`1 - L`. The weights are
     normalised once for each call, and no call changes anything.
 
+    With a ``metric`` S or a ``chart`` c the block acts in coordinates :math:`\varphi(x) = S^{-1}
+    c(x)`,
+
+    .. math:: y = \varphi^{-1}\big(\varphi(x) + g(\varphi(x))\big)
+
+    so that the bound holds in a norm, or on a scale, that is learned; all that is said of the
+    inverse's error is said of ``x``.
+
     Arguments:
         contraction: ``g``, a :class:`Contraction`; :func:`wrap` makes one of your own network.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(D)``: exact where
             that is cheap, else unbiased in train mode and exact in eval mode.
         solver: the inverse's solver and tolerance; by default ``auto_solver(D)``.
+        metric: :class:`Diagonal` or :class:`Triangular` for a learned metric.
+        chart: :class:`Asinh` for a learned nonlinear scale of each coordinate; None for none.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.
@@ -89,6 +105,8 @@ class ResidualBlock(nn.Module):
         *,
         logdet: LogDet | None = None,
         solver: Solver | None = None,
+        metric: Metric = Identity(),  # noqa: B008  (frozen, so safe to share)
+        chart: Chart | None = None,
     ) -> None:
         super().__init__()
         self.contraction = check_instance(
@@ -108,6 +126,8 @@ class ResidualBlock(nn.Module):
             if solver is None
             else check_instance(solver, Solver, "solver", "Anderson()")
         )
+        self.metric, self.chart = metric, chart
+        self.coordinates = coordinates(metric, chart, self.contraction.event_shape)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``y = x + g(x)``.
@@ -118,7 +138,8 @@ class ResidualBlock(nn.Module):
         """
         x, context = self.contraction.check(x, context)
         with full_precision(x):
-            return x + acting_of(self.contraction)(x, context)
+            z = self._to(x)
+            return self._from(z + acting_of(self.contraction)(z, context))
 
     def forward_and_logdet(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``y`` and ``log|det dy/dx|``, shapes ``(*batch, *event)`` and ``(*batch,)``."""
@@ -129,7 +150,7 @@ class ResidualBlock(nn.Module):
         """``y`` now and the log-determinant on demand, from one pass."""
         x, context = self.contraction.check(x, context)
         with full_precision(x):
-            return self._evaluate(acting_of(self.contraction), x, context)
+            return self._evaluate(acting_of(self.contraction), self._to(x), context, x)
 
     def inverse(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
@@ -165,13 +186,40 @@ class ResidualBlock(nn.Module):
         y, context = self.contraction.check(y, context, "y")
         with full_precision(y):
             g = acting_of(self.contraction)
-            x = self._inverse(g, y, context, x0)
+            z = self._inverse(g, y, context, x0)
+            x = self._from(z)
 
         def linearize() -> Evaluation:
             with full_precision(y):
-                return self._evaluate(g, x, context)
+                return self._evaluate(g, z, context, x)
 
         return InverseEvaluation(x, linearize)
+
+    def solve(
+        self,
+        y: Tensor,
+        context: Tensor | None = None,
+        *,
+        x0: Tensor | None = None,
+        atol: float | None = None,
+        rtol: float | None = None,
+        max_steps: int | None = None,
+        throw: bool = True,
+    ) -> Solution:
+        """The inverse with its figures, without gradients: :func:`solve` for this block.
+
+        ``value``, ``error_bound`` and ``tolerance`` are in the coordinates of ``x``, whatever the
+        block's metric and chart are; ``residual`` is in those of ``g``.
+
+        Arguments:
+            y, context, x0: as in :meth:`inverse`.
+            atol, rtol, max_steps, throw: as in :func:`solve`.
+        """
+        y, context = self.contraction.check(y, context, "y")
+        with full_precision(y):
+            g = acting_of(self.contraction)
+        options = {"x0": x0, "atol": atol, "rtol": rtol, "max_steps": max_steps, "throw": throw}
+        return self._solve(g, y, context, **options)[1]
 
     def lipschitz_bound(self) -> Tensor:
         """A proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""
@@ -185,26 +233,38 @@ class ResidualBlock(nn.Module):
     def extra_repr(self) -> str:
         return f"logdet={self.logdet}, solver={self.solver}"
 
-    def _evaluate(self, g: Acting, x: Tensor, context: Tensor | None) -> Evaluation:
-        linearization = g.linearize(x, context)
+    def _to(self, x: Tensor) -> Tensor:
+        return x if self.coordinates is None else self.coordinates(x)
+
+    def _from(self, z: Tensor) -> Tensor:
+        return z if self.coordinates is None else self.coordinates.inverse(z)
+
+    def _evaluate(self, g: Acting, z: Tensor, context: Tensor | None, x: Tensor) -> Evaluation:
+        linearization = g.linearize(z, context)
+        y = self._from(z + linearization.value)
+        nonlinear = None if self.chart is None else self.coordinates
         return Evaluation(
-            y=x + linearization.value,
+            y=y,
             linearization=linearization,
             estimator=self.logdet_of(linearization.event_size),
             lipschitz=self.contraction.lipschitz,
+            of_chart=nonlinear and (lambda: nonlinear.logdet(x) - nonlinear.logdet(y)),
         )
 
     def _inverse(self, g: Acting, y: Tensor, context: Tensor | None, x0: Tensor | None) -> Tensor:
-        solution = solve(
-            self.contraction,
-            y,
-            self.solver,
-            x0=x0,
-            context=context,
-            acting=g,
-        )
+        z, solution = self._solve(g, y, context, x0=x0)
         if not torch.is_grad_enabled():
-            return solution.value
+            return z
         return implicit_inverse(
-            self.contraction, g, solution.value, y, context, lipschitz=solution.lipschitz
+            self.contraction, g, z, self._to(y), context, lipschitz=solution.lipschitz
         )
+
+    def _solve(
+        self, g: Acting, y: Tensor, context: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Solution]:
+        """The solution in the coordinates of ``g``, and with its figures in those of ``x``."""
+        options |= {"context": context, "acting": g}
+        if self.coordinates is None:
+            solution = solve(self.contraction, y, self.solver, **options)
+            return solution.value, solution
+        return solve_in(self.coordinates, self.contraction, y, self.solver, **options)

@@ -11,10 +11,12 @@ from pyro_iresnet import (
     ELU,
     AlmostOrthogonal,
     Anderson,
+    Asinh,
     CLipSwish,
     ConvContraction,
     DenseContraction,
     DenseNetContraction,
+    Diagonal,
     FixedPoint,
     Frobenius,
     Gram,
@@ -39,6 +41,7 @@ from pyro_iresnet import (
     Softplus,
     SumContraction,
     Tanh,
+    Triangular,
     actnorm,
     implicit_stack,
     iresnet,
@@ -252,6 +255,24 @@ def block(dim=DIM, **options):
     return ResidualBlock(dense(dim), **options)
 
 
+COORDINATES = {
+    "diagonal": {"metric": Diagonal()},
+    "triangular": {"metric": Triangular()},
+    "asinh": {"chart": Asinh(0.5)},
+    "asinh_diagonal": {"chart": Asinh(0.5), "metric": Diagonal()},
+    "asinh_triangular": {"chart": Asinh(0.5), "metric": Triangular()},
+}
+
+
+def bent(module):
+    """Coordinates that are far from the identity, as after training."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "coordinates" in name:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return module
+
+
 def spread(transform):
     """A stack whose ActNorms are no identity, and whose bounds are active."""
     with torch.no_grad():
@@ -277,6 +298,13 @@ PYRO_TRANSFORMS = {
     "stack": lambda: spread(iresnet_stack(DIM, 2, [8, 8])),
     "implicit": lambda: spread(implicit_stack(DIM, 2, [8, 8])),
     "default": lambda: iresnet(DIM),
+    **{
+        name: lambda options=options: IResNet(bent(block(**options)))
+        for name, options in COORDINATES.items()
+    },
+    "inverse_in_coordinates": lambda: InverseIResNet(
+        bent(block(**COORDINATES["asinh_triangular"]))
+    ),
 }
 
 NFLOWS_TRANSFORMS = {
@@ -285,6 +313,10 @@ NFLOWS_TRANSFORMS = {
     "widths": lambda: IResNetTransform(DIM, [8]),
     "from_block": lambda: IResNetTransform.from_block(block()),
     "wrapped": lambda: IResNetTransform.from_block(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
+    **{
+        name: lambda options=options: IResNetTransform.from_block(bent(block(**options)))
+        for name, options in COORDINATES.items()
+    },
     "implicit": lambda: CompositeTransform(
         [IResNetTransform.from_block(block()), InverseTransform(IResNetTransform(DIM))]
     ),

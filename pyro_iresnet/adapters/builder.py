@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ..block import ResidualBlock
 from ..contractive import Activation, DenseContraction, Norm
+from ..coordinates import Chart, Metric
 from ..inverse import Solver
 from ..logdet import LogDet
 
@@ -16,6 +17,8 @@ def dense_block(
     lipschitz: float,
     activation: Callable[[], Activation],
     norm: Norm,
+    metric: Metric,
+    chart: Chart | None,
     logdet: LogDet | None,
     solver: Solver | None,
 ) -> ResidualBlock:
@@ -28,4 +31,4 @@ def dense_block(
         activation=activation,
         norm=norm,
     )
-    return ResidualBlock(contraction, logdet=logdet, solver=solver)
+    return ResidualBlock(contraction, logdet=logdet, solver=solver, metric=metric, chart=chart)

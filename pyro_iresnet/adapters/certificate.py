@@ -17,6 +17,7 @@ from ..contractive import (
     Wrapped,
     spectral_norm,
 )
+from ..coordinates import Identity
 from ..counter import fixed_normals
 from ..errors import ArgumentError
 from ..linearization import Linearization
@@ -42,6 +43,8 @@ class Proof:
         bound: the proven bound.
         promised: what ``g`` promises; None for a layer.
         stretch: the largest local stretch of ``g`` found on the data; None without data.
+        metric: the coordinates in whose Euclidean norm the bound of ``g`` and its stretch are
+            taken, where they are not those of the block.
     """
 
     block: int
@@ -51,6 +54,7 @@ class Proof:
     bound: float
     promised: float | None = None
     stretch: float | None = None
+    metric: str = ""
 
     @property
     def holds(self) -> bool:
@@ -76,13 +80,14 @@ class Certificate:
         return all(r.holds and (r.promised is None or r.bound < 1) for r in self.rows)
 
     def __str__(self) -> str:
-        head = ["block", "layer", "strategy", "norm", "bound", "promised", "stretch", ""]
+        head = ["block", "layer", "strategy", "norm", "bound", "promised", "stretch", "metric", ""]
         cells = [head]
         for r in self.rows:
             numbers = [
                 "" if v is None else f"{v:.4f}" for v in (r.norm, r.bound, r.promised, r.stretch)
             ]
-            cells.append([str(r.block), r.layer, r.strategy, *numbers, "" if r.holds else "FAILS"])
+            failed = "" if r.holds else "FAILS"
+            cells.append([str(r.block), r.layer, r.strategy, *numbers, r.metric, failed])
         widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
         return "\n".join(line.rstrip() for line in lines)
@@ -132,6 +137,8 @@ def certificate(
         raise ArgumentError(
             "Expected flow to hold a contraction; found none, so there is nothing to prove."
         )
+    blocks = [m for m in modules_of(flow) if isinstance(m, ResidualBlock)]
+    metrics = {id(b.contraction): _metric(b) for b in blocks}
     rows: list[Proof] = []
     with full_precision(next(iter(contractions[0].parameters()), torch.empty(0))):
         stretches = {} if data is None else _stretches(flow, data, context)
@@ -139,7 +146,8 @@ def certificate(
             rows += _layers(i, c)
             bound = float(c.lipschitz_bound())
             stretch = stretches.get(id(c))
-            rows.append(Proof(i, "g", _grounds(c), None, bound, c.lipschitz, stretch))
+            metric = metrics.get(id(c), "")
+            rows.append(Proof(i, "g", _grounds(c), None, bound, c.lipschitz, stretch, metric))
     return Certificate(tuple(rows))
 
 
@@ -161,6 +169,13 @@ def _grounds(contraction: Contraction) -> str:
         return "from its layers"
     composed = isinstance(contraction, SequentialContraction | SumContraction)
     return "from its parts" if composed else "as given"
+
+
+def _metric(block: ResidualBlock) -> str:
+    parts = [block.chart] if block.chart is not None else []
+    if not isinstance(block.metric, Identity):
+        parts.append(block.metric)
+    return ", ".join(map(str, parts))
 
 
 def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, float]:

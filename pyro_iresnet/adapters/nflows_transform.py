@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..block import ResidualBlock
 from ..contractive import Activation, Gram, LipSwish, Norm
+from ..coordinates import Chart, Identity, Metric
 from ..errors import check_instance, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
@@ -29,6 +30,9 @@ class IResNetTransform(Transform):
         lipschitz: the bound of ``Lip(g)``, in (0, 1).
         activation: an :class:`Activation` class, or a callable that makes one.
         norm: how the norm of a weight is taken.
+        metric: the norm in which ``g`` contracts: :class:`Identity`, :class:`Diagonal` or
+            :class:`Triangular`.
+        chart: :class:`Asinh` for a learned nonlinear scale of each coordinate; None for none.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(features)``.
         solver: the inverse's solver and tolerance; by default ``auto_solver(features)``.
 
@@ -59,6 +63,8 @@ class IResNetTransform(Transform):
         lipschitz: float = 0.97,
         activation: Callable[[], Activation] = LipSwish,
         norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+        metric: Metric = Identity(),  # noqa: B008
+        chart: Chart | None = None,
         logdet: LogDet | None = None,
         solver: Solver | None = None,
     ) -> None:
@@ -72,6 +78,8 @@ class IResNetTransform(Transform):
             lipschitz=lipschitz,
             activation=activation,
             norm=norm,
+            metric=metric,
+            chart=chart,
             logdet=logdet,
             solver=solver,
         )

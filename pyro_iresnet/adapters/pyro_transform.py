@@ -8,6 +8,7 @@ from torch.distributions import constraints
 
 from ..block import ResidualBlock
 from ..contractive import Activation, Gram, LipSwish, Norm
+from ..coordinates import Chart, Identity, Metric
 from ..errors import check_event_shape, check_instance
 from ..inverse import Solver
 from ..logdet import LogDet
@@ -138,6 +139,8 @@ def iresnet(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    metric: Metric = Identity(),  # noqa: B008
+    chart: Chart | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
 ) -> IResNet:
@@ -151,6 +154,9 @@ def iresnet(
             takes more steps.
         activation: an :class:`Activation` class, or a callable that makes one.
         norm: how the norm of a weight is taken.
+        metric: the norm in which ``g`` contracts: :class:`Identity`, :class:`Diagonal` or
+            :class:`Triangular`.
+        chart: :class:`Asinh` for a learned nonlinear scale of each coordinate; None for none.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(input_dim)``.
         solver: the inverse's solver and tolerance; by default ``auto_solver(input_dim)``.
 
@@ -168,6 +174,8 @@ def iresnet(
         lipschitz=lipschitz,
         activation=activation,
         norm=norm,
+        metric=metric,
+        chart=chart,
         logdet=logdet,
         solver=solver,
     )

@@ -9,6 +9,7 @@ from torch.distributions import Transform
 from ..adapters import InverseIResNet, IResNet, Stack, iresnet
 from ..block import ResidualBlock
 from ..contractive import Activation, Gram, LipSwish, Norm
+from ..coordinates import Chart, Identity, Metric
 from ..errors import ArgumentTypeError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
@@ -23,6 +24,8 @@ def iresnet_stack(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    metric: Metric = Identity(),  # noqa: B008
+    chart: Chart | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
     between: Callable[[int], Transform] | None = actnorm,
@@ -41,7 +44,8 @@ def iresnet_stack(
         num_blocks: how many residual blocks.
         hidden_dims: the widths of the hidden layers of each; default two of ``2 * input_dim``, at
             least 64 and at most 512.
-        lipschitz, activation, norm, logdet, solver: of each block, as in :func:`iresnet`.
+        lipschitz, activation, norm, metric, chart, logdet, solver: of each block, as in
+            :func:`iresnet`.
         between: makes what stands before each block and at the end, called with ``input_dim``;
             None for nothing.
 
@@ -67,6 +71,8 @@ def iresnet_stack(
         lipschitz=lipschitz,
         activation=activation,
         norm=norm,
+        metric=metric,
+        chart=chart,
         logdet=logdet,
         solver=solver,
     )
@@ -81,6 +87,8 @@ def implicit_stack(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    metric: Metric = Identity(),  # noqa: B008
+    chart: Chart | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
     between: Callable[[int], Transform] | None = actnorm,
@@ -94,8 +102,8 @@ def implicit_stack(
     ``CompositeTransform([IResNetTransform(D), InverseTransform(IResNetTransform(D))])``.
 
     Arguments:
-        input_dim, hidden_dims, lipschitz, activation, norm, logdet, solver, between: as in
-            :func:`iresnet_stack`.
+        input_dim, hidden_dims, lipschitz, activation, norm, metric, chart, logdet, solver,
+            between: as in :func:`iresnet_stack`.
         num_blocks: how many, blocks and inverse blocks together; the first is a block.
 
     Raises:
@@ -120,6 +128,8 @@ def implicit_stack(
         lipschitz=lipschitz,
         activation=activation,
         norm=norm,
+        metric=metric,
+        chart=chart,
         logdet=logdet,
         solver=solver,
     )

@@ -3,6 +3,7 @@
 from .anderson import Anderson
 from .auto import auto_solver
 from .base import Point, Problem, Solver, Stateless, Step
+from .carried import solve_in
 from .fixed_point import FixedPoint
 from .implicit import implicit_inverse
 from .newton import Newton
@@ -25,4 +26,5 @@ __all__ = [
     "auto_solver",
     "implicit_inverse",
     "solve",
+    "solve_in",
 ]

@@ -18,11 +18,11 @@ class Tolerance:
     """When the error bound of a sample is small enough.
 
     Arguments:
-        atol, rtol: what the caller asks.
+        atol, rtol: what the caller asks; the first one number, or one for each sample.
         floor: what the arithmetic allows, relative to the larger of x and y.
     """
 
-    atol: float
+    atol: float | Tensor
     rtol: float
     floor: float
 

@@ -49,7 +49,7 @@ def solve(
     *,
     x0: Tensor | None = None,
     context: Tensor | None = None,
-    atol: float | None = None,
+    atol: float | Tensor | None = None,
     rtol: float | None = None,
     max_steps: int | None = None,
     throw: bool = True,
@@ -79,7 +79,8 @@ def solve(
         x0: where to start, the shape of ``y`` or one that broadcasts to it; by default where the
             solver would.
         context: shape ``(*batch, size)``, for a conditional ``g``.
-        atol, rtol, max_steps: instead of those of the solver.
+        atol, rtol, max_steps: instead of those of the solver; ``atol`` may be a tensor that
+            broadcasts to the batch.
         throw: raise where a sample fails; else the solution says which did.
         acting: ``contraction.acting()``, where the caller has it already.
 
@@ -133,7 +134,7 @@ def solve(
     )
     rtol = solver.rtol if rtol is None else check_not_negative(rtol, "rtol")
     tolerance = Tolerance(
-        atol=solver.atol if atol is None else check_not_negative(atol, "atol"),
+        atol=_atol(solver.atol if atol is None else atol, batch),
         rtol=default_rtol(y.dtype) if rtol is None else rtol,
         floor=floor(y.dtype, lipschitz),
     )
@@ -147,6 +148,17 @@ def solve(
     if throw and worst != Result.CONVERGED:
         raise InversionError(solution.describe(), solution)
     return solution
+
+
+def _atol(value: float | Tensor, batch: torch.Size) -> float | Tensor:
+    """A number, or one for each sample, shape ``(n,)``."""
+    if not isinstance(value, Tensor):
+        return check_not_negative(value, "atol")
+    if value.dim() > len(batch) or bool((value < 0).any()):
+        raise ArgumentError(
+            f"Expected atol of at least 0 that broadcasts to the batch {tuple(batch)}; got {value}."
+        )
+    return value.expand(batch).reshape(-1)
 
 
 def _named(value: object) -> str:
