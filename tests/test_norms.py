@@ -4,6 +4,7 @@ import torch
 from pyro_iresnet import (
     AlmostOrthogonal,
     ArgumentError,
+    Cholesky,
     Frobenius,
     Gram,
     Hard,
@@ -129,9 +130,9 @@ def test_zero_weights_stay_zero_with_finite_gradients(name):
     assert weight.grad.isfinite().all()
 
 
-SOFT = sorted(name for name in zoo.NORMS if not name.startswith("hard"))
+SOFT = sorted(name for name in zoo.NORMS if not name.startswith(("hard", "cholesky")))
 # Those that scale a weight as a whole, and not row by row.
-WHOLE = sorted(name for name in zoo.NORMS if not name.endswith("almost_orthogonal"))
+WHOLE = sorted(n for n in zoo.NORMS if not n.startswith("cholesky") and "orthogonal" not in n)
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -202,6 +203,31 @@ def test_matrices_of_one_shape_are_taken_together(name):
             for a in (acting, alone)
         ]
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("damping", [0.03, 0.3, 3.0])
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5)])
+def test_cholesky_brings_every_singular_value_to_the_bound(shape, damping):
+    weight = 2 * torch.randn(shape)
+    before = torch.linalg.svdvals(weight)
+    after = torch.linalg.svdvals(Cholesky(damping).constrain(weight, 0.9))
+    torch.testing.assert_close(after, 0.9 * before / (before**2 + damping**2).sqrt())
+
+
+def test_cholesky_shows_where_a_weight_is_not_a_number():
+    weights = torch.randn(3, 4, 5)
+    weights[1, 2, 3] = torch.nan
+    acting = Cholesky().constrain(weights, 0.9)
+    assert acting[1].isnan().any()
+    assert acting[[0, 2]].isfinite().all()
+
+
+def test_cholesky_in_float32_keeps_its_bound_where_a_weight_is_nearly_singular():
+    for scale in (1.0, 1e3, 1e6, 1e12):
+        weight = scale * torch.randn(64, 2) @ torch.randn(2, 64)
+        weight = (weight + 1e-3 * torch.randn(64, 64)).float()
+        acting = Cholesky().constrain(weight, 0.97).double()
+        assert torch.linalg.matrix_norm(acting, ord=2) <= 0.97 * (1 + 1e-5)
 
 
 def test_nothing_to_constrain():

@@ -12,6 +12,7 @@ from pyro_iresnet import (
     AlmostOrthogonal,
     Anderson,
     Asinh,
+    Cholesky,
     CLipSwish,
     ConvContraction,
     DenseContraction,
@@ -175,6 +176,8 @@ CERTIFIED_NORMS = {
     "frobenius": Frobenius(),
     "schur": Schur(),
     "almost_orthogonal": AlmostOrthogonal(),
+    "cholesky": Cholesky(),
+    "cholesky_damped": Cholesky(damping=2.0),
     "hard": Hard(Gram()),
     "hard_almost_orthogonal": Hard(AlmostOrthogonal()),
 }

@@ -172,10 +172,8 @@ def _grounds(contraction: Contraction) -> str:
 
 
 def _metric(block: ResidualBlock) -> str:
-    parts = [block.chart] if block.chart is not None else []
-    if not isinstance(block.metric, Identity):
-        parts.append(block.metric)
-    return ", ".join(map(str, parts))
+    metric = None if isinstance(block.metric, Identity) else block.metric
+    return ", ".join(str(part) for part in (block.chart, metric) if part is not None)
 
 
 def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, float]:

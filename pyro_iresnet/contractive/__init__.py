@@ -3,6 +3,7 @@
 from .activations import ELU, Activation, Elementwise, LeakyReLU, Sine, Softplus, Tanh
 from .almost_orthogonal import AlmostOrthogonal
 from .base import Contraction
+from .cholesky import Cholesky
 from .closed_form import Frobenius, Schur, SingularValue
 from .composed import SequentialContraction, SumContraction
 from .conditioning import Conditioner
@@ -24,6 +25,7 @@ __all__ = [
     "Activation",
     "AlmostOrthogonal",
     "CLipSwish",
+    "Cholesky",
     "Conditioner",
     "ConstrainedContraction",
     "Contraction",

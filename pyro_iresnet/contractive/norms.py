@@ -131,14 +131,26 @@ class Norm(ABC):
     def _constrain(
         self, weights: Tensor, bounds: Tensor, scales: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The constrained weights times their scales, and proven bounds of their norms, if known.
-
-        Shapes as in :meth:`sizes`; bounds and scales ``(n,)``.
-        """
+        """As :meth:`apply`, in a dtype that resolves a norm."""
         if weights.dtype in COARSE:
             # Too coarse for a norm: what it proves is asked of the rounded weights.
             wider = None if scales is None else scales.float()
-            return self._constrain(weights.float(), bounds.float(), wider)[0].to(weights), None
+            return self.apply(weights.float(), bounds.float(), wider)[0].to(weights), None
+        return self.apply(weights, bounds, scales)
+
+    def apply(
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Bring weights to their bounds: override it for more than a factor for each or each row.
+
+        Arguments:
+            weights: as in :meth:`sizes`.
+            bounds: of their norms, shape ``(n,)``.
+            scales: what the constrained weights are multiplied by, shape ``(n,)``; None for 1.
+
+        Returns:
+            the weights that act, and proven bounds of their norms, shape ``(n,)``, or None.
+        """
         # A norm has no second derivative at 0, where a last layer may start: it is asked
         # elsewhere, and the answer left out.
         zero = (weights == 0).flatten(1).all(1)
