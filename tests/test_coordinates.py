@@ -237,6 +237,15 @@ def test_builders_pass_them_on():
         assert all((b.metric, b.chart) == (Triangular(0.1), Asinh(2.0)) for b in blocks)
 
 
+def test_blocks_take_them_in_turn():
+    stack = iresnet_stack(3, 4, metric=(Diagonal(), Identity()), chart=(Asinh(), None, None))
+    blocks = [m for m in stack.modules() if isinstance(m, ResidualBlock)]
+    assert [b.metric for b in blocks] == 2 * [Diagonal(), Identity()]
+    assert [b.chart for b in blocks] == [Asinh(), None, None, Asinh()]
+    with pytest.raises(ArgumentError, match="chart"):
+        iresnet_stack(3, 2, chart=())
+
+
 def test_in_nflows():
     transform = IResNetTransform(3, metric=Diagonal(), chart=Asinh())
     both = CompositeTransform([InverseTransform(transform), transform])

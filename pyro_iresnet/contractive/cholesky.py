@@ -64,7 +64,9 @@ class Cholesky(Norm):
             rows = whitened(weights.flatten(2), self.damping)
             return self.by.apply(rows.reshape(weights.shape), bounds, scales)
         bounds = bounds if scales is None else bounds * scales
-        return whitened(weights, self.damping) * bounds[:, None, None], bounds.detach().abs()
+        acting = whitened(weights, self.damping) * bounds[:, None, None]
+        seen = acting.detach().isfinite().flatten(1).all(1)
+        return acting, torch.where(seen, bounds.detach().abs(), torch.nan)
 
 
 def whitened(rows: Tensor, damping: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Ready-made stacks for vectors."""
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import cycle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle, repeat
 from typing import Any
 
 from torch.distributions import Transform
@@ -10,7 +10,7 @@ from ..adapters import InverseIResNet, IResNet, Stack, iresnet
 from ..block import ResidualBlock
 from ..contractive import Activation, Gram, LipSwish, Norm
 from ..coordinates import Chart, Identity, Metric
-from ..errors import ArgumentTypeError, check_positive_int
+from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .actnorm import actnorm
@@ -24,8 +24,8 @@ def iresnet_stack(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
-    metric: Metric = Identity(),  # noqa: B008
-    chart: Chart | None = None,
+    metric: Metric | Sequence[Metric] = Identity(),  # noqa: B008
+    chart: Chart | Sequence[Chart | None] | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
     between: Callable[[int], Transform] | None = actnorm,
@@ -44,8 +44,9 @@ def iresnet_stack(
         num_blocks: how many residual blocks.
         hidden_dims: the widths of the hidden layers of each; default two of ``2 * input_dim``, at
             least 64 and at most 512.
-        lipschitz, activation, norm, metric, chart, logdet, solver: of each block, as in
-            :func:`iresnet`.
+        lipschitz, activation, norm, logdet, solver: of each block, as in :func:`iresnet`.
+        metric, chart: of each block, or a sequence that the blocks take in turn:
+            ``chart=(Asinh(), None)`` gives every other block a chart.
         between: makes what stands before each block and at the end, called with ``input_dim``;
             None for nothing.
 
@@ -87,8 +88,8 @@ def implicit_stack(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
-    metric: Metric = Identity(),  # noqa: B008
-    chart: Chart | None = None,
+    metric: Metric | Sequence[Metric] = Identity(),  # noqa: B008
+    chart: Chart | Sequence[Chart | None] | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
     between: Callable[[int], Transform] | None = actnorm,
@@ -138,10 +139,27 @@ def implicit_stack(
 
 
 def _blocks(
-    input_dim: int, num_blocks: int, hidden_dims: Sequence[int] | None, **options: Any
+    input_dim: int,
+    num_blocks: int,
+    hidden_dims: Sequence[int] | None,
+    *,
+    metric: Metric | Sequence[Metric],
+    chart: Chart | Sequence[Chart | None] | None,
+    **options: Any,
 ) -> list[ResidualBlock]:
     count = check_positive_int(num_blocks, "num_blocks")
-    return [iresnet(input_dim, hidden_dims, **options).block for _ in range(count)]
+    pairs = zip(_in_turn(metric, "metric"), _in_turn(chart, "chart"), range(count), strict=False)
+    return [
+        iresnet(input_dim, hidden_dims, metric=m, chart=c, **options).block for m, c, _ in pairs
+    ]
+
+
+def _in_turn(value: Any, name: str) -> Iterator[Any]:
+    if not isinstance(value, Sequence):
+        return repeat(value)
+    if len(value) == 0:
+        raise ArgumentError(f"Expected {name} to be one or a sequence of some; got none.")
+    return cycle(value)
 
 
 def _stacked(
