@@ -1,6 +1,5 @@
 """Which norm strategy trains best, at equal steps and at equal wall-clock; and which network."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from pyro_iresnet import (
     Activation,
     AlmostOrthogonal,
+    Cholesky,
     CLipSwish,
     Contraction,
     ContractionError,
@@ -39,6 +39,7 @@ from pyro_iresnet.demo.fit import fit
 
 from .measure import interleaved
 from .report import Fast, Threads, Write, publish, table
+from .runs import Runs
 
 BATCH = 256
 SEEDS = 3
@@ -50,6 +51,7 @@ STRATEGIES: dict[str, Norm] = {
     "Frobenius()": Frobenius(),
     "Schur()": Schur(),
     "Hard(Gram())": Hard(Gram()),
+    "Cholesky()": Cholesky(),
 }
 DEFAULT = "Gram(), the default"
 
@@ -191,29 +193,26 @@ def checkerboard_job() -> Job:
 
 
 class Log:
-    """Finished runs, kept in a file so that a long benchmark can go on where it stopped."""
+    """The runs, and how they are told.
+
+    Arguments:
+        path: where finished ones are kept, or None.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.runs: dict[str, float] = {}
-        if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                key, nats = json.loads(line)
-                self.runs[key] = nats
+        self.runs: Runs[float] = Runs(path)
 
     def nats(self, job: Job, strategy: str, steps: int, seed: int) -> float:
-        """As logged, or as a run now gives it."""
-        key = f"{job.name}/{strategy}/{steps}/{seed}"
-        if key not in self.runs:
+        """As kept, or as a run now gives it."""
+
+        def run() -> float:
             try:
-                self.runs[key] = job.nats(strategy, steps, seed)
+                return job.nats(strategy, steps, seed)
             except ContractionError:
                 # The roulette meets a Jacobian beyond its bound.
-                self.runs[key] = math.inf
-            if self.path is not None:
-                with self.path.open("a") as lines:
-                    lines.write(json.dumps([key, self.runs[key]]) + "\n")
-        return self.runs[key]
+                return math.inf
+
+        return self.runs.get(f"{job.name}/{strategy}/{steps}/{seed}", run)
 
     def figure(self, job: Job, strategy: str, steps: int, seeds: int) -> str:
         """Mean and standard deviation over the seeds."""

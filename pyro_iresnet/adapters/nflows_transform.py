@@ -6,7 +6,7 @@ from nflows.transforms.base import Transform
 from torch import Tensor
 
 from ..block import ResidualBlock
-from ..contractive import Activation, Gram, LipSwish, Norm
+from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Identity, Metric
 from ..errors import check_instance, check_positive_int
 from ..inverse import Solver
@@ -62,7 +62,7 @@ class IResNetTransform(Transform):
         *,
         lipschitz: float = 0.97,
         activation: Callable[[], Activation] = LipSwish,
-        norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+        norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
         metric: Metric = Identity(),  # noqa: B008
         chart: Chart | None = None,
         logdet: LogDet | None = None,

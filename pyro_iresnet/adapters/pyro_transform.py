@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..block import ResidualBlock
-from ..contractive import Activation, Gram, LipSwish, Norm
+from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Identity, Metric
 from ..errors import check_event_shape, check_instance
 from ..inverse import Solver
@@ -138,7 +138,7 @@ def iresnet(
     *,
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
-    norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
     metric: Metric = Identity(),  # noqa: B008
     chart: Chart | None = None,
     logdet: LogDet | None = None,

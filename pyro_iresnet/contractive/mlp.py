@@ -6,8 +6,8 @@ from torch import nn
 
 from ..errors import check_dims, check_lipschitz, check_positive_int
 from .activations import Activation
+from .cholesky import Cholesky
 from .conditioning import Conditioner, MakeConditioner, make_conditioner
-from .gram import Gram
 from .layered import LayeredContraction, Vectors, check_norm, make_activations, widths_behind
 from .norms import Norm
 from .swish import LipSwish
@@ -60,7 +60,7 @@ class DenseContraction(LayeredContraction):
         context_dim: int | None = None,
         lipschitz: float = 0.97,
         activation: Callable[[], Activation] = LipSwish,
-        norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+        norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
         conditioner: MakeConditioner = Conditioner,
     ) -> None:
         super().__init__()

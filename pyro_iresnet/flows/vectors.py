@@ -8,7 +8,7 @@ from torch.distributions import Transform
 
 from ..adapters import InverseIResNet, IResNet, Stack, iresnet
 from ..block import ResidualBlock
-from ..contractive import Activation, Gram, LipSwish, Norm
+from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Identity, Metric
 from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
 from ..inverse import Solver
@@ -23,7 +23,7 @@ def iresnet_stack(
     *,
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
-    norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
     metric: Metric | Sequence[Metric] = Identity(),  # noqa: B008
     chart: Chart | Sequence[Chart | None] | None = None,
     logdet: LogDet | None = None,
@@ -87,7 +87,7 @@ def implicit_stack(
     *,
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
-    norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+    norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
     metric: Metric | Sequence[Metric] = Identity(),  # noqa: B008
     chart: Chart | Sequence[Chart | None] | None = None,
     logdet: LogDet | None = None,

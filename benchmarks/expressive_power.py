@@ -1,0 +1,204 @@
+"""More function per block, per parameter and per second: what was tried, and what won."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from pyro_iresnet import iresnet_stack
+
+from .densities import Density, Recipe, densities, trained
+from .posteriors import Posterior, fitted, posteriors
+from .report import Fast, Threads, Write, publish, table
+from .runs import Runs
+from .variants import FORMER, OURS, SMALL, WINNER, Make, digits_stacks, of_pyro, pure, with_host
+
+SEEDS = 5
+GUIDE = {"blocks": 8, "hidden": (64,)}
+PLANE = {"blocks": 8, "hidden": (64, 64)}
+HYBRIDS = tuple(with_host((64,)))
+PLAIN, SPLINE = of_pyro()
+BEST = {
+    "banana": (WINNER, HYBRIDS[0], HYBRIDS[1]),
+    "funnel": (WINNER, HYBRIDS[0], HYBRIDS[1]),
+    "eight schools": (WINNER, HYBRIDS[0], HYBRIDS[1]),
+    "checkerboard": (WINNER, "Triangular()", "CLipSwish"),
+    "2 spirals": (WINNER, "Triangular()", "CLipSwish"),
+}
+GOALS = {"banana": 0.02, "funnel": 0.10, "eight schools": 0.12}
+RECIPES = {
+    "none": Recipe(),
+    "weight decay 0.3": Recipe(decay=0.3),
+    "weight decay 1": Recipe(decay=1.0),
+    "annealed Lipschitz constant": Recipe(anneal=True),
+    "moving average 0.999": Recipe(average=0.999),
+    "early stopping on 150 rows": Recipe(stop=True),
+}
+
+
+class Part(Enum):
+    """What to run."""
+
+    ALL = "all"
+    GUIDES = "guides"
+    PLANE = "plane"
+    DIGITS = "digits"
+
+
+class Study:
+    """The runs of one benchmark.
+
+    Arguments:
+        runs: what is kept of them.
+        fast: whether to reduce them.
+    """
+
+    def __init__(self, runs: Runs[dict[str, float]], *, fast: bool) -> None:
+        self.runs, self.fast = runs, fast
+
+    def guide(
+        self, posterior: Posterior, name: str, make: Make, seed: int, *, steps: int = 3000
+    ) -> dict[str, float]:
+        """A fit of a posterior, as kept or now made."""
+        steps = 20 if self.fast else steps
+        label = f"{posterior.name} / {name} / {steps} / {seed}"
+        run = partial(fitted, posterior, make, steps=steps, seed=seed, name=label)
+        return self.runs.get(label, lambda: asdict(run()))
+
+    def density(
+        self,
+        density: Density,
+        name: str,
+        make: Make,
+        seed: int,
+        *,
+        steps: int = 3000,
+        recipe: str = "none",
+    ) -> dict[str, float]:
+        """A flow trained on data, as kept or now made."""
+        steps = 20 if self.fast else steps
+        label = f"{density.name} / {name} / {recipe} / {steps} / {seed}"
+        options: dict[str, Any] = {"steps": steps, "seed": seed, "recipe": RECIPES[recipe]}
+        run = partial(trained, density, make, **options, name=label)
+        return self.runs.get(label, lambda: asdict(run()))
+
+
+def guides(study: Study) -> list[str]:
+    """Tables of the posteriors."""
+    variants = {**pure(**GUIDE), **with_host(GUIDE["hidden"]), **of_pyro()}
+    targets = posteriors()
+    if study.fast:
+        variants = {name: variants[name] for name in (FORMER, WINNER, HYBRIDS[0], PLAIN, SPLINE)}
+    rows = []
+    for name, make in variants.items():
+        found = [study.guide(p, name, make, 0) for p in targets.values()]
+        kls = [f"{f['kl']:.3f}" for f in found]
+        seconds = [f"{f['seconds']:.0f}" for f in found]
+        rows.append([name, *kls, *seconds, f"{found[1]['parameters']:,.0f}"])
+    head = ["", *targets, *(f"s, {name}" for name in targets), "parameters"]
+    seeds = 2 if study.fast else SEEDS
+    many = []
+    for target, posterior in targets.items():
+        for name in (*(n for n in BEST[target] if n in variants), PLAIN, SPLINE):
+            found = [study.guide(posterior, name, variants[name], s) for s in range(seeds)]
+            kls, times = [f["kl"] for f in found], [f["seconds"] for f in found]
+            figures = f"{median(kls):.3f}", f"{max(kls):.3f}", f"{median(times):.0f}"
+            goal = f"<= {GOALS[target]}" if name == WINNER else ""
+            many.append([target, name, *figures, goal])
+    return [
+        "### Guides, one seed: KL to the posterior, nats\n\n" + table(head, rows),
+        f"### Guides, {seeds} seeds\n\n" + table(["", "", "median KL", "worst", "s", "goal"], many),
+    ]
+
+
+def plane(study: Study) -> list[str]:
+    """Tables of the densities in the plane."""
+    variants = pure(**PLANE)
+    names = list(variants)
+    data = densities()
+    targets = [data["checkerboard"], data["2 spirals"]]
+    if study.fast:
+        names = [FORMER, WINNER]
+    rows = []
+    for name in names:
+        found = [study.density(d, name, variants[name], 0) for d in targets]
+        nats = [f"{f['nats']:.3f}" for f in found]
+        rows.append([name, *nats, f"{found[0]['seconds']:.0f}", f"{found[0]['parameters']:,.0f}"])
+    longer = study.density(targets[0], WINNER, variants[WINNER], 0, steps=8000)
+    large = partial(iresnet_stack, num_blocks=12, hidden_dims=(96, 96), lipschitz=0.99, **OURS)
+    longest = study.density(targets[0], "12 blocks of 96-96, 0.99", large, 0, steps=20_000)
+    seeds = 2 if study.fast else SEEDS
+    many = []
+    for d in targets:
+        for name in BEST[d.name] if not study.fast else (WINNER,):
+            found = [study.density(d, name, variants[name], s)["nats"] for s in range(seeds)]
+            many.append([d.name, name, f"{median(found):.3f}", f"{max(found):.3f}"])
+    goal = [
+        ["8,000 steps", f"{longer['nats']:.3f}", "<= 3.55", f"{longer['parameters']:,.0f}"],
+        ["20,000 steps", f"{longest['nats']:.3f}", "<= 3.52", f"{longest['parameters']:,.0f}"],
+    ]
+    return [
+        "### Densities, one seed, 3,000 steps: held-out nats\n\n"
+        + table(["", "checkerboard", "2 spirals", "s", "parameters"], rows),
+        f"### Densities, {seeds} seeds\n\n" + table(["", "", "median", "worst"], many),
+        "### Checkerboard, longer\n\n" + table(["", "nats", "goal", "parameters"], goal),
+    ]
+
+
+def digits(study: Study) -> list[str]:
+    """Tables of the digits."""
+    data = densities()
+    stacks = digits_stacks()
+    steps = 4000
+    rows = []
+    for name in stacks if not study.fast else (SMALL,):
+        found = study.density(data["digits"], name, stacks[name], 0, steps=steps)
+        rows.append([name, "none", f"{found['nats']:.2f}", f"{found['train']:.2f}"])
+    for recipe in RECIPES if not study.fast else ("moving average 0.999",):
+        if recipe == "none":
+            continue
+        which = "digits, 1,350 rows" if RECIPES[recipe].stop else "digits"
+        found = study.density(data[which], SMALL, stacks[SMALL], 0, steps=steps, recipe=recipe)
+        rows.append([SMALL, recipe, f"{found['nats']:.2f}", f"{found['train']:.2f}"])
+    head = ["", "recipe", "held-out nats", "training nats"]
+    return ["### Digits, 4,000 steps, one seed\n\n" + table(head, rows)]
+
+
+PARTS: dict[Part, Callable[[Study], list[str]]] = {
+    Part.GUIDES: guides,
+    Part.PLANE: plane,
+    Part.DIGITS: digits,
+}
+
+
+def main(
+    fast: Fast = False,
+    write: Write = False,
+    threads: Threads = 1,
+    part: Annotated[Part, typer.Option(help="Which tables to make.")] = Part.ALL,
+    log: Annotated[
+        Path | None, typer.Option(help="Keep finished runs here, and go on from them.")
+    ] = None,
+) -> None:
+    """Fit posteriors and densities with every variant."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    study = Study(Runs(log), fast=fast)
+    body = [text for p, tables in PARTS.items() if part in (p, Part.ALL) for text in tables(study)]
+    publish(
+        "expressive_power",
+        "Expressive power",
+        "\n\n".join(body),
+        fast=fast,
+        write=write and part is Part.ALL,
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

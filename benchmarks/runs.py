@@ -1,0 +1,35 @@
+"""Finished runs, kept in a file so that a long benchmark can go on where it stopped."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Runs(Generic[T]):
+    """What runs gave, by their names.
+
+    Arguments:
+        path: of the file, one line of JSON for each run; None to keep nothing. Several processes
+            may write to it at once, each its own runs.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.found: dict[str, T] = {}
+
+    def get(self, name: str, run: Callable[[], T]) -> T:
+        """As kept, or as ``run()`` now gives it; what JSON can hold."""
+        self._read()
+        if name not in self.found:
+            self.found[name] = run()
+            if self.path is not None:
+                with self.path.open("a") as lines:
+                    lines.write(json.dumps([name, self.found[name]]) + "\n")
+        return self.found[name]
+
+    def _read(self) -> None:
+        if self.path is not None and self.path.exists():
+            self.found |= dict(json.loads(line) for line in self.path.read_text().splitlines())
