@@ -24,12 +24,13 @@ GUIDE = {"blocks": 8, "hidden": (64,)}
 PLANE = {"blocks": 8, "hidden": (64, 64)}
 HYBRIDS = tuple(with_host((64,)))
 PLAIN, SPLINE = of_pyro()
+# The banana, which every stack bends to, is left to those that go on.
+ALL_ON = ("funnel", "eight schools")
 BEST = {
-    "banana": (WINNER, HYBRIDS[0], HYBRIDS[1]),
-    "funnel": (WINNER, HYBRIDS[0], HYBRIDS[1]),
-    "eight schools": (WINNER, HYBRIDS[0], HYBRIDS[1]),
-    "checkerboard": (WINNER, "Triangular()", "CLipSwish"),
-    "2 spirals": (WINNER, "Triangular()", "CLipSwish"),
+    "banana": (WINNER, HYBRIDS[0]),
+    "funnel": (WINNER, HYBRIDS[0]),
+    "eight schools": (WINNER, HYBRIDS[1]),
+    "checkerboard": (FORMER, WINNER, "1 hidden of 256"),
 }
 GOALS = {"banana": 0.02, "funnel": 0.10, "eight schools": 0.12}
 RECIPES = {
@@ -97,11 +98,11 @@ def guides(study: Study) -> list[str]:
         variants = {name: variants[name] for name in (FORMER, WINNER, HYBRIDS[0], PLAIN, SPLINE)}
     rows = []
     for name, make in variants.items():
-        found = [study.guide(p, name, make, 0) for p in targets.values()]
+        found = [study.guide(targets[t], name, make, 0) for t in ALL_ON]
         kls = [f"{f['kl']:.3f}" for f in found]
         seconds = [f"{f['seconds']:.0f}" for f in found]
-        rows.append([name, *kls, *seconds, f"{found[1]['parameters']:,.0f}"])
-    head = ["", *targets, *(f"s, {name}" for name in targets), "parameters"]
+        rows.append([name, *kls, *seconds, f"{found[0]['parameters']:,.0f}"])
+    head = ["", *ALL_ON, *(f"s, {name}" for name in ALL_ON), "parameters"]
     seeds = 2 if study.fast else SEEDS
     many = []
     for target, posterior in targets.items():
@@ -135,10 +136,11 @@ def plane(study: Study) -> list[str]:
     longest = study.density(targets[0], "12 blocks of 96-96, 0.99", large, 0, steps=20_000)
     seeds = 2 if study.fast else SEEDS
     many = []
-    for d in targets:
-        for name in BEST[d.name] if not study.fast else (WINNER,):
-            found = [study.density(d, name, variants[name], s)["nats"] for s in range(seeds)]
-            many.append([d.name, name, f"{median(found):.3f}", f"{max(found):.3f}"])
+    board = targets[0]
+    for name in (n for n in BEST[board.name] if n in names):
+        found = [study.density(board, name, variants[name], s)["nats"] for s in range(seeds)]
+        goal = "<= 3.60" if name == WINNER else ""
+        many.append([name, f"{median(found):.3f}", f"{max(found):.3f}", goal])
     goal = [
         ["8,000 steps", f"{longer['nats']:.3f}", "<= 3.55", f"{longer['parameters']:,.0f}"],
         ["20,000 steps", f"{longest['nats']:.3f}", "<= 3.52", f"{longest['parameters']:,.0f}"],
@@ -146,7 +148,8 @@ def plane(study: Study) -> list[str]:
     return [
         "### Densities, one seed, 3,000 steps: held-out nats\n\n"
         + table(["", "checkerboard", "2 spirals", "s", "parameters"], rows),
-        f"### Densities, {seeds} seeds\n\n" + table(["", "", "median", "worst"], many),
+        f"### Checkerboard, {seeds} seeds, 3,000 steps\n\n"
+        + table(["", "median", "worst", "goal"], many),
         "### Checkerboard, longer\n\n" + table(["", "nats", "goal", "parameters"], goal),
     ]
 

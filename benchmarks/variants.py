@@ -5,7 +5,6 @@ from functools import partial
 
 from pyro.distributions.transforms import (
     affine_autoregressive,
-    matrix_exponential,
     spline_autoregressive,
 )
 from torch.distributions import Transform
@@ -57,10 +56,7 @@ def pure(blocks: int, hidden: tuple[int, ...]) -> dict[str, Make]:
         "Gram(), Diagonal()": partial(plain, norm=Gram(), metric=Diagonal()),
         "Cholesky(), Identity()": partial(plain, norm=Cholesky(), metric=Identity()),
         WINNER: ours,
-        "Cholesky(damping=1)": partial(ours, norm=Cholesky(damping=1.0)),
         "Triangular()": partial(ours, metric=Triangular()),
-        "Diagonal(spread=0)": partial(ours, metric=Diagonal(spread=0.0)),
-        "Diagonal(spread=1)": partial(ours, metric=Diagonal(spread=1.0)),
         "Asinh() in every block": partial(ours, chart=Asinh()),
         "Asinh() in every other block": partial(ours, chart=(Asinh(), None)),
         "CLipSwish": partial(ours, activation=CLipSwish),
@@ -68,9 +64,7 @@ def pure(blocks: int, hidden: tuple[int, ...]) -> dict[str, Make]:
         "semidefinite bound": partial(_of, partial(_sandwich, width=one[0]), blocks),
         "gradient of a potential": partial(_of, partial(_potential, width=one[0]), blocks),
         "implicit pairs, half as many": partial(pairs, metric=Diagonal()),
-        "the same, Identity()": partial(pairs, metric=Identity()),
         "no ActNorm": partial(ours, between=None),
-        "matrix exponentials between": partial(ours, between=matrix_exponential),
     }
 
 

@@ -1,6 +1,7 @@
 """The block as a Pyro ``TransformModule``, in both directions."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,12 @@ from .builder import dense_block
 from .memo import Evaluated, MemoTransform
 
 
+@cache
+def _real(event_dim: int) -> constraints.Constraint:
+    # Torch asks for it many times in a step, and it does not change.
+    return constraints.independent(constraints.real, event_dim)
+
+
 class _OfBlock(MemoTransform):
     """What the two directions share: the block, and the shape of an event."""
 
@@ -27,11 +34,11 @@ class _OfBlock(MemoTransform):
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return constraints.independent(constraints.real, self.block.contraction.event_dim)
+        return _real(self.block.contraction.event_dim)
 
     @constraints.dependent_property(is_discrete=False)
     def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return constraints.independent(constraints.real, self.block.contraction.event_dim)
+        return _real(self.block.contraction.event_dim)
 
     def with_cache(self, cache_size: int = 1) -> "_OfBlock":
         """The same transform, parameters shared, with that cache."""

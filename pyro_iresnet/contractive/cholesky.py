@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from ..errors import check_instance, check_positive
+from ..torch_modes import in_forward_mode, is_tracing
 from .gram import Gram
 from .norms import Norm
 
@@ -71,6 +73,14 @@ class Cholesky(Norm):
 
 def whitened(rows: Tensor, damping: float) -> Tensor:
     r""":math:`L^{-1} W`, of norm below 1, for matrices of shape ``(n, rows, columns)``."""
+    if is_tracing() or in_forward_mode():
+        # As for Gram: a tracer and a forward-mode rule take the operations as they are.
+        return _whitened(rows, damping)[0]
+    return _Whitened.apply(rows, damping)[0]
+
+
+def _whitened(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    r""":math:`X = L^{-1} W`, and :math:`L^{-1}`, both by differentiable operations."""
     n, columns = rows.shape[-2:]
     # By the largest entry, since its square overflows where it does not.
     scale = rows.detach().abs().amax((-2, -1), keepdim=True).clamp(min=damping)
@@ -82,6 +92,41 @@ def whitened(rows: Tensor, damping: float) -> Tensor:
     eye = torch.eye(n, dtype=rows.dtype, device=rows.device)
     gram = unit @ unit.mT + diagonal * eye
     # LAPACK raises at what is not a number; the rows keep it, to be seen where it came from.
-    finite = gram.isfinite().flatten(-2).all(-1)[:, None, None]
+    finite = gram.isfinite().flatten(-2).all(-1)[..., None, None]
     factor = torch.linalg.cholesky(torch.where(finite, gram, eye))
-    return torch.linalg.solve_triangular(factor, unit, upper=False)
+    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    return inverse @ unit, inverse / scale
+
+
+class _Whitened(Function):
+    r"""``(X, L^{-1})`` of which the second output only serves the backward pass.
+
+    From :math:`dX = L^{-1} dW - \Phi(L^{-1}\, d(W W^\top)\, L^{-\top})\, X`, with
+    :math:`\Phi` the lower triangle and half of the diagonal, a gradient G of X is one of W by
+
+    .. math:: L^{-\top} (G - (M + M^\top) X), \qquad M = \Phi(G X^\top)
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        return _whitened(rows, damping)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        rows, damping = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(rows, *output)
+        ctx.damping = damping
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        rows, whole, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # A second derivative is under way: both have to be functions of W again.
+            whole, inverse = _whitened(rows, ctx.damping)
+        grad = grad_outputs[0]
+        product = grad @ whole.mT
+        half = torch.tril(product, -1) + 0.5 * torch.diag_embed(product.diagonal(dim1=-2, dim2=-1))
+        return inverse.mT @ (grad - (half + half.mT) @ whole), None
