@@ -82,20 +82,22 @@ def whitened(rows: Tensor, damping: float) -> Tensor:
 def _whitened(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     r""":math:`X = L^{-1} W`, and :math:`L^{-1}`, both by differentiable operations."""
     n, columns = rows.shape[-2:]
+    # Float32 holds half of the digits that the square of a weight asks for.
+    precise = rows.double()
     # By the largest entry, since its square overflows where it does not.
-    scale = rows.detach().abs().amax((-2, -1), keepdim=True).clamp(min=damping)
-    unit = rows / scale
+    scale = precise.detach().abs().amax((-2, -1), keepdim=True).clamp(min=damping)
+    unit = precise / scale
     # Of a product that rounds, and a factor of it: what could exceed 1 is damped away.
-    rounding = 4 * (n + columns) * torch.finfo(rows.dtype).eps
+    rounding = 4 * (n + columns) * torch.finfo(unit.dtype).eps
     size = unit.detach().square().sum((-2, -1), keepdim=True)
     diagonal = (damping / scale).square() + rounding * size
-    eye = torch.eye(n, dtype=rows.dtype, device=rows.device)
+    eye = torch.eye(n, dtype=unit.dtype, device=unit.device)
     gram = unit @ unit.mT + diagonal * eye
     # LAPACK raises at what is not a number; the rows keep it, to be seen where it came from.
     finite = gram.isfinite().flatten(-2).all(-1)[..., None, None]
     factor = torch.linalg.cholesky(torch.where(finite, gram, eye))
     inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-    return inverse @ unit, inverse / scale
+    return (inverse @ unit).to(rows.dtype), (inverse / scale).to(rows.dtype)
 
 
 class _Whitened(Function):
