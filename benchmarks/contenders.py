@@ -27,7 +27,7 @@ from torchflows.bijections.base import BijectiveComposition
 from torchflows.bijections.finite.autoregressive.layers import ElementwiseAffine
 from torchflows.bijections.finite.residual.iterative import ResFlowBlock, SpectralLinear
 
-from pyro_iresnet import IResNetTransform, LogDet
+from pyro_iresnet import Gram, Identity, IResNetTransform, LogDet
 
 POWER_ITERATIONS = 5
 
@@ -76,8 +76,11 @@ def of_nflows(flow: Flow) -> Contender:
 
 
 def this_project(work: Work, logdet: LogDet | None = None) -> Contender:
-    """``IResNetTransform`` blocks in an nflows ``Flow``, with the defaults but for the widths."""
-    blocks = [IResNetTransform(work.dim, work.hidden, logdet=logdet) for _ in range(work.blocks)]
+    """``IResNetTransform`` blocks in an nflows ``Flow``, with the defaults but for the widths, the norm
+    and the metric."""
+    # The same map as the others build: in the Euclidean metric.
+    options = {"logdet": logdet, "norm": Gram(), "metric": Identity()}
+    blocks = [IResNetTransform(work.dim, work.hidden, **options) for _ in range(work.blocks)]
     return of_nflows(_nflows_flow(work, blocks))
 
 

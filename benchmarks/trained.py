@@ -9,7 +9,7 @@ from nflows.flows import Flow
 from nflows.transforms import ActNorm, CompositeTransform
 from torch import Tensor
 
-from pyro_iresnet import IResNetTransform, cached
+from pyro_iresnet import Gram, Identity, IResNetTransform, cached
 from pyro_iresnet.demo.data import checkerboard, digits
 from pyro_iresnet.demo.fit import fit
 
@@ -43,7 +43,13 @@ class Recipe:
         work = self.work
         parts = []
         for _ in range(work.blocks):
-            block = IResNetTransform(work.dim, work.hidden, lipschitz=self.lipschitz)
+            block = IResNetTransform(
+                work.dim,
+                work.hidden,
+                lipschitz=self.lipschitz,
+                norm=Gram(),
+                metric=Identity(),
+            )
             parts += [ActNorm(work.dim), block]
         transform = CompositeTransform([*parts, ActNorm(work.dim)])
         return Flow(transform, StandardNormal([work.dim]))

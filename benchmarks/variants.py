@@ -48,7 +48,6 @@ def pure(blocks: int, hidden: tuple[int, ...]) -> dict[str, Make]:
     options = {"num_blocks": blocks, "hidden_dims": hidden, "logdet": Exact()}
     plain = partial(iresnet_stack, **options)
     ours = partial(plain, **OURS)
-    pairs = partial(implicit_stack, **{**options, "num_blocks": blocks // 2}, norm=Cholesky())
     one = hidden if len(hidden) == 1 else (4 * hidden[0],)
     other = 2 * hidden if len(hidden) == 1 else one
     return {
@@ -57,14 +56,21 @@ def pure(blocks: int, hidden: tuple[int, ...]) -> dict[str, Make]:
         "Cholesky(), Identity()": partial(plain, norm=Cholesky(), metric=Identity()),
         WINNER: ours,
         "Triangular()": partial(ours, metric=Triangular()),
-        "Asinh() in every block": partial(ours, chart=Asinh()),
         "Asinh() in every other block": partial(ours, chart=(Asinh(), None)),
         "CLipSwish": partial(ours, activation=CLipSwish),
         f"{len(other)} hidden of {other[0]}": partial(ours, hidden_dims=other),
         "semidefinite bound": partial(_of, partial(_sandwich, width=one[0]), blocks),
         "gradient of a potential": partial(_of, partial(_potential, width=one[0]), blocks),
-        "implicit pairs, half as many": partial(pairs, metric=Diagonal()),
-        "no ActNorm": partial(ours, between=None),
+    }
+
+
+def pairs(blocks: int, hidden: tuple[int, ...]) -> dict[str, Make]:
+    """Blocks and inverse blocks in turn, as many together."""
+    options = {"num_blocks": blocks, "hidden_dims": hidden, "logdet": Exact()}
+    make = partial(implicit_stack, **options, norm=Cholesky())
+    return {
+        "implicit pairs, Diagonal()": partial(make, metric=Diagonal()),
+        "implicit pairs, Identity()": partial(make, metric=Identity()),
     }
 
 

@@ -12,6 +12,7 @@ from pyro_iresnet import (
     ArgumentTypeError,
     DenseSolve,
     FixedPoint,
+    Gram,
     KrylovSolve,
     NeumannSolve,
     Newton,
@@ -74,7 +75,7 @@ def test_newton_by_any_linear_solve(linear_solve):
 
 
 def test_newton_above_the_dense_size():
-    g = zoo.dense(40, (50,), lipschitz=0.95)
+    g = zoo.dense(40, (50,), lipschitz=0.95, norm=Gram())
     stats = solve(g, torch.randn(20, 40), Newton()).stats
     assert stats.evaluations.max() < 40
     assert stats.steps.max() <= 8

@@ -49,6 +49,7 @@ from pyro_iresnet import (
     iresnet_stack,
     wrap,
 )
+from pyro_iresnet.contractive.mlp import START
 
 DIM = 5
 PADDINGS = ("zeros", "circular")
@@ -65,6 +66,9 @@ def trained(contraction, gain=4.0):
                 parameter.mul_(gain)
             if name.endswith("bias"):
                 parameter.normal_()
+        if isinstance(contraction, DenseContraction):
+            # Which starts small.
+            contraction.layers[-1].weight.div_(START)
     return contraction
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..block import ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
-from ..coordinates import Chart, Identity, Metric
+from ..coordinates import Chart, Diagonal, Metric
 from ..errors import check_instance, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
@@ -30,8 +30,8 @@ class IResNetTransform(Transform):
         lipschitz: the bound of ``Lip(g)``, in (0, 1).
         activation: an :class:`Activation` class, or a callable that makes one.
         norm: how the norm of a weight is taken.
-        metric: the norm in which ``g`` contracts: :class:`Identity`, :class:`Diagonal` or
-            :class:`Triangular`.
+        metric: the norm in which ``g`` contracts: :class:`Diagonal`, :class:`Triangular` or
+            :class:`Identity`.
         chart: :class:`Asinh` for a learned nonlinear scale of each coordinate; None for none.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(features)``.
         solver: the inverse's solver and tolerance; by default ``auto_solver(features)``.
@@ -63,7 +63,7 @@ class IResNetTransform(Transform):
         lipschitz: float = 0.97,
         activation: Callable[[], Activation] = LipSwish,
         norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
-        metric: Metric = Identity(),  # noqa: B008
+        metric: Metric = Diagonal(),  # noqa: B008
         chart: Chart | None = None,
         logdet: LogDet | None = None,
         solver: Solver | None = None,

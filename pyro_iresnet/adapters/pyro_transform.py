@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from ..block import ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
-from ..coordinates import Chart, Identity, Metric
+from ..coordinates import Chart, Diagonal, Metric
 from ..errors import check_event_shape, check_instance
 from ..inverse import Solver
 from ..logdet import LogDet
@@ -146,7 +146,7 @@ def iresnet(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
-    metric: Metric = Identity(),  # noqa: B008
+    metric: Metric = Diagonal(),  # noqa: B008
     chart: Chart | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
@@ -161,8 +161,8 @@ def iresnet(
             takes more steps.
         activation: an :class:`Activation` class, or a callable that makes one.
         norm: how the norm of a weight is taken.
-        metric: the norm in which ``g`` contracts: :class:`Identity`, :class:`Diagonal` or
-            :class:`Triangular`.
+        metric: the norm in which ``g`` contracts: :class:`Diagonal`, :class:`Triangular` or
+            :class:`Identity`.
         chart: :class:`Asinh` for a learned nonlinear scale of each coordinate; None for none.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(input_dim)``.
         solver: the inverse's solver and tolerance; by default ``auto_solver(input_dim)``.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from ..errors import check_dims, check_lipschitz, check_positive_int
@@ -11,6 +12,9 @@ from .conditioning import Conditioner, MakeConditioner, make_conditioner
 from .layered import LayeredContraction, Vectors, check_norm, make_activations, widths_behind
 from .norms import Norm
 from .swish import LipSwish
+
+# The last layer at the start, relative to torch's own.
+START = 0.1
 
 
 class DenseContraction(LayeredContraction):
@@ -75,10 +79,14 @@ class DenseContraction(LayeredContraction):
         self.norm = check_norm(norm)
         self.activations = make_activations(activation, hidden)
         behind = widths_behind(self.activations, hidden)
-        self.layers = nn.ModuleList(
-            nn.Linear(n_in, n_out)
-            for n_in, n_out in zip((dim, *behind), (*hidden, dim), strict=True)
-        )
+        pairs = zip((dim, *behind), (*hidden, dim), strict=True)
+        layers = [nn.Linear(n_in, n_out) for n_in, n_out in pairs]
+        with torch.no_grad():
+            # A block starts near the identity, so that a guide starts near its base: the first
+            # gradients of a posterior far out would outweigh those of all later steps.
+            layers[-1].weight.mul_(START)
+            layers[-1].bias.zero_()
+        self.layers = nn.ModuleList(layers)
         modulated = list(zip(hidden, behind, strict=True)) or [(dim, dim)]
         self.conditioner = make_conditioner(conditioner, context_dim, modulated)
 

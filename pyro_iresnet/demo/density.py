@@ -14,6 +14,8 @@ from nflows.transforms import ActNorm, AffineCouplingTransform, CompositeTransfo
 from torch import Tensor, nn
 
 from ..adapters import IResNetTransform
+from ..contractive import Cholesky
+from ..coordinates import Identity
 from . import pictures
 from .data import Table
 from .fit import fit
@@ -47,7 +49,10 @@ def iresnet_flow(features: int) -> Flow:
     """Residual blocks with an ActNorm before each and at the end."""
     parts: list[nn.Module] = []
     for _ in range(NUM_BLOCKS):
-        parts += [ActNorm(features), IResNetTransform(features)]
+        parts += [
+            ActNorm(features),
+            IResNetTransform(features, norm=Cholesky(damping=1.0), metric=Identity()),
+        ]
     return Flow(CompositeTransform([*parts, ActNorm(features)]), StandardNormal([features]))
 
 

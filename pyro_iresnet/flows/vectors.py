@@ -9,7 +9,7 @@ from torch.distributions import Transform
 from ..adapters import InverseIResNet, IResNet, Stack, iresnet
 from ..block import ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
-from ..coordinates import Chart, Identity, Metric
+from ..coordinates import Chart, Diagonal, Metric
 from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
@@ -24,7 +24,7 @@ def iresnet_stack(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
-    metric: Metric | Sequence[Metric] = Identity(),  # noqa: B008
+    metric: Metric | Sequence[Metric] = Diagonal(),  # noqa: B008
     chart: Chart | Sequence[Chart | None] | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
@@ -88,7 +88,7 @@ def implicit_stack(
     lipschitz: float = 0.97,
     activation: Callable[[], Activation] = LipSwish,
     norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
-    metric: Metric | Sequence[Metric] = Identity(),  # noqa: B008
+    metric: Metric | Sequence[Metric] = Diagonal(),  # noqa: B008
     chart: Chart | Sequence[Chart | None] | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
