@@ -76,9 +76,7 @@ def of_nflows(flow: Flow) -> Contender:
 
 
 def this_project(work: Work, logdet: LogDet | None = None) -> Contender:
-    """``IResNetTransform`` blocks in an nflows ``Flow``, with the defaults but for the widths, the norm
-    and the metric."""
-    # The same map as the others build: in the Euclidean metric.
+    """``IResNetTransform`` blocks in an nflows ``Flow``, in the same metric as the others."""
     options = {"logdet": logdet, "norm": Gram(), "metric": Identity()}
     blocks = [IResNetTransform(work.dim, work.hidden, **options) for _ in range(work.blocks)]
     return of_nflows(_nflows_flow(work, blocks))
