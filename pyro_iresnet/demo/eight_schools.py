@@ -20,6 +20,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from ..flows import iresnet_stack
+from ..logdet import Exact
 from . import pictures
 from .fit import repeat
 
@@ -41,7 +42,7 @@ def model() -> None:
 
 def iresnet_guide() -> AutoNormalizingFlow:
     """One hidden layer for each block: on funnels it fits better than two."""
-    stack = partial(iresnet_stack, num_blocks=NUM_BLOCKS, hidden_dims=[32])
+    stack = partial(iresnet_stack, num_blocks=NUM_BLOCKS, hidden_dims=[64], logdet=Exact())
     return AutoNormalizingFlow(model, stack)
 
 
