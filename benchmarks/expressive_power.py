@@ -35,6 +35,8 @@ GUIDE = {"blocks": 8, "hidden": (64,)}
 PLANE = {"blocks": 8, "hidden": (64, 64)}
 HYBRIDS = tuple(with_host((64,)))
 PLAIN, SPLINE = of_pyro()
+# What a guide was not fitted with: its figures are those of the plane.
+PLANE_ONLY = ("2 hidden of 64", "semidefinite bound", "gradient of a potential")
 # The banana, which every stack bends to, is left to those that go on.
 ALL_ON = ("funnel", "eight schools")
 BEST = {
@@ -104,6 +106,7 @@ class Study:
 def guides(study: Study) -> list[str]:
     """Tables of the posteriors."""
     variants = {**pure(**GUIDE), **with_host(GUIDE["hidden"]), **of_pyro()}
+    variants = {name: make for name, make in variants.items() if name not in PLANE_ONLY}
     targets = posteriors()
     if study.fast:
         variants = {name: variants[name] for name in (FORMER, WINNER, HYBRIDS[0], PLAIN, SPLINE)}
