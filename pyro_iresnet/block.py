@@ -23,7 +23,7 @@ class Evaluation:
     """A block evaluated at ``x``: ``y``, and what its log-determinant needs, not yet computed.
 
     Arguments:
-        y: ``x + g(x)``, shape ``(*batch, *event)``.
+        y: ``x + g(x)`` in the block's coordinates, shape ``(*batch, *event)``.
         linearization: of ``g`` at ``x``.
         estimator: of the log-determinant.
         lipschitz: what the contraction promises.
@@ -130,7 +130,7 @@ class ResidualBlock(nn.Module):
         self.coordinates = coordinates(metric, chart, self.contraction.event_shape)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``y = x + g(x)``.
+        """``y = x + g(x)``, in the block's coordinates.
 
         Arguments:
             x: shape ``(*batch, *event)``.
@@ -216,10 +216,9 @@ class ResidualBlock(nn.Module):
             atol, rtol, max_steps, throw: as in :func:`solve`.
         """
         y, context = self.contraction.check(y, context, "y")
-        with full_precision(y):
-            g = acting_of(self.contraction)
         options = {"x0": x0, "atol": atol, "rtol": rtol, "max_steps": max_steps, "throw": throw}
-        return self._solve(g, y, context, **options)[1]
+        with full_precision(y):
+            return self._solve(acting_of(self.contraction), y, context, **options)[1]
 
     def lipschitz_bound(self) -> Tensor:
         """A proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""
@@ -231,7 +230,8 @@ class ResidualBlock(nn.Module):
         return logdet.for_mode(self.training)
 
     def extra_repr(self) -> str:
-        return f"logdet={self.logdet}, solver={self.solver}"
+        words = f"logdet={self.logdet}, solver={self.solver}, metric={self.metric}"
+        return words if self.chart is None else f"{words}, chart={self.chart}"
 
     def _to(self, x: Tensor) -> Tensor:
         return x if self.coordinates is None else self.coordinates(x)
@@ -242,13 +242,13 @@ class ResidualBlock(nn.Module):
     def _evaluate(self, g: Acting, z: Tensor, context: Tensor | None, x: Tensor) -> Evaluation:
         linearization = g.linearize(z, context)
         y = self._from(z + linearization.value)
-        nonlinear = None if self.chart is None else self.coordinates
+        chart = None if self.chart is None else self.coordinates
         return Evaluation(
             y=y,
             linearization=linearization,
             estimator=self.logdet_of(linearization.event_size),
             lipschitz=self.contraction.lipschitz,
-            of_chart=nonlinear and (lambda: nonlinear.logdet(x) - nonlinear.logdet(y)),
+            of_chart=None if chart is None else lambda: chart.logdet(x) - chart.logdet(y),
         )
 
     def _inverse(self, g: Acting, y: Tensor, context: Tensor | None, x0: Tensor | None) -> Tensor:

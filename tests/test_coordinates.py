@@ -285,3 +285,69 @@ def test_images_are_scaled_by_their_channels():
     assert set(shapes.values()) == {(4,)}
     x = torch.randn(2, 4, 5, 6)
     torch.testing.assert_close(block.inverse(block(x)), x)
+
+
+@pytest.mark.parametrize("dim", [3, 20])
+def test_the_bound_holds_in_an_ill_conditioned_metric(dim):
+    block = ResidualBlock(DenseContraction(dim), metric=Triangular())
+    with torch.no_grad():
+        block.coordinates.below.normal_(std=2.0)
+    block = block.float()
+    y = block.coordinates.inverse(torch.randn(100, dim)).detach().float()
+    # The weights in both precisions are the same only to within rounding, a part of what hides.
+    exact = copy.deepcopy(block).double().solve(y.double(), rtol=1e-14).value
+    solution = block.solve(y)
+    error = (solution.value.double() - exact).norm(dim=-1)
+    stats = solution.stats
+    assert bool((error <= 2 * stats.error_bound).all())
+    assert bool((stats.error_bound <= stats.tolerance).all())
+
+
+def test_autocast_changes_nothing_in_a_metric():
+    block = in_coordinates(zoo.dense(), "asinh_triangular").float()
+    y = torch.randn(20, zoo.DIM, dtype=torch.float32)
+    plain = block.solve(y).value
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(block.solve(y).value, plain)
+        torch.testing.assert_close(block.inverse(y), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_what_overflows_on_the_way_back_is_no_solution():
+    block = ResidualBlock(DenseContraction(2), metric=Diagonal()).float()
+    with torch.no_grad():
+        block.coordinates.log_scale.copy_(torch.tensor([0.0, 89.0]))
+    with pytest.raises(InversionError, match="NaN or infinity"):
+        block.inverse(torch.ones(1, 2, dtype=torch.float32))
+    triangular = ResidualBlock(DenseContraction(2), metric=Triangular())
+    with torch.no_grad():
+        triangular.coordinates.below.fill_(torch.nan)
+    with pytest.raises(InversionError, match="NaN or infinity"):
+        triangular.inverse(torch.ones(1, 2))
+
+
+def test_a_chart_far_out_has_its_slope():
+    chart = Asinh().build((1,)).float()
+    for x in (1e8, 1e9, 2e9, 1e22, -1e30):
+        point = torch.tensor([x], dtype=torch.float32, requires_grad=True)
+        (slope,) = torch.autograd.grad(chart(point).sum(), point)
+        torch.testing.assert_close(slope * point.abs(), torch.ones(1, dtype=torch.float32))
+        torch.testing.assert_close(chart.inverse(chart(point)), point, rtol=1e-4, atol=0)
+
+
+def test_wrong_tolerances_of_a_block_in_coordinates():
+    block = ResidualBlock(DenseContraction(3), metric=Diagonal())
+    y = torch.zeros(2, 3)
+    for name, value in (("rtol", -1.0), ("atol", -1.0), ("atol", torch.inf), ("max_steps", 0)):
+        with pytest.raises(ArgumentError, match=f"Expected {name}"):
+            block.solve(y, **{name: value})
+    for name in ("atol", "rtol"):
+        with pytest.raises(ArgumentTypeError, match=f"Expected {name}"):
+            block.solve(y, **{name: "a"})
+    limited = block.solve(5 + y, max_steps=1, throw=False)
+    assert int(limited.stats.steps.max()) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_goes_forward(dtype):
+    block = ResidualBlock(DenseContraction(3), metric=Triangular()).to(dtype)
+    assert block(torch.zeros(2, 3, dtype=dtype)).dtype == dtype

@@ -11,10 +11,11 @@ import pyro_iresnet
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/expressive-power.md")
 
 
 def examples():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/expressive-power.md"):
+    for name in DOCUMENTS:
         for i, match in enumerate(EXAMPLE.finditer((ROOT / name).read_text())):
             indent, code = match.groups()
             yield pytest.param(re.sub(f"^{indent}", "", code, flags=re.M), id=f"{name}-{i}")
@@ -26,7 +27,7 @@ def test_an_example_runs(code):
     exec(compile(code, "example", "exec"), {})
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/expressive-power.md"])
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
 def test_links_and_pictures_exist(name):
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):

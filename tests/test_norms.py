@@ -310,6 +310,15 @@ def test_a_row_of_zeros_has_no_size():
     assert Hard(PowerIteration(1)).constrain(unseen, 0.9).isfinite().all()
 
 
+def test_wrong_arguments_of_cholesky():
+    with pytest.raises(ArgumentError, match="damping"):
+        Cholesky(damping=0.0)
+    with pytest.raises(ArgumentError, match="prove"):
+        Cholesky(by=PowerIteration())
+    with pytest.raises(ArgumentError, match="every direction"):
+        Hard(Cholesky())
+
+
 def test_wrong_arguments_of_constrain():
     with pytest.raises(ArgumentError, match="rows, columns"):
         Gram().constrain(torch.ones(3), 1.0)

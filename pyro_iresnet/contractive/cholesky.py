@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..errors import check_instance, check_positive
+from ..errors import ArgumentError, check_instance, check_positive
 from ..torch_modes import in_forward_mode, is_tracing
 from .gram import Gram
 from .norms import Norm
@@ -14,7 +14,7 @@ from .norms import Norm
 
 @dataclass(frozen=True)
 class Cholesky(Norm):
-    r"""Every singular value brought to the bound, not only the largest one.
+    r"""Every singular value brought near the bound, not only the largest one.
 
     .. math:: c\, L^{-1} W, \qquad L L^\top = W W^\top + \delta^2 I
 
@@ -47,11 +47,8 @@ class Cholesky(Norm):
 
     def __post_init__(self) -> None:
         check_positive(self.damping, "damping")
-        check_instance(self.by, Norm, "by", "Gram()")
-
-    @property
-    def certified(self) -> bool:
-        return self.by.certified
+        if not check_instance(self.by, Norm, "by", "Gram()").certified:
+            raise ArgumentError(f"Expected by to prove its bound, as Gram() does; got {self.by}.")
 
     def norm(self, weight: Tensor) -> Tensor:
         return self.by.norm(weight)
@@ -95,7 +92,7 @@ def _whitened(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     gram = unit @ unit.mT + diagonal * eye
     # LAPACK raises at what is not a number; the rows keep it, to be seen where it came from.
     finite = gram.isfinite().flatten(-2).all(-1)[..., None, None]
-    factor = torch.linalg.cholesky(torch.where(finite, gram, eye))
+    factor = torch.linalg.cholesky_ex(torch.where(finite, gram, eye)).L
     inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
     return (inverse @ unit).to(rows.dtype), (inverse / scale).to(rows.dtype)
 

@@ -226,6 +226,11 @@ class Hard(Norm):
 
     def __post_init__(self) -> None:
         check_instance(self.by, Norm, "by", "Gram()")
+        if type(self.by).apply is not Norm.apply:
+            raise ArgumentError(
+                f"Expected by to scale a weight by a factor, as Gram() does; got {self.by}, which "
+                "brings every direction to the bound by itself. Use it alone."
+            )
 
     @property
     def certified(self) -> bool:

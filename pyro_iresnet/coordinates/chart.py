@@ -8,14 +8,18 @@ An additive block moves points; data and posteriors whose scale varies over orde
 ask to multiply. Where :math:`\varphi` is a logarithm, a move is a multiplication.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import check_positive
+from ..errors import ArgumentError, check_positive
 from .base import Coordinates, channels_of, over_channels
+
+# Where asinh u and log 2u differ by less than float64 resolves.
+LARGE = 1e9
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Asinh(Chart):
 
     def __post_init__(self) -> None:
         check_positive(self.scale, "scale")
+        if not 1e-30 <= self.scale <= 1e30:
+            raise ArgumentError(
+                f"Expected scale in [1e-30, 1e30], which float32 holds; got {self.scale}."
+            )
 
     def build(self, event_shape: tuple[int, ...]) -> Coordinates:
         return AsinhChart(channels_of(event_shape), len(event_shape), self.scale)
@@ -71,7 +79,11 @@ class AsinhChart(Coordinates):
         self.log_scale = nn.Parameter(start.repeat(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.asinh(x * over_channels(torch.exp(-self.log_scale), self.event_dim))
+        u = x * over_channels(torch.exp(-self.log_scale), self.event_dim)
+        # Torch differentiates by the square of u, which overflows where u does not.
+        size = u.abs()
+        far = u.sign() * (size.clamp(min=LARGE).log() + math.log(2.0))
+        return torch.where(size > LARGE, far, torch.asinh(u.clamp(-LARGE, LARGE)))
 
     def inverse(self, z: Tensor) -> Tensor:
         return torch.sinh(z) * over_channels(self.log_scale.exp(), self.event_dim)

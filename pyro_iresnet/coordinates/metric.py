@@ -124,22 +124,25 @@ class TriangularMetric(Coordinates):
         self.below = nn.Parameter(torch.zeros(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.movedim(-self.event_dim, -1)
-        unit = rows.reshape(-1, rows.shape[-1]).mT
-        z = torch.linalg.solve_triangular(self._unit(), unit, upper=False, unitriangular=True)
+        # What is lost in a triangular solve, no certificate would know of.
+        rows = x.movedim(-self.event_dim, -1).double()
+        columns = rows.reshape(-1, rows.shape[-1]).mT
+        z = torch.linalg.solve_triangular(self._unit(), columns, upper=False, unitriangular=True)
         z = z.mT.reshape(rows.shape) * torch.exp(-self.log_scale)
-        return z.movedim(-1, -self.event_dim)
+        return z.movedim(-1, -self.event_dim).to(x.dtype)
 
     def inverse(self, z: Tensor) -> Tensor:
-        rows = z.movedim(-self.event_dim, -1)
-        return ((rows * self.log_scale.exp()) @ self._unit().mT).movedim(-1, -self.event_dim)
+        rows = z.movedim(-self.event_dim, -1).double() * self.log_scale.exp()
+        return (rows @ self._unit().mT).movedim(-1, -self.event_dim).to(z.dtype)
 
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
         scale = self._unit().detach() * self.log_scale.detach().exp()
+        if not bool(scale.isfinite().all()):
+            return torch.full_like(radius, torch.nan)
         # Rounded up: a singular value is exact but for rounding.
-        return ((1 + 1e-5) * torch.linalg.matrix_norm(scale, ord=2)).expand(radius.shape)
+        norm = (1 + 1e-5) * torch.linalg.matrix_norm(scale, ord=2)
+        return norm.to(radius.dtype).expand(radius.shape)
 
     def _unit(self) -> Tensor:
-        return torch.tril(self.below, -1) + torch.eye(
-            len(self.below), dtype=self.below.dtype, device=self.below.device
-        )
+        below = torch.tril(self.below, -1).double()
+        return below + torch.eye(len(below), dtype=below.dtype, device=below.device)

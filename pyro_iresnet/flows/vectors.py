@@ -37,7 +37,8 @@ def iresnet_stack(
     ``TransformedDistribution(base, [stack.inv])``: then training needs no inversion, and the
     ActNorms start from the first batch of data. For a guide pass it to ``AutoNormalizingFlow``.
 
-    Change first: ``num_blocks`` (each stretches by less than 2), then ``hidden_dims``.
+    Change first: ``num_blocks`` (each stretches by less than 2, in its metric), then
+    ``hidden_dims``.
 
     Arguments:
         input_dim: the number of coordinates.

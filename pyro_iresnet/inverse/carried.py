@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InversionError, check_tensor
+from ..errors import InversionError, check_not_negative, check_positive_int, check_tensor
 from ..linear_solve import default_rtol
 from ..linearization import Acting
 from ..solution import Result, Solution, Stats
@@ -63,11 +63,16 @@ def solve_in(
     if x0 is not None:
         check_tensor(x0, tuple(y.shape[y.dim() - event_dim :]), y, "x0")
     size = _norm(y, event_dim)
-    atol = solver.atol if atol is None else atol
-    rtol = solver.rtol if rtol is None else rtol
-    asked = atol + (default_rtol(y.dtype) if rtol is None else rtol) * size
-    target = coordinates(y)
+    given = solver.atol if atol is None else check_not_negative(atol, "atol")
+    relative = solver.rtol if rtol is None else check_not_negative(rtol, "rtol")
+    asked = given + (default_rtol(y.dtype) if relative is None else relative) * size
+    # In float64, so that what the way into the coordinates loses is not lost on the solution; what
+    # is lost even so, the way back and there again tells.
+    precise = coordinates(y.double())
+    lost = _norm(coordinates(coordinates.inverse(precise)) - precise, event_dim).to(y.dtype)
+    target = precise.to(y.dtype)
     start = None if x0 is None else coordinates(x0)
+    limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
     within = _within(coordinates, target, asked)
     steps = evaluations = torch.zeros_like(size, dtype=torch.int64)
     while True:
@@ -77,31 +82,38 @@ def solve_in(
             solver,
             x0=start,
             context=context,
-            atol=within,
+            atol=within.nan_to_num(0.0, 0.0),
             rtol=0.0,
-            max_steps=max_steps,
+            max_steps=limit,
             throw=False,
             acting=acting,
         )
         z, stats = found.value, found.stats
         steps, evaluations = steps + stats.steps, evaluations + stats.evaluations
-        error = _error(coordinates, z, stats.error_bound, event_dim)
+        hidden = lost / (1 - found.lipschitz)
+        error = _error(coordinates, z, stats.error_bound + hidden, event_dim)
         narrower = _within(coordinates, z, asked)
         missed = found.converged & (error > asked) & (narrower < CLOSER * within)
-        if not bool(missed.any()):
+        if limit is not None:
+            limit -= int(stats.steps.max()) if stats.steps.numel() else 0
+        if not bool(missed.any()) or (limit is not None and limit < 1):
             break
         start, within = z, torch.minimum(within, narrower)
-    allowed = _error(coordinates, z, stats.tolerance, event_dim)
+    value = coordinates.inverse(z.double()).to(y.dtype)
+    finite = (_norm(value, event_dim) + error).isfinite()
+    results = torch.where(finite, stats.results, int(Result.NON_FINITE))
+    allowed = _error(coordinates, z, stats.tolerance + hidden, event_dim)
     figures = Stats(
-        results=stats.results,
+        results=results,
         steps=steps,
         evaluations=evaluations,
         residual=stats.residual,
         error_bound=error,
         tolerance=torch.maximum(asked, allowed),
     )
-    solution = Solution(coordinates.inverse(z), found.result, figures, found.lipschitz)
-    if throw and solution.result != Result.CONVERGED:
+    worst = Result(int(results.max())) if results.numel() else Result.CONVERGED
+    solution = Solution(value, worst, figures, found.lipschitz)
+    if throw and worst != Result.CONVERGED:
         raise InversionError(solution.describe(), solution)
     return z, solution
 
