@@ -14,15 +14,18 @@ class Runs(Generic[T]):
     Arguments:
         path: of the file, one line of JSON for each run; None to keep nothing. Several processes
             may write to it at once, each its own runs.
+        missing: what to answer for a run that is not kept, instead of running it.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, missing: T | None = None) -> None:
+        self.path, self.missing = path, missing
         self.found: dict[str, T] = {}
 
     def get(self, name: str, run: Callable[[], T]) -> T:
         """As kept, or as ``run()`` now gives it; what JSON can hold."""
         self._read()
+        if name not in self.found and self.missing is not None:
+            return self.missing
         if name not in self.found:
             self.found[name] = run()
             if self.path is not None:
