@@ -1,7 +1,6 @@
 """The block as a Pyro ``TransformModule``, in both directions."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,10 +15,13 @@ from ..logdet import LogDet
 from .builder import dense_block
 from .memo import Evaluated, MemoTransform
 
+# Torch asks for its domain many times in a step, and it does not change.
+REALS = [constraints.independent(constraints.real, event_dim) for event_dim in range(5)]
 
-@cache
+
 def _real(event_dim: int) -> constraints.Constraint:
-    # Torch asks for it many times in a step, and it does not change.
+    if event_dim < len(REALS):
+        return REALS[event_dim]
     return constraints.independent(constraints.real, event_dim)
 
 

@@ -70,7 +70,9 @@ def solve(
     is about :math:`\rho` and has stopped shrinking. ``stats.error_bound`` and ``stats.tolerance``
     both contain what rounding hides.
 
-    Without gradients: :meth:`ResidualBlock.inverse` is the differentiable inverse.
+    Without gradients: :meth:`ResidualBlock.inverse` is the differentiable inverse. Of a block with
+    a metric or a chart this is the solution in the coordinates of ``g``:
+    :meth:`ResidualBlock.solve` gives it in those of ``x``.
 
     Arguments:
         contraction: ``g``.
@@ -102,7 +104,8 @@ def solve(
     if isinstance(contraction, type) or not isinstance(contraction, Contractive):
         raise ArgumentTypeError(
             "Expected contraction to be a Contraction, such as DenseContraction(2), or that of a "
-            f"transform, transform.block.contraction; got {_named(contraction)}."
+            f"transform, transform.block.contraction; got {_named(contraction)}. Of a block, "
+            "block.solve(y) is the inverse in its own coordinates."
         )
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
