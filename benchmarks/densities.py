@@ -11,8 +11,7 @@ from pyro.distributions import TransformedDistribution
 from torch import Tensor, nn
 from tqdm import trange
 
-from pyro_iresnet import cached
-from pyro_iresnet.adapters import Stack
+from pyro_iresnet import Stack, cached
 from pyro_iresnet.demo.data import checkerboard, digits
 
 BATCH = 256

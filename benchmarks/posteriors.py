@@ -16,7 +16,6 @@ from torch.distributions import Transform
 from tqdm import trange
 
 from pyro_iresnet import cached
-from pyro_iresnet.anatomy import contractions_of
 from pyro_iresnet.demo.eight_schools import exact_posterior
 from pyro_iresnet.demo.eight_schools import model as eight_schools
 
@@ -100,13 +99,9 @@ def fitted(
         optimizer = ClippedAdam({"lr": 1e-2, "lrd": 0.01 ** (1 / steps)})
         elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
         svi = SVI(posterior.model, guide, optimizer, elbo)
-        blocks = bool(contractions_of(guide))
         start = time.process_time()
         for _ in trange(steps, desc=name, unit="step", mininterval=5):
-            if blocks:
-                with cached(guide):
-                    svi.step()
-            else:
+            with cached(guide):
                 svi.step()
         seconds = time.process_time() - start
         guide.eval()

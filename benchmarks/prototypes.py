@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from pyro_iresnet import Cholesky, Contraction, Linearization, Norm
+from pyro_iresnet import Cholesky, Contraction, Linearization
 from pyro_iresnet.linear_maps import Chain, Dense, Diagonal
 from pyro_iresnet.linearization import Acting
 
@@ -15,18 +15,20 @@ class OneHidden(Contraction):
     r"""A network :math:`U \phi(W x + b) + d` whose weights are made of a free matrix.
 
     Arguments:
-        dim: of ``x``.
-        free: the free matrix, of ``width`` rows.
-        lipschitz: the bound.
+        dim, width: of ``x`` and of the hidden layer.
+        columns: of the free matrix, which has ``width`` rows.
+        sharpness: the start of that of the softplus.
     """
 
     context_dim = None
+    lipschitz = 0.97
+    norm = Cholesky()
 
-    def __init__(self, dim: int, free: Tensor, lipschitz: float, norm: Norm, sharpness: float):
+    def __init__(self, dim: int, width: int, columns: int, sharpness: float) -> None:
         super().__init__()
-        width = len(free)
-        self.event_shape, self.lipschitz, self.norm = (dim,), lipschitz, norm
-        self.free = nn.Parameter(free)
+        self.event_shape = (dim,)
+        scale = math.sqrt(width) + math.sqrt(columns)
+        self.free = nn.Parameter(torch.randn(width, columns) / scale)
         self.inner = nn.Parameter(torch.zeros(width))
         self.outer = nn.Parameter(torch.zeros(dim))
         start = math.log(math.expm1(sharpness))
@@ -48,16 +50,21 @@ class ActingOneHidden(Acting):
         self.sharpness = softplus(g.raw_sharpness)
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        z = self.sharpness * linear(x, self.first, self.g.inner)
-        return linear(softplus(z, threshold=50) / self.sharpness, self.last, self.g.outer)
+        return self._value(self._sharp(x))
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
-        slopes = torch.sigmoid(self.sharpness * linear(x, self.first, self.g.inner))
-        maps = Dense(self.first), Diagonal(slopes), Dense(self.last)
-        return Linearization(self(x), Chain(maps))
+        z = self._sharp(x)
+        maps = Dense(self.first), Diagonal(torch.sigmoid(z)), Dense(self.last)
+        return Linearization(self._value(z), Chain(maps))
 
     def lipschitz_bound(self) -> Tensor:
         return self.g.lipschitz_bound()
+
+    def _sharp(self, x: Tensor) -> Tensor:
+        return self.sharpness * linear(x, self.first, self.g.inner)
+
+    def _value(self, z: Tensor) -> Tensor:
+        return linear(softplus(z, threshold=50) / self.sharpness, self.last, self.g.outer)
 
 
 class Sandwich(OneHidden):
@@ -67,25 +74,14 @@ class Sandwich(OneHidden):
               \qquad \lVert [A\; B] \rVert_2 \le 1
 
     has :math:`\mathrm{Lip}(g) \le c` for slopes in [0, 1] and a positive diagonal
-    :math:`\Psi` (Wang and Manchester, 2023, Theorem 3.2; Araujo et al., 2023).
+    :math:`\Psi` (Wang and Manchester, 2023; Araujo et al., 2023).
 
     Arguments:
         dim, width: of ``x`` and of the hidden layer.
-        lipschitz: c.
-        norm: constrains ``[A B]``.
-        sharpness: the start of that of the softplus.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        width: int,
-        lipschitz: float = 0.97,
-        norm: Norm = Cholesky(),  # noqa: B008
-        sharpness: float = 2.0,
-    ) -> None:
-        free = torch.randn(width, 2 * dim) / (math.sqrt(width) + math.sqrt(2 * dim))
-        super().__init__(dim, free, lipschitz, norm, sharpness)
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__(dim, width, columns=2 * dim, sharpness=2.0)
         self.log_psi = nn.Parameter(torch.zeros(width))
 
     def acting(self) -> Acting:
@@ -104,21 +100,10 @@ class Potential(OneHidden):
 
     Arguments:
         dim, width: of ``x`` and of the hidden layer.
-        lipschitz: c.
-        norm: constrains W.
-        sharpness: the start of that of the softplus.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        width: int,
-        lipschitz: float = 0.97,
-        norm: Norm = Cholesky(),  # noqa: B008
-        sharpness: float = 1.0,
-    ) -> None:
-        free = torch.randn(width, dim) / (math.sqrt(width) + math.sqrt(dim))
-        super().__init__(dim, free, lipschitz, norm, sharpness)
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__(dim, width, columns=dim, sharpness=1.0)
         self.register_buffer("signs", torch.randn(width).sign())
 
     def acting(self) -> Acting:

@@ -3,10 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from pyro.distributions.transforms import (
-    affine_autoregressive,
-    spline_autoregressive,
-)
+from pyro.distributions.transforms import affine_autoregressive, spline_autoregressive
 from torch.distributions import Transform
 
 from pyro_iresnet import (
@@ -20,12 +17,12 @@ from pyro_iresnet import (
     Identity,
     IResNet,
     ResidualBlock,
+    Stack,
     Triangular,
     actnorm,
     implicit_stack,
     iresnet_stack,
 )
-from pyro_iresnet.adapters import Stack
 
 from .prototypes import Potential, Sandwich
 
@@ -59,8 +56,8 @@ def pure(blocks: int, hidden: tuple[int, ...]) -> dict[str, Make]:
         "Asinh() in every other block": partial(ours, chart=(Asinh(), None)),
         "CLipSwish": partial(ours, activation=CLipSwish),
         f"{len(other)} hidden of {other[0]}": partial(ours, hidden_dims=other),
-        "semidefinite bound": partial(_of, partial(_sandwich, width=one[0]), blocks),
-        "gradient of a potential": partial(_of, partial(_potential, width=one[0]), blocks),
+        "semidefinite bound": partial(_of, partial(Sandwich, width=one[0]), blocks),
+        "gradient of a potential": partial(_of, partial(Potential, width=one[0]), blocks),
     }
 
 
@@ -127,11 +124,3 @@ def _of(contraction: Callable[[int], Contraction], blocks: int, dim: int) -> Sta
         block = ResidualBlock(contraction(dim), metric=Diagonal(), logdet=Exact())
         parts += [actnorm(dim), IResNet(block)]
     return Stack([*parts, actnorm(dim)])
-
-
-def _sandwich(dim: int, width: int) -> Contraction:
-    return Sandwich(dim, width)
-
-
-def _potential(dim: int, width: int) -> Contraction:
-    return Potential(dim, width)
