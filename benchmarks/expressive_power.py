@@ -31,7 +31,7 @@ from .variants import (
     with_host,
 )
 
-SEEDS = 3
+SEEDS = 5
 GUIDE = {"blocks": 8, "hidden": (64,)}
 PLANE = {"blocks": 8, "hidden": (64, 64)}
 HYBRIDS = tuple(with_host((64,)))
