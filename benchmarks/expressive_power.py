@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from pyro.infer.autoguide import AutoNormalizingFlow
 
 from pyro_iresnet import iresnet_stack
 
@@ -90,7 +91,8 @@ class Study:
         """A fit of a posterior, as kept or now made."""
         steps = 20 if self.fast else steps
         label = f"{posterior.name} / {name} / {steps} / {seed}"
-        run = partial(fitted, posterior, make, steps=steps, seed=seed, name=label)
+        guide = partial(AutoNormalizingFlow, init_transform_fn=make)
+        run = partial(fitted, posterior, guide, steps=steps, seed=seed, name=label)
         return self.runs.get(label, lambda: asdict(run()))
 
     def density(
@@ -125,7 +127,7 @@ def guides(study: Study) -> list[str]:
     """Tables of the posteriors."""
     variants = {**pure(**GUIDE), **with_host(GUIDE["hidden"]), **of_pyro()}
     variants = {name: make for name, make in variants.items() if name not in PLANE_ONLY}
-    targets = posteriors()
+    targets = {name: p for name, p in posteriors().items() if name in BEST}
     if study.fast:
         variants = {name: variants[name] for name in (FORMER, WINNER, HYBRIDS[0], PLAIN, SPLINE)}
     rows = []

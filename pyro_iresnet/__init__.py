@@ -6,6 +6,8 @@ A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro `
 
 from .adapters import (
     Certificate,
+    ConditionalIResNet,
+    ConditionalStack,
     InverseIResNet,
     IResNet,
     IResNetTransform,
@@ -13,6 +15,7 @@ from .adapters import (
     Proof,
     Stack,
     certificate,
+    conditional_iresnet,
     iresnet,
     logdet_with_error,
 )
@@ -60,7 +63,15 @@ from .errors import (
     TracingError,
     VarianceWarning,
 )
-from .flows import ActNorm, actnorm, implicit_stack, iresnet_stack
+from .flows import (
+    ActNorm,
+    TriangularAffine,
+    actnorm,
+    conditional_iresnet_stack,
+    implicit_stack,
+    iresnet_stack,
+)
+from .guides import AutoIResNet, LaplaceError
 from .inverse import (
     AffineFit,
     Anderson,
@@ -106,11 +117,14 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "Asinh",
+    "AutoIResNet",
     "ByMode",
     "CLipSwish",
     "Certificate",
     "Chart",
     "Cholesky",
+    "ConditionalIResNet",
+    "ConditionalStack",
     "Conditioner",
     "Contraction",
     "ContractionError",
@@ -138,6 +152,7 @@ __all__ = [
     "InverseIResNet",
     "InversionError",
     "KrylovSolve",
+    "LaplaceError",
     "LeakyReLU",
     "LinearSolve",
     "LinearSolveError",
@@ -174,6 +189,7 @@ __all__ = [
     "Tanh",
     "TracingError",
     "Triangular",
+    "TriangularAffine",
     "Truncation",
     "VarianceWarning",
     "Zero",
@@ -182,6 +198,8 @@ __all__ = [
     "auto_solver",
     "cached",
     "certificate",
+    "conditional_iresnet",
+    "conditional_iresnet_stack",
     "implicit_stack",
     "iresnet",
     "iresnet_stack",

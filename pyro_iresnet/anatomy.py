@@ -19,8 +19,8 @@ def modules_of(flow: object) -> list[nn.Module]:
 
     Arguments:
         flow: a block, a module that holds blocks (an nflows ``Flow`` or ``Transform``, a guide, a
-            Pyro transform), a torch or Pyro transform or transformed distribution, or a list of
-            such.
+            Pyro transform), a torch or Pyro transform or transformed distribution, conditional
+            or not, or a list of such.
 
     Raises:
         ArgumentTypeError: ``flow`` is none of these.
@@ -32,8 +32,7 @@ def modules_of(flow: object) -> list[nn.Module]:
         module = waiting.pop()
         if id(module) not in seen:
             seen[id(module)] = module
-            children = [child for child in module._modules.values() if child is not None]
-            waiting += children[::-1]
+            waiting += _children(module)[::-1]
     return list(seen.values())
 
 
@@ -63,6 +62,14 @@ def settings_of(module: nn.Module) -> tuple[object, ...]:
     )
 
 
+def _children(module: nn.Module) -> list[nn.Module]:
+    registered = [child for child in module._modules.values() if child is not None]
+    if isinstance(module, ComposeTransform):
+        # A part such as an inverse is no module, and so not registered.
+        return [*_modules(module.parts), *registered]
+    return registered
+
+
 def _modules(flow: object) -> Iterable[nn.Module]:
     if isinstance(flow, nn.Module):
         return [flow]
@@ -72,6 +79,10 @@ def _modules(flow: object) -> Iterable[nn.Module]:
         return _modules(flow.inv)
     if isinstance(flow, ComposeTransform):
         return _modules(flow.parts)
+    if hasattr(flow, "condition"):
+        # Pyro's, which the core does not know: what is no module keeps its parts under these names.
+        held = ("base_dist", "transforms", "transform")
+        return _modules([getattr(flow, name) for name in held if hasattr(flow, name)])
     if isinstance(flow, list | tuple):
         return [module for part in flow for module in _modules(part)]
     if isinstance(flow, Transform) or hasattr(flow, "log_prob"):

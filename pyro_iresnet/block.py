@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .caching import acting_of
 from .contractive import Contraction
-from .coordinates import Chart, Identity, Metric, coordinates
+from .coordinates import Chart, Coordinates, Identity, Metric, coordinates
 from .errors import check_instance
 from .inverse import Solver, auto_solver, implicit_inverse, solve, solve_in
+from .linear_solve import auto_linear_solve
 from .linearization import Acting, Linearization
 from .logdet import LogDet, auto_logdet
 from .solution import Solution
@@ -27,6 +28,8 @@ class Evaluation:
         linearization: of ``g`` at ``x``.
         estimator: of the log-determinant.
         lipschitz: what the contraction promises.
+        x: where.
+        coordinates: in which the block acts; None for those of ``x``.
         of_chart: what a chart adds to the log-determinant; None for nothing.
     """
 
@@ -34,6 +37,8 @@ class Evaluation:
     linearization: Linearization
     estimator: LogDet
     lipschitz: float
+    x: Tensor
+    coordinates: Coordinates | None = None
     of_chart: Callable[[], Tensor] | None = None
 
     def logdet(self) -> Tensor:
@@ -41,6 +46,23 @@ class Evaluation:
         with full_precision(self.y):
             logdet = self.estimator(self.linearization, lipschitz=self.lipschitz)
             return logdet if self.of_chart is None else logdet + self.of_chart()
+
+    @torch.no_grad()
+    def push(self, w: Tensor) -> Tensor:
+        r"""Carry a gradient from ``x`` to ``y``: :math:`(\partial y / \partial x)^{-\top} w`.
+
+        Of a function of ``x`` it makes the gradient of the same function of ``y``. Without
+        gradients of its own.
+
+        Arguments:
+            w: the gradient at ``x``, shape ``(*batch, *event)``.
+        """
+        with full_precision(self.y):
+            if self.coordinates is not None:
+                w = self.coordinates.push(self.coordinates(self.x), w)
+            solver = auto_linear_solve(self.linearization.event_size)
+            v = solver(self.linearization, w, transpose=True, lipschitz=self.lipschitz).value
+            return v if self.coordinates is None else self.coordinates.pull(self.y, v)
 
 
 @dataclass(frozen=True)
@@ -248,6 +270,8 @@ class ResidualBlock(nn.Module):
             linearization=linearization,
             estimator=self.logdet_of(linearization.event_size),
             lipschitz=self.contraction.lipschitz,
+            x=x,
+            coordinates=self.coordinates,
             of_chart=None if chart is None else lambda: chart.logdet(x) - chart.logdet(y),
         )
 

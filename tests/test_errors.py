@@ -173,5 +173,5 @@ def test_every_error_has_one_base():
         for e in vars(pyro_iresnet).values()
         if isinstance(e, type) and issubclass(e, Exception) and not issubclass(e, Warning)
     ]
-    assert len(errors) == 8
+    assert len(errors) == 9
     assert all(issubclass(e, IResNetError) for e in errors)

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from nflows.transforms import CompositeTransform, InverseTransform
 from torch import nn
+from torch.distributions import AffineTransform
 from torch.nn import functional
 
 from pyro_iresnet import (
@@ -14,6 +15,8 @@ from pyro_iresnet import (
     Asinh,
     Cholesky,
     CLipSwish,
+    ConditionalIResNet,
+    ConditionalStack,
     ConvContraction,
     DenseContraction,
     DenseNetContraction,
@@ -44,6 +47,8 @@ from pyro_iresnet import (
     Tanh,
     Triangular,
     actnorm,
+    conditional_iresnet,
+    conditional_iresnet_stack,
     implicit_stack,
     iresnet,
     iresnet_stack,
@@ -312,6 +317,29 @@ PYRO_TRANSFORMS = {
     "inverse_in_coordinates": lambda: InverseIResNet(
         bent(block(**COORDINATES["asinh_triangular"]))
     ),
+}
+
+
+def conditional(name="conditional_dense", **options):
+    return bent(ConditionalIResNet(ResidualBlock(CONDITIONAL[name](), **options)))
+
+
+def mixed():
+    """A stack of every kind of part that a conditional stack may have."""
+    parts = [actnorm(DIM), conditional(), InverseIResNet(block()), conditional().inv]
+    return spread(ConditionalStack([*parts, AffineTransform(0.5, 2.0, event_dim=1)]))
+
+
+CONDITIONAL_TRANSFORMS = {
+    "block": conditional,
+    "densenet": partial(conditional, "conditional_densenet"),
+    "wrapped": partial(conditional, "conditional_wrapped"),
+    "in_coordinates": lambda: conditional(**COORDINATES["asinh_triangular"]),
+    "inverse": lambda: conditional().inv,
+    "default": partial(conditional_iresnet, DIM, CONTEXT),
+    "stack": lambda: spread(conditional_iresnet_stack(DIM, CONTEXT, 2, [8, 8])),
+    "inverse_stack": lambda: spread(conditional_iresnet_stack(DIM, CONTEXT, 2, [8, 8])).inv,
+    "mixed": mixed,
 }
 
 NFLOWS_TRANSFORMS = {

@@ -2,12 +2,15 @@
 
 from .certificate import Certificate, Proof, certificate
 from .nflows_transform import IResNetTransform
-from .pyro_stack import Stack
+from .pyro_conditional import ConditionalIResNet, conditional_iresnet
+from .pyro_stack import ConditionalStack, Stack
 from .pyro_transform import InverseIResNet, IResNet, iresnet
 from .standard_error import LogDetEstimate, logdet_with_error
 
 __all__ = [
     "Certificate",
+    "ConditionalIResNet",
+    "ConditionalStack",
     "IResNet",
     "IResNetTransform",
     "InverseIResNet",
@@ -15,6 +18,7 @@ __all__ = [
     "Proof",
     "Stack",
     "certificate",
+    "conditional_iresnet",
     "iresnet",
     "logdet_with_error",
 ]

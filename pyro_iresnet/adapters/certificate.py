@@ -108,7 +108,7 @@ def certificate(
     Arguments:
         flow: a block, a stack, a flow or a guide of either framework.
         data: run through the flow as in :func:`logdet_with_error`; shape ``(*batch, *event)``.
-        context: shape ``(*batch, size)``, for a conditional block or nflows transform.
+        context: shape ``(*batch, size)``, for what is conditional.
 
     Returns:
         A :class:`Certificate`: ``print`` it, or ask ``.holds``.
@@ -130,7 +130,7 @@ def certificate(
     if isinstance(flow, Contraction):
         flow = ResidualBlock(flow)
     if context is not None and isinstance(flow, IResNet | InverseIResNet):
-        # Pyro's transforms take no context, the block does.
+        # These take no context, the block does.
         flow = flow.block
     contractions = contractions_of(flow)
     if not contractions:

@@ -7,18 +7,34 @@ step of the optimiser, and a ``y`` without gradients after a call under ``no_gra
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TransformModule
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError
 from ..snapshot import Snapshot
 from ..torch_modes import in_torch_func, is_compiling
 
 Evaluated = tuple[Tensor, Callable[[], Tensor]]
+
+
+class Retraced(NamedTuple):
+    """The way back from ``y``.
+
+    Arguments:
+        x: where it comes from.
+        logdet: ``log|det dy/dx|`` there.
+        push: what carries a gradient from ``x`` to ``y``.
+    """
+
+    x: Tensor
+    logdet: Tensor
+    push: Callable[[Tensor], Tensor]
 
 
 class MemoTransform(TransformModule):
@@ -34,6 +50,16 @@ class MemoTransform(TransformModule):
     """
 
     bijective = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, PyroModule):
+            raise ArgumentTypeError(
+                "Expected a torch module; PyroModule cannot be mixed into "
+                f"{cls.__bases__[0].__name__}. Its weights are read several times in a call, and "
+                "as random variables would be drawn anew each time. Leave it out of "
+                "to_pyro_module_; a PyroModule may hold it as it is."
+            )
 
     def __init__(self, *, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
@@ -55,6 +81,26 @@ class MemoTransform(TransformModule):
         """``log|det dy/dx|`` of a pair that no call has left, shape ``(*batch,)``."""
         del y
         return self.evaluate(x)[1]()
+
+    def pushing(self, x: Tensor, logdet: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+        r"""What carries a gradient from ``x`` to ``y``, :math:`w \mapsto (dy/dx)^{-\top} w`.
+
+        Arguments:
+            x: where.
+            logdet: what :meth:`evaluate` returned there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no gradients.")
+
+    def retrace(self, y: Tensor) -> Retraced:
+        """What the last call knows if it gave ``y``, looked up once; else from the inverse."""
+        memo = self._recall(y=y)
+        if memo is None:
+            x = self._inv_call(y)
+            logdet = self.evaluate(x)[1]
+            return Retraced(x, logdet(), self.pushing(x, logdet))
+        logdet = memo.logdet()
+        memo.forget_after_backward(logdet)
+        return Retraced(memo.x, logdet, self.pushing(memo.x, memo.logdet))
 
     def __call__(self, x: Tensor) -> Tensor:
         if (memo := self._recall(x=x)) is not None:
@@ -79,9 +125,7 @@ class MemoTransform(TransformModule):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
         if x.shape != y.shape:
-            raise ArgumentError(
-                f"Expected x and y of one shape; got {tuple(x.shape)} and {tuple(y.shape)}."
-            )
+            x, y = _of_one_shape(x, y, self.domain.event_dim)
         memo = self._recall(x=x, y=y)
         if memo is None:
             return self.logdet(x, y)
@@ -91,11 +135,8 @@ class MemoTransform(TransformModule):
         return logdet
 
     def __getstate__(self) -> dict[str, Any]:
-        # What a call leaves behind holds an autograd graph, which neither copies nor pickles. The
-        # weak reference that Pyro hangs on each parameter does not pickle either; Pyro drops it
-        # where it saves, and sets it anew whenever it needs it.
-        for parameter in self.parameters():
-            vars(parameter).pop("unconstrained", None)
+        # What a call leaves behind holds an autograd graph, which neither copies nor pickles.
+        forget_the_store(self)
         return {**super().__getstate__(), "_memo": None}
 
     def __repr__(self) -> str:
@@ -116,6 +157,26 @@ class MemoTransform(TransformModule):
         if y is not None and y is not memo.y:
             return None
         return memo if memo.rests_on.still_hold(self, memo.x, memo.y) else None
+
+
+def forget_the_store(module: nn.Module) -> None:
+    """Make a module's parameters such that they pickle after Pyro has trained them.
+
+    The weak reference that Pyro hangs on each does not pickle; Pyro drops it where it saves, and
+    sets it anew whenever it needs it.
+    """
+    for parameter in module.parameters():
+        vars(parameter).pop("unconstrained", None)
+
+
+def _of_one_shape(x: Tensor, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """Both with the batch of both: where a context widens the batch, one of a pair lacks it."""
+    if x.shape[x.dim() - event_dim :] == y.shape[y.dim() - event_dim :]:
+        with suppress(RuntimeError):
+            return torch.broadcast_tensors(x, y)
+    raise ArgumentError(
+        f"Expected x and y of one shape; got {tuple(x.shape)} and {tuple(y.shape)}."
+    )
 
 
 @dataclass(frozen=True)

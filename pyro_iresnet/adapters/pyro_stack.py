@@ -1,10 +1,21 @@
-"""A stack of Pyro transforms that knows its log-determinant without inverting itself."""
+"""Stacks of Pyro transforms that know their log-determinant without inverting themselves."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from pyro.distributions import ComposeTransformModule
-from torch import Tensor
-from torch.distributions.transforms import Transform, _InverseTransform
+from pyro.distributions.conditional import (
+    ConditionalComposeTransformModule,
+    ConditionalTransform,
+)
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
+
+from ..anatomy import modules_of
+from ..errors import ArgumentError, ArgumentTypeError
+from .memo import Retraced
 
 
 class Stack(ComposeTransformModule):
@@ -22,6 +33,41 @@ class Stack(ComposeTransformModule):
 
     def __init__(self, parts: Sequence[Transform], cache_size: int = 0) -> None:
         super().__init__(list(parts), cache_size=cache_size)
+        self._derived: Any = None
+
+    def retrace(self, y: Tensor) -> Retraced:
+        """``x``, the log-determinant there and what carries a gradient from ``x`` to ``y``.
+
+        For a stack of this package's transforms; each looks up its last call once.
+        """
+        steps: list[Retraced] = []
+        parts: Any = reversed(self.parts)
+        for part in parts:
+            steps.append(part.retrace(y))
+            y = steps[-1].x
+
+        def push(w: Tensor) -> Tensor:
+            for step in reversed(steps):
+                w = step.push(w)
+            return w
+
+        return Retraced(y, torch.stack([step.logdet for step in steps]).sum(0), push)
+
+    # Torch derives both from the parts whenever it asks, which is dozens of times in a step.
+    @property
+    def domain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._ends()[0]
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._ends()[1]
+
+    def _ends(self) -> tuple[constraints.Constraint, constraints.Constraint]:
+        parts = tuple(map(id, self.parts))
+        if self._derived is None or self._derived[0] != parts:
+            base: Any = ComposeTransform
+            self._derived = parts, (base.domain.fget(self), base.codomain.fget(self))
+        return self._derived[1]
 
     @property
     def inv(self) -> Transform:
@@ -34,5 +80,63 @@ class Stack(ComposeTransformModule):
     def _inverse(self, y: Tensor) -> Tensor:
         x = y
         for part in reversed(self.parts):
-            x = part._inv_call(x)
+            # Torch's inverse of a transform has none of its own, but that transform.
+            x = part.inv(x) if isinstance(part, _InverseTransform) else part._inv_call(x)
         return x  # pyright: ignore[reportReturnType]
+
+
+class ConditionalStack(ConditionalComposeTransformModule):
+    """Transforms in turn, conditional or not, as one module; each context makes a :class:`Stack`.
+
+    As Pyro's, but for the inverse: the density of ``[stack.inv]`` needs no inversion. Every
+    ``condition`` shares the parts, so an ActNorm starts once, from the first batch under whatever
+    context, and a change of mode reaches what was conditioned before it.
+
+    Arguments:
+        parts: the transforms, in the order they act.
+        cache_size: of the stacks it makes, as in torch; the parts have memories of their own.
+
+    Raises:
+        ArgumentTypeError: a part is no transform.
+        ArgumentError: a part is no module and holds some, whose parameters would not be registered.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_iresnet import ConditionalStack, actnorm, conditional_iresnet
+        >>> stack = ConditionalStack([actnorm(2), conditional_iresnet(2, context_dim=3)])
+        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+        >>> family = dist.ConditionalTransformedDistribution(base, [stack.inv])
+        >>> family.condition(torch.randn(100, 3)).log_prob(torch.randn(100, 2)).shape
+        torch.Size([100])
+    """
+
+    def __init__(
+        self, parts: Sequence[Transform | ConditionalTransform], cache_size: int = 0
+    ) -> None:
+        for i, part in enumerate(parts):
+            if not isinstance(part, Transform | ConditionalTransform):
+                raise ArgumentTypeError(
+                    f"Expected parts[{i}] to be a transform or a conditional transform, such as "
+                    f"conditional_iresnet(2, 3); got {type(part).__name__}."
+                )
+            if not isinstance(part, nn.Module) and modules_of(part):
+                raise ArgumentError(
+                    f"Expected parts[{i}] to be a module, since its parameters would not be "
+                    f"registered; got {type(part).__name__}. "
+                    "Pass the module in it, or ConditionalStack([module]).inv for its inverse."
+                )
+        super().__init__(list(parts), cache_size=cache_size)
+
+    def condition(self, context: Tensor) -> Stack:
+        """The stack of ``x`` alone at a context; it shares the parameters and the mode.
+
+        Arguments:
+            context: shape ``(*batch, size)``, which broadcasts against the batch of ``x``.
+
+        Raises:
+            ArgumentError: a context of another size.
+            ArgumentTypeError: a dtype other than that of the parameters.
+        """
+        stack = Stack([part.condition(context) for part in self.transforms], self._cache_size)
+        stack.training = self.training
+        return stack

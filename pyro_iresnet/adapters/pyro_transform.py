@@ -1,12 +1,13 @@
 """The block as a Pyro ``TransformModule``, in both directions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..block import ResidualBlock
+from ..block import Evaluation, ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Diagonal, Metric
 from ..errors import check_event_shape, check_instance
@@ -23,6 +24,16 @@ def _real(event_dim: int) -> constraints.Constraint:
     if event_dim < len(REALS):
         return REALS[event_dim]
     return constraints.independent(constraints.real, event_dim)
+
+
+@dataclass(frozen=True)
+class _LogDetOf:
+    """The log-determinant of an evaluation, and the evaluation for what else it knows."""
+
+    evaluation: Evaluation
+
+    def __call__(self) -> Tensor:
+        return self.evaluation.logdet()
 
 
 class _OfBlock(MemoTransform):
@@ -92,7 +103,13 @@ class IResNet(_OfBlock):
 
     def evaluate(self, x: Tensor) -> Evaluated:
         evaluation = self.block.evaluate(x)
-        return evaluation.y, evaluation.logdet
+        return evaluation.y, _LogDetOf(evaluation)
+
+    def pushing(self, x: Tensor, logdet: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+        if isinstance(logdet, _LogDetOf):
+            return logdet.evaluation.push
+        # A call of the inverse left it, which evaluates at the solution on demand.
+        return self.block.evaluate(x).push
 
     def evaluate_inverse(self, y: Tensor) -> Evaluated:
         evaluation = self.block.evaluate_inverse(y)

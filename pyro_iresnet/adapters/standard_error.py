@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from nflows.flows import Flow
 from nflows.transforms import Transform as NflowsTransform
+from pyro.distributions.conditional import ConditionalDistribution, ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Transform, TransformedDistribution
 
@@ -50,17 +51,18 @@ def logdet_with_error(
         flow: a :class:`ResidualBlock` or a torch or Pyro transform, for ``log|det dy/dx|``; an
             nflows ``Transform``, for what its ``forward`` returns; a ``TransformedDistribution``
             or an nflows ``Flow``, for the map from data to noise, which is what ``log_prob`` adds
-            to the density of the noise.
+            to the density of the noise. Those of Pyro also conditional.
         x: where, shape ``(*batch, *event)``.
         draws: how many, at least 2.
-        context: shape ``(*batch, size)``, for a conditional block or nflows transform.
+        context: shape ``(*batch, size)``, for what is conditional.
 
     Returns:
         mean and standard error, nats, shape ``(*batch,)`` each.
 
     Raises:
         ArgumentTypeError: ``flow`` is none of these.
-        ArgumentError: fewer than 2 draws, or a context for a flow that takes none.
+        ArgumentError: fewer than 2 draws, a context for a flow that takes none, or none for one
+            that does.
 
     Example:
         >>> import torch
@@ -102,9 +104,16 @@ def logdets_of(flow: object, has_context: bool) -> Callable[[Tensor, Tensor | No
         )
     if isinstance(flow, NflowsTransform):
         return lambda x, context, n: _of_nflows(flow, x, context, n)
+    if isinstance(flow, ConditionalTransform | ConditionalDistribution):
+        if not has_context:
+            raise ArgumentError(
+                f"Expected a context for a {type(flow).__name__}; got none. Pass context=..."
+            )
+        return lambda x, context, n: _of_conditional(flow, x, context, n)
     if has_context:
         raise ArgumentError(
-            "Expected no context for a torch or Pyro transform or distribution; condition it first."
+            "Expected no context for a torch or Pyro transform or distribution that is not "
+            "conditional, or is conditioned already; got one."
         )
     if isinstance(flow, Transform):
         return lambda x, context, n: _of_transform(flow, _copies(x, n))
@@ -112,7 +121,7 @@ def logdets_of(flow: object, has_context: bool) -> Callable[[Tensor, Tensor | No
         return lambda x, context, n: _of_distribution(flow, _copies(x, n))
     raise ArgumentTypeError(
         "Expected flow to be a ResidualBlock, a torch or Pyro transform or "
-        "TransformedDistribution, or an nflows Transform or Flow; got "
+        "TransformedDistribution, conditional or not, or an nflows Transform or Flow; got "
         f"{type(flow).__name__}."
     )
 
@@ -139,6 +148,19 @@ def _of_nflows(transform: nn.Module, x: Tensor, context: Tensor | None, n: int) 
     rows = _copies(x, n).flatten(0, 1)
     repeated = None if context is None else _copies(context, n).flatten(0, 1)
     return transform(rows, repeated)[1].reshape(n, len(x))
+
+
+def _of_conditional(
+    flow: ConditionalTransform | ConditionalDistribution, x: Tensor, context: Tensor | None, n: int
+) -> Tensor:
+    at_context: Any = flow.condition(context)
+    # The copies stand before the batch of both.
+    if isinstance(at_context, Transform):
+        x = x.expand(at_context.forward_shape(x.shape))
+    elif isinstance(at_context, TransformedDistribution):
+        shape = at_context.batch_shape + at_context.event_shape
+        x = x.expand(torch.broadcast_shapes(x.shape, shape))
+    return logdets_of(at_context, False)(x, None, n)
 
 
 def _of_transform(transform: Transform, x: Tensor) -> Tensor:

@@ -77,19 +77,11 @@ class Contraction(nn.Module, ABC):
                 that do not broadcast.
             ArgumentTypeError: a dtype other than that of the parameters.
         """
-        like = next((p for p in self.parameters() if p.is_floating_point()), None)
+        like = self._floating()
         check_tensor(x, self.event_shape, like, name)
-        if (context is None) != (self.context_dim is None):
-            if context is None:
-                raise ArgumentError(
-                    f"Expected a context of size {self.context_dim}; got none. Pass context=..."
-                )
-            raise ArgumentError(
-                "Expected no context; got one. Build the contraction with context_dim to use it."
-            )
-        if context is None or self.context_dim is None:
+        self._check_context(context, like)
+        if context is None:
             return x, None
-        check_tensor(context, (self.context_dim,), like, "context")
         batch = x.shape[: x.dim() - self.event_dim]
         if context.shape[:-1] == batch:
             return x, context
@@ -102,6 +94,31 @@ class Contraction(nn.Module, ABC):
             ) from error
         event = x.shape[x.dim() - self.event_dim :]
         return x.expand(*batch, *event), context.expand(*batch, context.shape[-1])
+
+    def check_context(self, context: Tensor | None) -> None:
+        """Check a context before there is an ``x``, or raise.
+
+        Raises:
+            ArgumentError: a wrong size, or a missing or superfluous context.
+            ArgumentTypeError: a dtype other than that of the parameters.
+        """
+        self._check_context(context, self._floating())
+
+    def _check_context(self, context: Tensor | None, like: Tensor | None) -> None:
+        if context is None and self.context_dim is not None:
+            raise ArgumentError(
+                f"Expected a context of size {self.context_dim}; got none. Pass context=..."
+            )
+        if context is None:
+            return
+        if self.context_dim is None:
+            raise ArgumentError(
+                "Expected no context; got one. Build the contraction with context_dim to use it."
+            )
+        check_tensor(context, (self.context_dim,), like, "context")
+
+    def _floating(self) -> Tensor | None:
+        return next((p for p in self.parameters() if p.is_floating_point()), None)
 
 
 class _ByAutograd(Acting):

@@ -1,7 +1,9 @@
 """What coordinates must know of themselves: there and back, their log-determinant, their error."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
@@ -31,6 +33,14 @@ class Coordinates(nn.Module, ABC):
     def logdet(self, x: Tensor) -> Tensor:
         """``log|det dz/dx|`` less a constant, shape ``(*batch,)``; for a linear map all of it."""
         return x.new_zeros(x.shape[: x.dim() - self.event_dim])
+
+    def pull(self, x: Tensor, w: Tensor) -> Tensor:
+        """A gradient at ``z`` as one at ``x``, by the transposed Jacobian there."""
+        return _transposed(self, x, w)
+
+    def push(self, z: Tensor, w: Tensor) -> Tensor:
+        """A gradient at ``x`` as one at ``z``, by the transposed Jacobian of the inverse there."""
+        return _transposed(self.inverse, z, w)
 
     @abstractmethod
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
@@ -69,6 +79,12 @@ class Composed(Coordinates):
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
         outer = self.second.stretch(z, radius)
         return outer * self.first.stretch(self.second.inverse(z), outer * radius)
+
+
+def _transposed(f: Callable[[Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(f(x), x, w)[0]
 
 
 def channels_of(event_shape: tuple[int, ...]) -> int:

@@ -110,6 +110,12 @@ class DiagonalMetric(Coordinates):
     def inverse(self, z: Tensor) -> Tensor:
         return z * over_channels(self.log_scale.exp(), self.event_dim)
 
+    def pull(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.forward(w)
+
+    def push(self, z: Tensor, w: Tensor) -> Tensor:
+        return self.inverse(w)
+
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
         return self.log_scale.detach().exp().max().expand(radius.shape)
 

@@ -72,7 +72,8 @@ RECIPES = {
 
 def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.DataFrame]:
     """Fit each guide; its ELBO, its KL to the posterior, PSIS k-hat, and an ArviZ summary."""
-    log_evidence, truth = exact_posterior(4000)
+    log_evidence, exact = exact_posterior(4000)
+    truth = torch.stack([exact["theta"][:, 0], exact["tau"]], dim=1)
     rows, posteriors = [], {}
     for name, recipe in RECIPES.items():
         pyro.clear_param_store()
@@ -131,8 +132,8 @@ def _k_hat(log_weights: Tensor) -> float:
     return float(np.asarray(arviz.psislw(log_weights.double().numpy())[1]))
 
 
-def exact_posterior(n: int) -> tuple[float, Tensor]:
-    r"""The log-evidence, and exact draws of ``(theta_1, tau)``, shape ``(n, 2)``.
+def exact_posterior(n: int) -> tuple[float, dict[str, Tensor]]:
+    r"""The log-evidence, and ``n`` exact draws by site, in float64.
 
     Given ``mu`` and ``tau`` the effects are normal with variance :math:`\sigma_i^2 + \tau^2`, so
     what is left is a quadrature over a plane, here on a grid in ``mu`` and ``log tau``.
@@ -148,7 +149,7 @@ def exact_posterior(n: int) -> tuple[float, Tensor]:
     log_evidence = float(torch.logsumexp(log_joint.flatten(), 0)) + math.log(cell)
     index = torch.multinomial(log_joint.flatten().softmax(0), n, replacement=True)
     mu_drawn, tau_drawn = mu[index // tau.shape[1], 0], tau[0, index % tau.shape[1]]
-    precision = 1 / tau_drawn**2 + 1 / ERRORS[0].double() ** 2
-    mean = (mu_drawn / tau_drawn**2 + EFFECTS[0] / ERRORS[0].double() ** 2) / precision
-    theta = mean + torch.randn(n, dtype=torch.float64) / precision.sqrt()
-    return log_evidence, torch.stack([theta, tau_drawn], dim=1)
+    prior, errors = 1 / tau_drawn[:, None] ** 2, 1 / ERRORS.double() ** 2
+    mean = (mu_drawn[:, None] * prior + EFFECTS.double() * errors) / (prior + errors)
+    theta = mean + torch.randn(n, len(EFFECTS), dtype=torch.float64) / (prior + errors).sqrt()
+    return log_evidence, {"mu": mu_drawn, "tau": tau_drawn, "theta": theta}

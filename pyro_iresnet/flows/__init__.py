@@ -1,6 +1,14 @@
 """Ready-made stacks."""
 
 from .actnorm import ActNorm, actnorm
-from .vectors import implicit_stack, iresnet_stack
+from .affine import TriangularAffine
+from .vectors import conditional_iresnet_stack, implicit_stack, iresnet_stack
 
-__all__ = ["ActNorm", "actnorm", "implicit_stack", "iresnet_stack"]
+__all__ = [
+    "ActNorm",
+    "TriangularAffine",
+    "actnorm",
+    "conditional_iresnet_stack",
+    "implicit_stack",
+    "iresnet_stack",
+]

@@ -1,5 +1,7 @@
 """ActNorm for Pyro: an affine map of each coordinate, started from data."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -56,6 +58,9 @@ class ActNorm(MemoTransform):
     def evaluate_inverse(self, y: Tensor) -> Evaluated:
         check_tensor(y, (self.input_dim,), self.log_scale, "y")
         return (y - self.shift) * torch.exp(-self.log_scale), lambda: self._logdet(y)
+
+    def pushing(self, x: Tensor, logdet: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda w: w * torch.exp(-self.log_scale.detach())
 
     def with_cache(self, cache_size: int = 1) -> "ActNorm":
         """The same transform, parameters and buffer shared, with that cache."""

@@ -1,12 +1,13 @@
 """Ready-made stacks for vectors."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import cycle, repeat
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice, repeat
 from typing import Any
 
 from torch.distributions import Transform
 
-from ..adapters import InverseIResNet, IResNet, Stack, iresnet
+from ..adapters import ConditionalIResNet, ConditionalStack, InverseIResNet, IResNet, Stack
+from ..adapters.builder import dense_block
 from ..block import ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Diagonal, Metric
@@ -66,19 +67,7 @@ def iresnet_stack(
         >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
         >>> loss.backward()
     """
-    blocks = _blocks(
-        input_dim,
-        num_blocks,
-        hidden_dims,
-        lipschitz=lipschitz,
-        activation=activation,
-        norm=norm,
-        metric=metric,
-        chart=chart,
-        logdet=logdet,
-        solver=solver,
-    )
-    return _stacked(map(IResNet, blocks), input_dim, between)
+    return Stack(_parts([IResNet], context_dim=None, **locals()))
 
 
 def implicit_stack(
@@ -123,36 +112,74 @@ def implicit_stack(
         >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
         >>> loss.backward()
     """
-    blocks = _blocks(
-        input_dim,
-        num_blocks,
-        hidden_dims,
-        lipschitz=lipschitz,
-        activation=activation,
-        norm=norm,
-        metric=metric,
-        chart=chart,
-        logdet=logdet,
-        solver=solver,
-    )
-    kinds = cycle((IResNet, InverseIResNet))
-    return _stacked((kind(block) for kind, block in zip(kinds, blocks)), input_dim, between)  # noqa: B905
+    return Stack(_parts([IResNet, InverseIResNet], context_dim=None, **locals()))
 
 
-def _blocks(
+def conditional_iresnet_stack(
+    input_dim: int,
+    context_dim: int,
+    num_blocks: int = 8,
+    hidden_dims: Sequence[int] | None = None,
+    *,
+    lipschitz: float = 0.97,
+    activation: Callable[[], Activation] = LipSwish,
+    norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
+    metric: Metric | Sequence[Metric] = Diagonal(),  # noqa: B008
+    chart: Chart | Sequence[Chart | None] | None = None,
+    logdet: LogDet | None = None,
+    solver: Solver | None = None,
+    between: Callable[[int], Transform] | None = actnorm,
+) -> ConditionalStack:
+    """Conditional blocks, with ActNorms as in :func:`iresnet_stack`, which know no context.
+
+    For :class:`~pyro.distributions.ConditionalTransformedDistribution`: a conditional density
+    with ``[stack.inv]``, or an amortised guide with ``[stack]`` and the context from an encoder,
+    which trains with it. See :class:`ConditionalIResNet` for how a context broadcasts.
+
+    Arguments:
+        input_dim, num_blocks, hidden_dims, lipschitz, activation, norm, metric, chart, logdet,
+            solver, between: as in :func:`iresnet_stack`.
+        context_dim: the size of the context.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_iresnet import conditional_iresnet_stack
+        >>> stack = conditional_iresnet_stack(input_dim=2, context_dim=3, num_blocks=4)
+        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+        >>> flow = dist.ConditionalTransformedDistribution(base, [stack.inv])
+        >>> loss = -flow.condition(torch.randn(100, 3)).log_prob(torch.randn(100, 2)).mean()
+        >>> loss.backward()
+    """
+    return ConditionalStack(_parts([ConditionalIResNet], **locals()))
+
+
+# The builders hand on all their arguments by name, as locals(), so that none is listed twice.
+def _parts(
+    kinds: Sequence[Callable[[ResidualBlock], Any]],
+    *,
     input_dim: int,
     num_blocks: int,
     hidden_dims: Sequence[int] | None,
-    *,
     metric: Metric | Sequence[Metric],
     chart: Chart | Sequence[Chart | None] | None,
+    between: Callable[[int], Transform] | None,
     **options: Any,
-) -> list[ResidualBlock]:
-    count = check_positive_int(num_blocks, "num_blocks")
-    pairs = zip(_in_turn(metric, "metric"), _in_turn(chart, "chart"), range(count), strict=False)
-    return [
-        iresnet(input_dim, hidden_dims, metric=m, chart=c, **options).block for m, c, _ in pairs
-    ]
+) -> list[Any]:
+    """The blocks as their kinds in turn, and what stands between them."""
+    if between is not None and not callable(between):
+        raise ArgumentTypeError(
+            "Expected between to be a callable that makes a transform, such as actnorm, or None; "
+            f"got {between!r}."
+        )
+    parts = []
+    settings = zip(cycle(kinds), _in_turn(metric, "metric"), _in_turn(chart, "chart"), strict=False)
+    for kind, m, c in islice(settings, check_positive_int(num_blocks, "num_blocks")):
+        block = dense_block(input_dim, hidden_dims, metric=m, chart=c, **options)
+        parts += [kind(block)] if between is None else [between(input_dim), kind(block)]
+    return parts if between is None else [*parts, between(input_dim)]
 
 
 def _in_turn(value: Any, name: str) -> Iterator[Any]:
@@ -161,19 +188,3 @@ def _in_turn(value: Any, name: str) -> Iterator[Any]:
     if len(value) == 0:
         raise ArgumentError(f"Expected {name} to be one or a sequence of some; got none.")
     return cycle(value)
-
-
-def _stacked(
-    blocks: Iterable[Transform], input_dim: int, between: Callable[[int], Transform] | None
-) -> Stack:
-    if between is None:
-        return Stack(list(blocks))
-    if not callable(between):
-        raise ArgumentTypeError(
-            "Expected between to be a callable that makes a transform, such as actnorm, or None; "
-            f"got {between!r}."
-        )
-    parts = []
-    for block in blocks:
-        parts += [between(input_dim), block]
-    return Stack([*parts, between(input_dim)])

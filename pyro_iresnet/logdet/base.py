@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,8 +16,10 @@ class LogDet(ABC):
 
     To write one, define :meth:`__call__`. It holds settings and no network, so it is a frozen
     dataclass. What it returns is an estimate of the log-determinant itself, not only something
-    with the right gradient.
+    with the right gradient. One that draws at random in each call says so by ``draws = True``.
     """
+
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:

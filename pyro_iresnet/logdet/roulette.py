@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class Roulette(LogDet):
         >>> Roulette()(g.linearize(torch.zeros(5, 20)), lipschitz=g.lipschitz).shape
         torch.Size([5])
     """
+
+    draws: ClassVar[bool] = True
 
     truncation: Truncation = Adaptive()  # noqa: RUF009  (frozen, so safe to share)
     probes: int = 1

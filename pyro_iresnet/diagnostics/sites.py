@@ -1,0 +1,132 @@
+"""The sites of a model and a guide: which they are, whether they match, what they hold."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+
+def check_match(model: Any, guide: Any) -> None:
+    """Raise unless the guide draws the latent sites of the model; both are traces."""
+    swapped = " Are guide and model swapped? The guide comes first."
+    observed = by_kind(guide)[2]
+    if observed:
+        raise ArgumentError(
+            f"Expected a guide that observes nothing; got {listed(observed)}.{swapped}"
+        )
+    latent, drawn = by_kind(model)[0], by_kind(guide)[0]
+    auxiliary = {name for name, site in drawn.items() if site["infer"].get("is_auxiliary")}
+    missing, extra = latent.keys() - drawn.keys(), drawn.keys() - latent.keys() - auxiliary
+    if missing:
+        inside = any(latent[name]["infer"].get("is_auxiliary") for name in missing)
+        raise ArgumentError(
+            f"Expected a guide that draws every latent site of the model; it lacks "
+            f"{listed(missing)}. Add it to the guide, or sum it out of the model if it was "
+            f"enumerated.{swapped if inside else ''}"
+        )
+    if extra:
+        raise ArgumentError(
+            f"Expected a guide that draws latent sites of the model only; it also draws "
+            f"{listed(extra)}. Remove it, or mark a step to a latent site with "
+            "infer={'is_auxiliary': True}."
+        )
+    if not latent:
+        raise ArgumentError("Expected a model with latent sites; it has none to draw.")
+
+
+def check_full(frames: Any) -> None:
+    """Raise if a plate takes a part of its rows."""
+    for frame in frames:
+        if frame.full_size not in (None, frame.size):
+            raise ArgumentError(
+                f"Expected plates at full size; {frame.name!r} takes {frame.size} of "
+                f"{frame.full_size}. A weight from a part of the data is noisy beyond repair: pass "
+                "all data, without subsample_size."
+            )
+
+
+def unvectorized(seen: str) -> ArgumentError:
+    """The error of what is right for one draw and not for many."""
+    return ArgumentError(
+        f"Expected model and guide to run on many draws at once, in a plate to the left of their "
+        f"own; they {seen}. Index and sum from the right (z[..., 0], z.sum(-1)), draw nothing "
+        "beside Pyro's sites, or pass batch_size=1."
+    )
+
+
+def samples(trace: Any) -> dict[str, Any]:
+    """The sample sites of a trace."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def by_kind(trace: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Latent, deterministic and observed sites; factors are none of them."""
+    kinds: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    for name, site in samples(trace).items():
+        if not site_is_factor(site):
+            kind = 0 if not site["is_observed"] else 1 if _is_point(site) else 2
+            kinds[kind][name] = site
+    return kinds
+
+
+def _is_point(site: Any) -> bool:
+    """Whether it is of ``pyro.deterministic``, or what a reparametrisation leaves."""
+    fn = site["fn"]
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def log_prob(trace: Any, n: int | None) -> Tensor:
+    """Of each draw, over all sites, float64, shape ``(n,)``."""
+    terms = [site["log_prob"].cpu().double() for site in samples(trace).values()]
+    return sum((t.reshape(n or 1, -1).sum(1) for t in terms), torch.zeros(n or 1).double())
+
+
+def site_value(site: Any) -> Tensor:
+    """What a site of one run holds, data in the shape its distribution has."""
+    value = torch.as_tensor(site["value"])
+    data = site["is_observed"] and not _is_point(site)
+    return value.expand(site["fn"].shape()) if data else value
+
+
+def site_values(
+    trace: Any, sites: dict[str, Any], n: int | None, key: str = "value"
+) -> dict[str, Tensor]:
+    """Values of sites in draws, shape ``(n, *site)``, where ``sites`` are of one run."""
+    found = {}
+    for name, site in sites.items():
+        shape = (site_value(site) if key == "value" else site[key]).shape
+        value = torch.as_tensor(trace.nodes[name][key])
+        if value.shape == shape:
+            # Of a run alone, or the same in every draw.
+            found[name] = value.expand(n or 1, *shape)
+        elif n is not None and value.shape[:1] == (n,) and value.numel() == n * shape.numel():
+            found[name] = value.reshape(n, *shape)
+        else:
+            raise unvectorized(
+                f"gave {name!r} the shape {tuple(value.shape)}, and {tuple(shape)} in one draw"
+            )
+    return found
+
+
+def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The batches, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def event_dim(site: Any) -> int:
+    """How many dimensions on the right belong to no plate."""
+    # A deterministic site that says nothing is all event, even in a plate.
+    whole = site["infer"].get("_deterministic") and site["fn"].event_dim == site["value"].dim()
+    return 0 if whole else site["fn"].event_dim
+
+
+def listed(names: Any) -> str:
+    """For an error."""
+    return ", ".join(map(repr, sorted(names)))

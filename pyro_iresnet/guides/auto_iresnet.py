@@ -1,0 +1,260 @@
+"""A guide that is one line: residual blocks inside a learned location and scale."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_median
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from ..adapters import Stack
+from ..anatomy import modules_of
+from ..block import ResidualBlock
+from ..contractive import Activation, Cholesky, LipSwish, Norm
+from ..coordinates import Chart, Diagonal, Metric
+from ..errors import ArgumentError, ArgumentTypeError, check_positive, check_positive_int
+from ..flows import TriangularAffine, iresnet_stack
+from ..inverse import Solver
+from ..logdet import Exact, LogDet
+from .log_joint import LogJoint
+from .path import PathDistribution
+from .start import Normal, laplace, laplace_or, plain
+
+STARTS = ("auto", "laplace", "plain")
+# Coordinates up to which a guide's log-determinant is exact in training too: for a few particles
+# that costs less than the noise of a draw.
+EXACT = 32
+
+
+class AutoIResNet(AutoNormalizingFlow):
+    r"""A Pyro guide of residual blocks inside a learned location and triangular scale.
+
+    On the unconstrained scale of all continuous sites together it is
+
+    .. math:: z = m + C\,(f_n \circ \dots \circ f_1)(u), \qquad u \sim N(0, I),
+
+    where each :math:`f_i` is a residual block, and :math:`m, C` are a location and a
+    lower-triangular scale: they take care of what a Gaussian guide can do, so that the blocks only
+    bend. The blocks start near the identity, hence the
+    guide near the normal distribution of its start.
+
+    Change first: ``num_blocks``, then the steps and particles of SVI. Judge the fit with
+    :func:`pyro_iresnet.diagnostics.psis`. For :class:`~pyro.infer.reparam.NeuTraReparam` call
+    ``guide.eval()`` first.
+
+    Arguments:
+        model: a Pyro model whose latent sites are continuous.
+        num_blocks: how many residual blocks.
+        hidden_dims: the widths of the hidden layers of each; default one of twice the number of
+            coordinates, at least 64 and at most 512.
+        init_loc_fn: where a site starts, one of Pyro's ``init_to_...``.
+        init: ``"plain"`` starts at the point of ``init_loc_fn`` with ``init_scale``; ``"laplace"``
+            from the Laplace approximation; ``"auto"`` from the one with the larger ELBO (and
+            plainly above 200 coordinates, or where the model subsamples its data).
+        init_scale: the standard deviation of the plain start, on the unconstrained scale.
+        path_gradients: whether the ELBO's gradient leaves out the part of the log-density that is
+            zero on average, as :class:`PathDistribution` says.
+        lipschitz, activation, norm, metric, chart, logdet, solver: of each block, as in
+            :func:`iresnet`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+        LaplaceError: ``init="laplace"``, and the posterior has no usable mode.
+
+    References:
+        Invertible Residual Networks (Behrmann et al., 2019). Variational Inference with Normalizing
+        Flows (Rezende and Mohamed, 2015).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_iresnet import AutoIResNet
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x**2, 0.3))
+        >>> guide = AutoIResNet(model)
+        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+        >>> losses = [svi.step() for _ in range(3)]
+        >>> sorted(guide.median())
+        ['x', 'y']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_blocks: int = 8,
+        *,
+        hidden_dims: Sequence[int] | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init: str = "auto",
+        init_scale: float = 1.0,
+        path_gradients: bool = True,
+        lipschitz: float = 0.97,
+        activation: Callable[[], Activation] = LipSwish,
+        norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
+        metric: Metric | Sequence[Metric] = Diagonal(),  # noqa: B008
+        chart: Chart | Sequence[Chart | None] | None = None,
+        logdet: LogDet | None = None,
+        solver: Solver | None = None,
+    ) -> None:
+        if not callable(model):
+            raise ArgumentTypeError(f"Expected model to be a callable; got {model!r}.")
+        if init not in STARTS:
+            raise ArgumentError(f"Expected init to be one of {', '.join(STARTS)}; got {init!r}.")
+        # Not that of AutoNormalizingFlow, which fixes init_loc_fn and registers a parameter twice.
+        AutoContinuous.__init__(self, model, init_loc_fn=init_loc_fn)
+        self._users_model = (model,)
+        self._init_transform_fn = partial(
+            _inner,
+            num_blocks=check_positive_int(num_blocks, "num_blocks"),
+            hidden_dims=hidden_dims,
+            lipschitz=lipschitz,
+            activation=activation,
+            norm=norm,
+            metric=metric,
+            chart=chart,
+            logdet=logdet,
+            solver=solver,
+        )
+        # Wrong options are told here, and not at the first step of SVI.
+        self._init_transform_fn(2)
+        self.init, self.init_scale = init, check_positive(init_scale, "init_scale")
+        self.path_gradients = path_gradients
+        self.num_draws = 10_000
+        self.transform: Stack | None = None
+
+    def get_base_dist(self) -> Any:
+        """A standard normal distribution over all coordinates."""
+        like = self._outer().shift
+        normal: Any = dist.Normal(like.new_zeros(1), like.new_ones(1))
+        return normal.expand([self.latent_dim]).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Stack:
+        """The flow from the base distribution to the unconstrained scale, as NeuTra takes it.
+
+        Raises:
+            ArgumentError: in train mode with a log-determinant that is drawn anew in each call,
+                which no HMC could follow.
+        """
+        stack = self._stack()
+        for block in (m for m in modules_of(stack) if isinstance(m, ResidualBlock)):
+            logdet = block.logdet_of(self.latent_dim)
+            if logdet.draws:
+                raise ArgumentError(
+                    "Expected the guide in eval mode; in train mode its log-determinant is drawn "
+                    f"by {type(logdet).__name__}, so that the density of one point differs from "
+                    "call to call, which HMC, NUTS and NeuTra cannot follow. Call guide.eval() "
+                    "first, or make it with logdet=Exact()."
+                )
+        return stack
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
+        """The distribution over the unconstrained scale."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        kind = PathDistribution if self.path_gradients else dist.TransformedDistribution
+        base = self.get_base_dist()
+        # By its name, once: here Pyro learns of the parameters.
+        return kind(base, [self.transform])
+
+    def median(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """The median of each coordinate of each site, from ``num_draws`` draws.
+
+        They are those of the marginal distributions. Together they need not be a likely point, nor
+        lie in a support that ties coordinates to each other, such as a simplex.
+        """
+        return {name: q[0] for name, q in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of each coordinate of each site, from ``num_draws`` draws.
+
+        Arguments:
+            quantiles: in [0, 1].
+            args, kwargs: of the model.
+
+        Returns:
+            by site, shape ``(len(quantiles), *site)``.
+
+        Raises:
+            ArgumentError: a quantile out of range.
+        """
+        latent = self.get_posterior(*args, **kwargs).sample((self.num_draws,))
+        levels = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
+        if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
+            raise ArgumentError(f"Expected quantiles to be numbers in [0, 1]; got {quantiles!r}.")
+        found, begin = {}, 0
+        trace: Any = self.prototype_trace
+        for name, site in trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            part = latent[:, begin : begin + shape.numel()].reshape(-1, *shape)
+            begin += shape.numel()
+            value = biject_to(site["fn"].support)(part)
+            columns = value.reshape(len(value), -1)
+            # In parts, since torch takes no more than 16 million numbers at once.
+            parts = [torch.quantile(c, levels, dim=0) for c in columns.split(1000, dim=1)]
+            found[name] = torch.cat(parts, dim=1).reshape(-1, *value.shape[1:])
+        return found
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        loc = self._init_loc()
+        stack = Stack([*self._init_transform_fn(self.latent_dim), TriangularAffine(len(loc))])
+        self.transform = stack.to(device=loc.device, dtype=loc.dtype)
+        start = self._start(loc, args, kwargs)
+        self._outer().start_at(start.loc, start.scale_tril)
+
+    def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Normal:
+        fallback = plain(loc, self.init_scale)
+        if self.init == "plain":
+            return fallback
+        log_joint = LogJoint(self, self._users_model[0], args, kwargs)
+        if self.init == "laplace":
+            return laplace(log_joint, loc)
+        return laplace_or(log_joint, fallback) if log_joint.is_deterministic else fallback
+
+    def _stack(self) -> Stack:
+        # Not by its name: with each access Pyro registers every parameter anew.
+        stack = self._modules.get("transform")
+        if not isinstance(stack, Stack):
+            raise ArgumentError(
+                "Expected a guide that has seen its model; call guide(*args), with the arguments "
+                "of the model, or take a step of SVI first."
+            )
+        return stack
+
+    def _outer(self) -> TriangularAffine:
+        [*_, outer] = self._stack().parts
+        return outer  # pyright: ignore[reportReturnType]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own drops the model from the guide that is copied, too.
+        model, master = self._model, self.master
+        state = dict(super().__getstate__())
+        self._model, self.master = model, master
+        return {**state, "_users_model": (None,)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoIResNet":
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        vars(other).update(_model=self._model, _users_model=self._users_model)
+        return other
+
+
+def _inner(
+    dim: int, *, num_blocks: int, hidden_dims: Sequence[int] | None, **options: Any
+) -> list[Transform]:
+    """The residual blocks."""
+    hidden = [min(max(64, 2 * dim), 512)] if hidden_dims is None else hidden_dims
+    if options["logdet"] is None and dim <= EXACT:
+        options["logdet"] = Exact()
+    return list(iresnet_stack(dim, num_blocks, hidden, between=None, **options).parts)

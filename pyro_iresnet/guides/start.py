@@ -1,0 +1,133 @@
+"""Where a guide starts: a normal distribution on the unconstrained scale."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import IResNetError
+
+LogDensity = Callable[[Tensor], Tensor]
+
+# Draws on which two starts are compared, the same for both.
+DRAWS = 64
+# Coordinates above which a Hessian, one backward pass for each of them, is not tried unasked.
+LARGEST = 200
+# Newton's steps at most; near a mode each squares the error.
+NEWTON = 20
+
+
+class LaplaceError(IResNetError, RuntimeError):
+    """There is no mode at which the Laplace approximation is a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A normal distribution.
+
+    Arguments:
+        loc: shape ``(D,)``.
+        scale_tril: lower triangular, shape ``(D, D)``.
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+
+
+def plain(loc: Tensor, scale: float) -> Normal:
+    """Around a point, with one scale for all coordinates."""
+    return Normal(loc, scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
+
+
+def laplace(log_joint: LogDensity, loc: Tensor, *, max_steps: int = 500) -> Normal:
+    r"""The Laplace approximation, :math:`N(m, H^{-1})`.
+
+    ``m`` is the mode that L-BFGS finds from ``loc`` and Newton's steps refine, and :math:`H` the
+    Hessian of :math:`-\log p` there.
+
+    Raises:
+        LaplaceError: the search ran away, or :math:`H` is not positive definite.
+    """
+    with torch.enable_grad():
+        try:
+            mode = _mode(log_joint, loc, max_steps)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise LaplaceError(f"The model failed where the search led: {error}") from error
+        if not bool(mode.isfinite().all()):
+            raise LaplaceError(f"The search for a mode ran away from the start {_told(loc)}.")
+        upper, step = _curvature(log_joint, mode)
+        for _ in range(NEWTON):
+            onward = mode + step
+            # Half of what the step would gain were the density normal.
+            small = float((upper.mT @ step).square().sum()) < 1e-6
+            if not float(log_joint(onward).detach()) >= float(log_joint(mode).detach()):
+                break
+            mode = onward
+            upper, step = _curvature(log_joint, mode)
+            if small:
+                break
+    eye = torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
+    return Normal(mode, torch.linalg.solve_triangular(upper, eye, upper=True).mT.contiguous())
+
+
+def better(log_joint: LogDensity, first: Normal, second: Normal) -> Normal:
+    """The one of the larger ELBO, estimated on the same draws; the second where neither has one."""
+    noise = torch.randn(DRAWS, len(first.loc), dtype=first.loc.dtype, device=first.loc.device)
+    return first if _elbo(log_joint, first, noise) > _elbo(log_joint, second, noise) else second
+
+
+def laplace_or(log_joint: LogDensity, fallback: Normal) -> Normal:
+    """The Laplace approximation where there is one and its ELBO is the better."""
+    if len(fallback.loc) > LARGEST:
+        return fallback
+    try:
+        found = laplace(log_joint, fallback.loc)
+    except LaplaceError:
+        return fallback
+    return better(log_joint, found, fallback)
+
+
+def _curvature(log_joint: LogDensity, mode: Tensor) -> tuple[Tensor, Tensor]:
+    r"""``U`` with :math:`U U^\top = H`, upper triangular, and Newton's step."""
+    z = mode.clone().requires_grad_()
+    gradient = torch.autograd.grad(log_joint(z), z)[0]
+    hessian = torch.autograd.functional.hessian(lambda z: -log_joint(z), mode)
+    hessian = torch.as_tensor(hessian).detach()
+    # With the order of the coordinates turned round, the factor of the precision becomes, inverted
+    # and turned back, the lower-triangular factor of the covariance.
+    factor, failed = torch.linalg.cholesky_ex((hessian + hessian.mT).flip(0, 1) / 2)
+    if bool(failed) or not bool(factor.isfinite().all()):
+        raise LaplaceError(
+            f"The log-density is not curved downwards in every direction at {_told(mode)}, where "
+            "the search for a mode ended: the posterior has no usable mode."
+        )
+    step = torch.cholesky_solve(gradient.flip(0)[:, None], factor)[:, 0].flip(0)
+    return factor.flip(0, 1), step
+
+
+def _mode(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Tensor:
+    z = loc.detach().clone().requires_grad_()
+    search = torch.optim.LBFGS([z], max_iter=max_steps, line_search_fn="strong_wolfe")
+
+    def negative() -> float:
+        value = -log_joint(z)
+        z.grad = torch.autograd.grad(value, z)[0]
+        return float(value.detach())
+
+    search.step(negative)
+    return z.detach()
+
+
+@torch.no_grad()
+def _elbo(log_joint: LogDensity, normal: Normal, noise: Tensor) -> float:
+    points = normal.loc + noise @ normal.scale_tril.mT
+    values = [float(log_joint(z)) for z in points]
+    value = sum(values) / len(values) + float(normal.scale_tril.diagonal().log().sum())
+    return value if math.isfinite(value) else -math.inf
+
+
+def _told(z: Tensor) -> str:
+    shown = ", ".join(f"{float(v):.3g}" for v in z[:8])
+    return f"({shown}{', ...' if len(z) > 8 else ''})"
