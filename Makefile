@@ -31,7 +31,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench
-	for name in training_step logdet_error crossover inverse norms expressive_power \
+	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
 			time_to_quality; do \
 		$(BIN)/python -W ignore -m benchmarks.$$name --write $(ARGS) || exit 1; \
 	done
