@@ -11,20 +11,19 @@ import pyro_iresnet
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/expressive-power.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/expressive-power.md", "docs/guides.md")
 
 
-def examples():
-    for name in DOCUMENTS:
-        for i, match in enumerate(EXAMPLE.finditer((ROOT / name).read_text())):
-            indent, code = match.groups()
-            yield pytest.param(re.sub(f"^{indent}", "", code, flags=re.M), id=f"{name}-{i}")
-
-
-@pytest.mark.parametrize("code", examples())
-def test_an_example_runs(code):
+@pytest.mark.filterwarnings("ignore::pyro_iresnet.diagnostics.KHatWarning")
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_examples_of_a_page_run_one_after_the_other(name):
     torch.set_default_dtype(torch.float32)
-    exec(compile(code, "example", "exec"), {})
+    examples = EXAMPLE.findall((ROOT / name).read_text())
+    assert examples
+    names: dict[str, object] = {}
+    for i, (indent, code) in enumerate(examples):
+        plain = re.sub(f"^{indent}", "", code, flags=re.M)
+        exec(compile(plain, f"{name}, example {i}", "exec"), names)
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
