@@ -40,7 +40,6 @@ GUIDES: dict[str, MakeGuide] = {
     ),
     SPLINE: partial(AutoNormalizingFlow, init_transform_fn=list(of_pyro().values())[1]),
     OURS: AutoIResNet,
-    "AutoIResNet, 4 blocks": partial(AutoIResNet, num_blocks=4),
 }
 FLOWS = [name for name in GUIDES if "Normal" not in name or "IAF" in name]
 GOALS = {

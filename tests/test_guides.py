@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import (
+    MCMC,
+    NUTS,
     SVI,
     JitTrace_ELBO,
     Predictive,
@@ -37,6 +39,7 @@ from pyro_iresnet import (
     TracingError,
     Triangular,
     TriangularAffine,
+    cached,
 )
 from pyro_iresnet.guides.log_joint import LogJoint
 
@@ -502,6 +505,22 @@ def test_neutra_has_the_density_of_the_model():
     trace = poutine.trace(poutine.condition(banana, values)).get_trace()
     logdet = guide.transform.log_abs_det_jacobian(z, latent)
     torch.testing.assert_close(traced.log_prob_sum(), trace.log_prob_sum() + logdet)
+
+
+def test_nuts_through_a_guide_samples_the_posterior():
+    guide = AutoIResNet(gaussian, 2, init="laplace")
+    guide()
+    guide.eval()
+    neutra = NeuTraReparam(guide)
+    kernel = NUTS(neutra.reparam(gaussian))
+    chain = MCMC(kernel, num_samples=150, warmup_steps=50, disable_progbar=True)
+    with cached(guide):
+        chain.run()
+    found = neutra.transform_sample(chain.get_samples()["z_shared_latent"])["z"].detach()
+    scale = TRIL.square().sum(1).sqrt()
+    assert ((found.mean(0) - LOC) / scale).abs().max() < 0.4
+    assert (found.std(0) / scale - 1).abs().max() < 0.4
+    assert not chain.diagnostics()["divergences"]["chain 0"]
 
 
 def test_a_density_that_is_drawn_is_refused():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_median
+from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_feasible
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
@@ -89,7 +89,7 @@ class AutoIResNet(AutoNormalizingFlow):
         num_blocks: int = 8,
         *,
         hidden_dims: Sequence[int] | None = None,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
         init: str = "auto",
         init_scale: float = 1.0,
         path_gradients: bool = True,
