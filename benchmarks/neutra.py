@@ -13,6 +13,7 @@ import pyro
 import torch
 import typer
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import init_to_median
 from pyro.infer.reparam import NeuTraReparam
 from pyro.optim import ClippedAdam
 from torch import Tensor
@@ -68,7 +69,7 @@ def guide_of(seed: int, steps: int) -> AutoIResNet:
     """A guide fitted to the funnel, in eval mode."""
     pyro.clear_param_store()
     torch.manual_seed(seed)
-    guide = AutoIResNet(funnel)
+    guide = AutoIResNet(funnel, init_loc_fn=init_to_median)
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(funnel, guide, ClippedAdam({"lr": 1e-2, "lrd": 0.01 ** (1 / steps)}), elbo)
     for _ in trange(steps, desc=f"guide {seed}", unit="step", mininterval=5):

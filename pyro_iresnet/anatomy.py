@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import TypeVar
 
 from torch import nn
@@ -60,6 +62,53 @@ def settings_of(module: nn.Module) -> tuple[object, ...]:
         for name, value in vars(module).items()
         if name[0] != "_" and (isinstance(value, PLAIN) or is_dataclass(value))
     )
+
+
+def modules_behind(function: object) -> list[nn.Module]:
+    """The modules that a callable leads to, and their parts: those that it is, is a method of, is
+    bound to by ``functools.partial`` or a decorator, closes over, or names among its globals.
+
+    What a call fetches by other ways, out of a container or through an attribute, is not found.
+    """
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [function]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found |= {id(m): m for m in thing.modules()}
+        waiting += _leads(thing)
+    return list(found.values())
+
+
+def _leads(thing: object) -> list[object]:
+    if isinstance(thing, MethodType):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if not isinstance(thing, FunctionType):
+        return []
+    cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
+    names = [thing.__globals__.get(name) for name in thing.__code__.co_names]
+    near = [v for v in names if isinstance(v, nn.Module | MethodType | FunctionType | partial)]
+    wrapped = getattr(thing, "__wrapped__", None)
+    return [*cells, wrapped, *(v for v in near if _is_users(v))]
+
+
+def _is_full(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_users(value: object) -> bool:
+    """Not a function of a library, which leads far and to no module of the user's."""
+    module = getattr(value, "__module__", None) or ""
+    return isinstance(value, nn.Module) or not module.startswith(("torch", "pyro.", "numpy"))
 
 
 def _children(module: nn.Module) -> list[nn.Module]:

@@ -627,3 +627,103 @@ def test_arviz_reads_it(tmp_path):
     matplotlib.pyplot.close("all")
     arviz.to_netcdf(data, tmp_path / "data.nc")
     assert arviz.from_netcdf(tmp_path / "data.nc").posterior.equals(data.posterior)
+
+
+# ---------------------------------------------------------------------------- what eyes have found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_far_draw_is_no_rounding(dtype):
+    torch.set_default_dtype(dtype)
+
+    def model():
+        pyro.sample("a", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("b", dist.Normal(torch.zeros(()), 1.0))
+
+    def guide():
+        pyro.sample("a", dist.Cauchy(torch.zeros(()), 1.0))
+        pyro.sample("b", dist.Normal(torch.zeros(()), 0.3))
+
+    torch.manual_seed(0)
+    with pytest.warns(KHatWarning):
+        assert psis(guide, model).k_hat > 0.7
+
+
+def test_many_data_are_no_rounding():
+    torch.set_default_dtype(torch.float32)
+    data = 3 + 0.02 * torch.randn(2000)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 10.0))
+        with pyro.plate("rows", 2000):
+            pyro.sample("y", dist.Normal(z, 0.02), obs=data)
+
+    def guide():
+        pyro.sample("z", dist.Normal(data.mean(), 0.35 * 0.02 / 2000**0.5))
+
+    torch.manual_seed(0)
+    with pytest.warns(KHatWarning):
+        assert psis(guide, model).k_hat > 0.5
+
+
+class Amortised(torch.nn.Module):
+    """A guide that is a method, right in eval mode only."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def model(self, x):
+        with pyro.plate("rows", 5):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("rows", 5):
+            pyro.sample("z", dist.Normal(self.dropout(torch.ones(())) * x / 2, 0.5**0.5))
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda v: v.guide,
+        lambda v: lambda x: v.guide(x),
+        lambda v: partial(v.guide),
+        lambda v: poutine.block(v.guide, hide=[]),
+    ],
+    ids=["method", "closure", "partial", "poutine"],
+)
+def test_modules_behind_a_callable_are_in_eval_mode(behind):
+    amortised = Amortised()
+    x = torch.tensor([0.5, 1.0, 1.5, 4.0, 4.2])
+    assert psis(behind(amortised), amortised.model, x).k_hat == -math.inf
+    assert amortised.dropout.training
+
+
+def test_a_scaled_guide_is_refused():
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(torch.tensor(1.5), 0.1))
+
+    with pytest.raises(ArgumentError, match=r"'z' of the guide is scaled by 0\.01"):
+        psis(poutine.scale(guide, 0.01), poutine.scale(model, 0.01))
+
+
+def test_sites_and_results_that_do_not_fit_are_named():
+    def model():
+        pyro.sample("draw", dist.Normal(torch.zeros(()), 1.0))
+
+    with pytest.raises(ArgumentError, match="'draw'"):
+        guide_to_inference_data(model, model)
+
+    def other(n):
+        with pyro.plate("rows", n):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    with pytest.raises(TypeError, match="result"):
+        guide_to_inference_data(other, other, 3, result=3)
+    with pytest.raises(ArgumentError, match=r"'z' of shape \(3,\); got \(4,\)"):
+        guide_to_inference_data(other, other, 3, result=psis(other, other, 4))

@@ -33,6 +33,7 @@ from pyro_iresnet import (
     Asinh,
     AutoIResNet,
     Exact,
+    HigherOrderError,
     Identity,
     LaplaceError,
     Roulette,
@@ -132,10 +133,12 @@ def test_the_guide_starts_near_its_start():
 
 
 def test_a_model_that_subsamples_is_started_plainly():
+    data = torch.randn(100)
+
     def model():
         z = pyro.sample("z", dist.Normal(0.0, 10.0))
-        with pyro.plate("data", 100, subsample_size=10):
-            pyro.sample("obs", dist.Normal(z, 1.0), obs=torch.zeros(10))
+        with pyro.plate("data", 100, subsample_size=10) as rows:
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=data[rows])
 
     guide = AutoIResNet(model)
     guide()
@@ -143,11 +146,81 @@ def test_a_model_that_subsamples_is_started_plainly():
     assert math.isfinite(SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step())
 
 
+def mixture():
+    means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("obs", dist.Normal(means[..., 0] * (1 - z) + means[..., 1] * z, 1.0), obs=DATA)
+
+
+def test_a_model_that_draws_what_the_guide_does_not_know_is_started_plainly():
+    guide = AutoIResNet(poutine.block(mixture, hide=["z"]), 2)
+    guide()
+    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, torch.eye(2))
+    with pytest.raises(LaplaceError, match="differs from call to call"):
+        AutoIResNet(poutine.block(mixture, hide=["z"]), 2, init="laplace")()
+
+
+def without_second_derivatives():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    x = torch.linspace(0, 1, 4)[:, None] / scale
+    cov = torch.exp(-(torch.cdist(x, x) ** 2)) + torch.eye(4)
+    pyro.sample("obs", dist.MultivariateNormal(torch.zeros(4), cov), obs=torch.ones(4))
+
+
+def fussy():
+    x = pyro.sample("x", dist.Normal(1.0, 1.0))
+    if not float(x.detach()) > 0:
+        raise ValueError("x below 0")
+    pyro.sample("obs", dist.Normal(10 * x, 1.0), obs=torch.tensor(-5.0))
+
+
+def improper():
+    pyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
+
+
+@pytest.mark.parametrize("model", [without_second_derivatives, fussy, improper])
+def test_where_a_laplace_approximation_fails_the_start_is_plain(model):
+    values = {"x": torch.tensor(1.0), "scale": torch.tensor(1.0)}
+    options = {"init_loc_fn": init_to_value(values=values), "init_scale": 0.01}
+    guide = AutoIResNet(model, 2, **options)
+    guide()
+    assert guide.transform.parts[-1].scale_tril.item() == pytest.approx(0.01)
+    with pytest.raises(LaplaceError):
+        AutoIResNet(model, 2, init="laplace", **options)()
+
+
+def test_a_start_changes_no_setting_and_no_buffer():
+    norm = torch.nn.BatchNorm1d(1)
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("obs", dist.Normal(norm(x[:, None]).sum(), 1.0), obs=torch.tensor(0.0))
+
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        guide = AutoIResNet(model, 1)
+        guide._setup_prototype()
+        # Once for the prototype, by Pyro.
+        assert int(norm.num_batches_tracked) <= 1
+        assert norm.training
+        assert torch.distributions.Distribution._validate_args is False
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)
+
+
+def test_the_mode_before_the_first_call_is_kept():
+    guide = AutoIResNet(gaussian, 1)
+    guide.eval()
+    guide()
+    assert not any(m.training for m in guide.transform.modules())
+
+
 def test_the_log_joint_is_the_models():
     guide = AutoIResNet(constrained)
     guide()
     log_joint = LogJoint(guide, constrained, (), {})
-    assert log_joint.is_deterministic
+    assert log_joint.is_deterministic(torch.randn(guide.latent_dim))
     z = torch.randn(guide.latent_dim)
     values, correction = {}, 0.0
     for site, unconstrained in guide._unpack_latent(z):
@@ -172,7 +245,7 @@ def test_it_fits_what_a_normal_guide_cannot():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(x**2, 0.3))
 
-    guide = AutoIResNet(model, 4)
+    guide = AutoIResNet(model, 4, init="plain")
     elbo = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=0)
     optimizer = pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": 0.05 ** (1 / 500)})
     svi = SVI(model, guide, optimizer, elbo)
@@ -208,6 +281,8 @@ def test_bad_quantiles_are_named():
     guide = AutoIResNet(banana)
     with pytest.raises(ArgumentError, match="quantiles"):
         guide.quantiles([0.5, 1.5])
+    with pytest.raises(ArgumentTypeError, match="a list or a tensor"):
+        guide.quantiles(0.5)
 
 
 def test_many_coordinates():
@@ -306,6 +381,7 @@ def gradients(model, guide, particles=1):
 
 
 def bent(model, **options):
+    pyro.clear_param_store()
     torch.manual_seed(4)
     guide = AutoIResNet(model, 2, hidden_dims=[8], init="plain", **options)
     guide()
@@ -361,6 +437,16 @@ def test_a_guide_at_its_posterior_has_gradients_without_noise():
     _, score = gradients(model, guide, 5)
     assert path.abs().max() < 1e-7
     assert score.abs().max() > 1e-2
+
+
+def test_a_second_derivative_of_a_path_gradient_raises():
+    guide = bent(banana)
+    elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    log_scale = guide.transform.parts[-1].log_scale
+    loss = elbo.differentiable_loss(banana, guide)
+    first = torch.autograd.grad(loss, log_scale, create_graph=True)[0]
+    with pytest.raises(HigherOrderError, match="path_gradients=False"):
+        torch.autograd.grad(first.sum(), log_scale)
 
 
 def test_the_loss_is_the_same_with_either_gradient():
@@ -438,17 +524,29 @@ def test_a_state_dict_in_a_fresh_guide():
     assert same(fresh, guide)
 
 
-def test_the_parameter_store_holds_all_that_matters(tmp_path):
+def test_a_guide_goes_on_from_a_loaded_store(tmp_path):
     guide = AutoIResNet(gaussian, 2)
     step(guide, gaussian)
     pyro.get_param_store().save(tmp_path / "params")
     pyro.clear_param_store()
     pyro.get_param_store().load(tmp_path / "params")
-    torch.manual_seed(9)
     fresh = AutoIResNet(gaussian, 2, init="plain")
     fresh()
-    pyro.module("AutoIResNet.transform", fresh.transform, update_module_params=True)
     assert same(fresh, guide)
+    step(fresh, gaussian)
+    assert not same(fresh, guide)
+    pyro.get_param_store().save(tmp_path / "more")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "more")
+    further = AutoIResNet(gaussian, 2)
+    further()
+    assert same(fresh, further)
+
+
+def test_a_store_of_another_guide_is_told():
+    step(AutoIResNet(gaussian, 2), gaussian)
+    with pytest.raises(ArgumentError, match="clear_param_store"):
+        step(AutoIResNet(gaussian, 2, hidden_dims=[7]), gaussian)
 
 
 def test_parameters_of_its_own():
@@ -507,6 +605,7 @@ def test_neutra_has_the_density_of_the_model():
     torch.testing.assert_close(traced.log_prob_sum(), trace.log_prob_sum() + logdet)
 
 
+@pytest.mark.slow
 def test_nuts_through_a_guide_samples_the_posterior():
     guide = AutoIResNet(gaussian, 2, init="laplace")
     guide()
@@ -548,6 +647,8 @@ def test_a_density_that_is_drawn_is_refused():
         ({"num_blocks": 2.5}, ArgumentTypeError, "num_blocks"),
         ({"init": "map"}, ArgumentError, "init to be one of auto, laplace, plain"),
         ({"init_scale": 0.0}, ArgumentError, "init_scale"),
+        ({"init_loc_fn": 3}, ArgumentTypeError, "init_loc_fn"),
+        ({"path_gradients": "no"}, ArgumentTypeError, "path_gradients"),
         ({"lipschitz": 1.2}, ArgumentError, "lipschitz"),
         ({"hidden_dims": "64"}, ArgumentTypeError, "hidden_dims"),
         ({"metric": 3}, ArgumentTypeError, "metric"),

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_instance
 from .particles import Particles
 from .psis import PSIS, warn, weigh
 from .sites import event_dim, listed, site_value
@@ -68,10 +68,17 @@ def guide_to_inference_data(
         {'chain': 1, 'draw': 1000, 'row': 3}
     """
     pair = Particles(guide, model, args, kwargs, max_plate_nesting, batch_size)
+    reserved = {"chain", "draw"} & {*pair.latent, *pair.deterministic, *pair.observed}
+    if reserved:
+        raise ArgumentError(
+            f"Expected no site named {listed(reserved)}, which ArviZ keeps for itself. Rename it."
+        )
+    given = result is not None
     if result is None:
         result = weigh(pair, 1000 if num_samples is None else num_samples)
         warn(result)
-    elif num_samples is not None and not resample:
+    check_instance(result, PSIS, "result", "psis(guide, model)")
+    if given and num_samples is not None and not resample:
         raise ArgumentError(
             f"Expected num_samples={num_samples} only with resample=True, as result has its draws."
         )
@@ -79,6 +86,12 @@ def guide_to_inference_data(
         raise ArgumentError(
             f"Expected result with the latent sites of the model, {listed(pair.latent)}; got "
             f"{listed(result.draws)}. Pass what psis returned for this model."
+        )
+    shapes = {name: tuple(site_value(site).shape) for name, site in pair.latent.items()}
+    if wrong := [n for n, v in result.draws.items() if tuple(v.shape[1:]) != shapes[n]]:
+        raise ArgumentError(
+            f"Expected result with {wrong[0]!r} of shape {shapes[wrong[0]]}; got "
+            f"{tuple(result.draws[wrong[0]].shape[1:])}. Pass what psis returned on the same data."
         )
     size = len(result.log_joint)
     wanted = size if num_samples is None else num_samples
@@ -92,7 +105,9 @@ def guide_to_inference_data(
     }
     if pair.observed:
         data = {name: site_value(site) for name, site in pair.observed.items()}
-        groups["observed_data"] = {name: value.cpu().numpy() for name, value in data.items()}
+        groups["observed_data"] = {
+            name: value.detach().cpu().numpy() for name, value in data.items()
+        }
         if log_likelihood:
             groups["log_likelihood"] = _chain(likelihood)
         if posterior_predictive:
@@ -129,4 +144,4 @@ def _dims(site: Any) -> list[str | None]:
 
 
 def _chain(values: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: value.cpu().numpy()[None] for name, value in values.items()}
+    return {name: value.detach().cpu().numpy()[None] for name, value in values.items()}

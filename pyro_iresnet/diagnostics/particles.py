@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.enum import get_importance_trace
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..anatomy import modules_behind
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -20,9 +21,11 @@ from ..errors import (
     check_positive_int,
 )
 from .sites import (
+    LogProb,
     by_kind,
     check_full,
     check_match,
+    check_unscaled,
     event_dim,
     joined,
     listed,
@@ -50,6 +53,7 @@ class Particles:
         self.batch_size = batch_size
         model_trace, guide_trace = self._traces(None)
         check_match(model_trace, guide_trace)
+        check_unscaled(model_trace, guide_trace)
         sites = [*samples(model_trace).values(), *samples(guide_trace).values()]
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         check_full(frames)
@@ -63,8 +67,8 @@ class Particles:
         self.latent, self.deterministic, self.observed = by_kind(model_trace)
         self.eps = max(torch.finfo(site["log_prob"].dtype).eps for site in sites)
 
-    def draw(self, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """log p(x, z) and log q(z), shape ``(size,)``, and draws from the guide by site."""
+    def draw(self, size: int) -> tuple[LogProb, LogProb, dict[str, Tensor]]:
+        """log p(x, z) and log q(z) of ``size`` draws from the guide, and the draws by site."""
         parts = []
         for _, n in self._batches(size):
             traces = self._traces(n)
@@ -77,7 +81,7 @@ class Particles:
                 (*(log_prob(t, n) for t in traces), site_values(traces[0], self.latent, n))
             )
         joints, guides, draws = zip(*parts, strict=True)
-        log_joint, found = torch.cat(joints), joined(draws)
+        log_joint, found = _joined(joints), joined(draws)
         for name, value in found.items():
             if bool((value == value[:1]).all()) and not self.latent[name]["fn"].support.is_discrete:
                 raise ArgumentError(
@@ -86,8 +90,8 @@ class Particles:
                 )
         row = self._checked(size)
         alone = self._replay(self.model, {name: value[row] for name, value in found.items()}, None)
-        self._check_same("log p(x, z)", log_joint[row], log_prob(alone, None))
-        return log_joint, torch.cat(guides), found
+        self._check_same("log p(x, z)", log_joint.value[row], log_prob(alone, None).value)
+        return log_joint, _joined(guides), found
 
     def evaluate(self, draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The deterministic sites, and the log-likelihood of the observed ones."""
@@ -96,7 +100,7 @@ class Particles:
         for rows, n in self._batches(size):
             trace = self._replay(self.model, {k: v[rows] for k, v in draws.items()}, n)
             deterministic.append(site_values(trace, self.deterministic, n))
-            likelihood.append(site_values(trace, self.observed, n, "log_prob"))
+            likelihood.append(site_values(trace, self.observed, n, "unscaled_log_prob"))
         found, row = joined(deterministic), self._checked(size)
         alone = self._replay(self.model, {name: value[row] for name, value in draws.items()}, None)
         for name, value in site_values(alone, self.deterministic, None).items():
@@ -149,7 +153,7 @@ class Particles:
     def _running(self, n: int | None) -> Iterator[None]:
         """Eval mode, without gradients: an estimator in train mode draws, an ActNorm starts."""
         fns = (self.guide, self.model)
-        modules = [m for fn in fns if isinstance(fn, nn.Module) for m in fn.modules()]
+        modules = [m for fn in fns for m in modules_behind(fn)]
         modes = [m.training for m in modules]
         try:
             for m in modules:
@@ -188,3 +192,7 @@ class Particles:
                 f"gave {what} = {float(value.flatten()[worst]):.6g} for a draw among others, and "
                 f"{float(alone.flatten()[worst]):.6g} for it alone"
             )
+
+
+def _joined(parts: Sequence[LogProb]) -> LogProb:
+    return LogProb(*(torch.cat(values) for values in zip(*parts, strict=True)))

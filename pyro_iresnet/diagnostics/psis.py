@@ -168,11 +168,12 @@ def weigh(pair: Particles, num_samples: int) -> PSIS:
             f"Expected num_samples to be at least {FEWEST_DRAWS}, for a tail to fit k-hat to; got "
             f"{size}. 1000 or more is usual."
         )
-    log_joint, log_guide, draws = pair.draw(size)
+    of_model, of_guide, draws = pair.draw(size)
+    log_joint, log_guide = of_model.value, of_guide.value
     log_weights = log_joint - log_guide
     _check_weights(log_weights, log_joint, log_guide)
-    finite = [v[v.isfinite()].abs().max() for v in (log_joint, log_guide)]
-    rounding = 64 * pair.eps * max(1.0, *map(float, finite))
+    # Each term of a log-density carries a few roundings of its own.
+    rounding = 8 * pair.eps * (1 + of_model.size + of_guide.size)
     smoothed, k_hat = _smooth(log_weights, rounding)
     total = torch.logsumexp(smoothed, 0)
     normalised = smoothed - total
@@ -192,12 +193,12 @@ def weigh(pair: Particles, num_samples: int) -> PSIS:
     )
 
 
-def _smooth(log_weights: Tensor, rounding: float) -> tuple[Tensor, float]:
+def _smooth(log_weights: Tensor, rounding: Tensor) -> tuple[Tensor, float]:
     """Smoothed log weights, not normalised, and k-hat."""
     size = len(log_weights)
     tail = math.ceil(min(size / 5, 3 * size**0.5))
-    largest = log_weights.topk(tail + 1).values
-    if float(largest[0] - largest[-1]) <= rounding:
+    largest, places = log_weights.topk(tail + 1)
+    if float(largest[0] - largest[-1]) <= float(rounding[places].max()):
         # Nothing sticks out: what would be fitted are rounding errors.
         return log_weights, -math.inf
     smoothed, k_hat = map(np.asarray, arviz.psislw(log_weights.numpy(), normalize=False))

@@ -1,7 +1,7 @@
 """The sites of a model and a guide: which they are, whether they match, what they hold."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -50,6 +50,20 @@ def check_full(frames: Any) -> None:
             )
 
 
+def check_unscaled(model: Any, guide: Any) -> None:
+    """Raise if the density of a latent site is scaled."""
+    latent = by_kind(model)[0]
+    for where, sites in (("guide", samples(guide)), ("model", latent)):
+        for name, site in sites.items():
+            scale = torch.as_tensor(site["scale"])
+            if bool((scale != 1).any()):
+                raise ArgumentError(
+                    f"Expected latent sites with their own density; {name!r} of the {where} is "
+                    f"scaled by {float(scale.flatten()[0]):.3g}. Pass model and guide without "
+                    "poutine.scale: a scaled density has no importance weights."
+                )
+
+
 def unvectorized(seen: str) -> ArgumentError:
     """The error of what is right for one draw and not for many."""
     return ArgumentError(
@@ -82,10 +96,25 @@ def _is_point(site: Any) -> bool:
     return isinstance(fn, dist.Delta)
 
 
-def log_prob(trace: Any, n: int | None) -> Tensor:
-    """Of each draw, over all sites, float64, shape ``(n,)``."""
+class LogProb(NamedTuple):
+    """The log-density of draws, float64.
+
+    Arguments:
+        value: over all sites, shape ``(n,)``.
+        size: the root of the sum of the squared terms, to whose rounding that of ``value`` is
+            proportional, shape ``(n,)``.
+    """
+
+    value: Tensor
+    size: Tensor
+
+
+def log_prob(trace: Any, n: int | None) -> LogProb:
+    """Of each draw, over all sites."""
     terms = [site["log_prob"].cpu().double() for site in samples(trace).values()]
-    return sum((t.reshape(n or 1, -1).sum(1) for t in terms), torch.zeros(n or 1).double())
+    flat = [t.reshape(n or 1, -1) for t in terms] or [torch.zeros(n or 1, 1).double()]
+    total = torch.stack([t.sum(1) for t in flat]).sum(0)
+    return LogProb(total, torch.stack([t.square().sum(1) for t in flat]).sum(0).sqrt())
 
 
 def site_value(site: Any) -> Tensor:

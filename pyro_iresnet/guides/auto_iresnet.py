@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_feasible
+from pyro.params import param_with_module_name
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
@@ -22,7 +24,7 @@ from ..inverse import Solver
 from ..logdet import Exact, LogDet
 from .log_joint import LogJoint
 from .path import PathDistribution
-from .start import Normal, laplace, laplace_or, plain
+from .start import LaplaceError, Normal, laplace, laplace_or, plain
 
 STARTS = ("auto", "laplace", "plain")
 # Coordinates up to which a guide's log-determinant is exact in training too: for a few particles
@@ -103,6 +105,15 @@ class AutoIResNet(AutoNormalizingFlow):
     ) -> None:
         if not callable(model):
             raise ArgumentTypeError(f"Expected model to be a callable; got {model!r}.")
+        if not callable(init_loc_fn):
+            raise ArgumentTypeError(
+                "Expected init_loc_fn to be a callable, such as init_to_median; "
+                f"got {init_loc_fn!r}."
+            )
+        if not isinstance(path_gradients, bool):
+            raise ArgumentTypeError(
+                f"Expected path_gradients to be True or False; got {path_gradients!r}."
+            )
         if init not in STARTS:
             raise ArgumentError(f"Expected init to be one of {', '.join(STARTS)}; got {init!r}.")
         # Not that of AutoNormalizingFlow, which fixes init_loc_fn and registers a parameter twice.
@@ -187,6 +198,11 @@ class AutoIResNet(AutoNormalizingFlow):
         Raises:
             ArgumentError: a quantile out of range.
         """
+        if not isinstance(quantiles, Tensor | Sequence) or isinstance(quantiles, str):
+            raise ArgumentTypeError(
+                "Expected quantiles to be a list or a tensor such as [0.05, 0.95]; "
+                f"got {quantiles!r}."
+            )
         latent = self.get_posterior(*args, **kwargs).sample((self.num_draws,))
         levels = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
         if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
@@ -208,18 +224,55 @@ class AutoIResNet(AutoNormalizingFlow):
         super()._setup_prototype(*args, **kwargs)
         loc = self._init_loc()
         stack = Stack([*self._init_transform_fn(self.latent_dim), TriangularAffine(len(loc))])
-        self.transform = stack.to(device=loc.device, dtype=loc.dtype)
+        if not bool(loc.isfinite().all()):
+            raise ArgumentError(
+                "Expected init_loc_fn to give finite values inside the support of each site; on "
+                f"the unconstrained scale it gave {loc.tolist()}."
+            )
+        self.transform = stack.to(device=loc.device, dtype=loc.dtype).train(self.training)
         start = self._start(loc, args, kwargs)
         self._outer().start_at(start.loc, start.scale_tril)
+        self._take_from_the_store()
+
+    @torch.no_grad()
+    def _take_from_the_store(self) -> None:
+        """Begin with the values that Pyro's store holds under these names, as after its ``load``.
+
+        The store then forgets them, and learns of the parameters themselves at the first step; else
+        it would train its own tensors and leave the guide's as they are.
+        """
+        store, prefix = pyro.get_param_store(), f"{self._pyro_name}.transform"
+        for name, parameter in self._stack().named_parameters():
+            full = param_with_module_name(prefix, name)
+            if full not in store or pyro.settings.get("module_local_params"):
+                continue
+            value = store[full]
+            if value.shape != parameter.shape:
+                raise ArgumentError(
+                    f"Expected {full!r} in Pyro's parameter store of shape "
+                    f"{tuple(parameter.shape)}; got {tuple(value.shape)}, of another guide. Call "
+                    "pyro.clear_param_store() first, or give the guides names of their own."
+                )
+            parameter.copy_(value)
+            del store[full]
 
     def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Normal:
         fallback = plain(loc, self.init_scale)
         if self.init == "plain":
             return fallback
+        # Of a guide in a list the model hides what the others know.
         log_joint = LogJoint(self, self._users_model[0], args, kwargs)
-        if self.init == "laplace":
-            return laplace(log_joint, loc)
-        return laplace_or(log_joint, fallback) if log_joint.is_deterministic else fallback
+        if self.master is not None or not log_joint.is_deterministic(loc):
+            if self.init == "auto":
+                return fallback
+            raise LaplaceError(
+                "The log-density differs from call to call, or is that of a part of a model: "
+                "something is subsampled, hidden or drawn that the guide does not know. Use "
+                "init='plain'."
+            )
+        return (
+            laplace(log_joint, loc) if self.init == "laplace" else laplace_or(log_joint, fallback)
+        )
 
     def _stack(self) -> Stack:
         # Not by its name: with each access Pyro registers every parameter anew.

@@ -1,14 +1,18 @@
 """The log-density of a Pyro model as a function of a guide's latent vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to
+
+from ..anatomy import modules_behind
 
 
 class LogJoint:
@@ -43,21 +47,44 @@ class LogJoint:
             logdet = sum_rightmost(logdet, logdet.dim() - value.dim() + site["fn"].event_dim)
             values[site["name"]] = value
             total = total + logdet.sum()
-        # A search may come to where a distribution has no parameters: NaN, and no error.
-        with poutine.block(), pyro.validation_enabled(False):
+        with poutine.block(), _without_validation(), self._in_eval_mode():
             conditioned = poutine.condition(self.model, data=values)
             trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
             return total + trace.log_prob_sum()
 
-    @property
-    def is_deterministic(self) -> bool:
-        """Whether two calls give the same: no data are subsampled."""
-        with poutine.block():
-            trace = poutine.trace(self.guide.model).get_trace(*self.args, **self.kwargs)
-        nodes: Any = trace.nodes
-        return not any(
-            frame.full_size is not None and frame.full_size != frame.size
-            for site in nodes.values()
-            if site["type"] == "sample"
-            for frame in site["cond_indep_stack"]
-        )
+    @torch.no_grad()
+    def is_deterministic(self, z: Tensor) -> bool:
+        """Whether a few calls near ``z`` give the same, as they do not where the model draws what the
+        guide does not know (data in a subsampling plate, hidden sites), or where it fails."""
+        # At a symmetric point what is drawn may make no difference.
+        z = z + 0.01 * torch.randn_like(z)
+        try:
+            first, *others = (self(z) for _ in range(5))
+        except (RuntimeError, ValueError, ArithmeticError):
+            return False
+        return all(torch.equal(first.nan_to_num(), other.nan_to_num()) for other in others)
+
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        """A search is no training: a BatchNorm counts nothing of it, a dropout draws nothing."""
+        modules = modules_behind(self.model)
+        modes = [m.training for m in modules]
+        try:
+            for m in modules:
+                m.training = False
+            yield
+        finally:
+            for m, mode in zip(modules, modes, strict=True):
+                m.training = mode
+
+
+@contextmanager
+def _without_validation() -> Iterator[None]:
+    """A search may come to where a distribution has no parameters: NaN then, and no error."""
+    of_torch = torch.distributions.Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        # Pyro puts back its own flag only, and torch's after it.
+        torch.distributions.Distribution.set_default_validate_args(of_torch)

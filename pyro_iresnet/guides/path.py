@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
+from torch.autograd import Function
 
-from ..torch_modes import in_plain_autograd
+from ..torch_modes import in_plain_autograd, undifferentiable
 
 
 class PathDistribution(dist.TransformedDistribution):
@@ -23,7 +24,7 @@ class PathDistribution(dist.TransformedDistribution):
 
     with :math:`\theta` held fixed. Value and ``log_prob`` are those of the flow, and so are
     estimators that take the gradient of ``log_prob`` (Renyi's, wake-sleep): for them the second
-    part is no noise.
+    part is no noise. First derivatives only: a second one raises.
 
     References:
         Sticking the Landing (Roeder, Wu and Duvenaud, 2017). Path-Gradient Estimators for
@@ -50,5 +51,29 @@ class PathDistribution(dist.TransformedDistribution):
         if not (u.requires_grad and u.is_leaf):
             return ScoreParts(log_prob, zero, log_prob)
         slope = push(torch.autograd.grad(log_prob.sum(), u, retain_graph=True)[0])
-        along = ((x - x.detach()) * slope).sum(-1)
-        return ScoreParts(log_prob, zero, log_prob.detach() + along)
+        return ScoreParts(log_prob, zero, log_prob.detach() + _Along.apply(x, slope))
+
+
+class _Along(Function):
+    """Zero, whose gradient in ``x`` is a slope."""
+
+    @staticmethod
+    def forward(x: Tensor, slope: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[:-1])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        x, slope = ctx.saved_tensors
+        value = grad_outputs[0][..., None] * slope
+        if torch.is_grad_enabled():
+            value = undifferentiable(
+                value,
+                x,
+                "A path gradient is a number of this draw, whose derivative would be wrong. For "
+                "second derivatives of an ELBO make the guide with path_gradients=False.",
+            )
+        return value, None

@@ -48,28 +48,19 @@ def laplace(log_joint: LogDensity, loc: Tensor, *, max_steps: int = 500) -> Norm
     Hessian of :math:`-\log p` there.
 
     Raises:
-        LaplaceError: the search ran away, or :math:`H` is not positive definite.
+        LaplaceError: the search ran away, the model failed on its way or is not twice
+            differentiable, or :math:`H` is not positive definite.
     """
-    with torch.enable_grad():
-        try:
-            mode = _mode(log_joint, loc, max_steps)
-        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise LaplaceError(f"The model failed where the search led: {error}") from error
-        if not bool(mode.isfinite().all()):
-            raise LaplaceError(f"The search for a mode ran away from the start {_told(loc)}.")
-        upper, step = _curvature(log_joint, mode)
-        for _ in range(NEWTON):
-            onward = mode + step
-            # Half of what the step would gain were the density normal.
-            small = float((upper.mT @ step).square().sum()) < 1e-6
-            if not float(log_joint(onward).detach()) >= float(log_joint(mode).detach()):
-                break
-            mode = onward
-            upper, step = _curvature(log_joint, mode)
-            if small:
-                break
-    eye = torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
-    return Normal(mode, torch.linalg.solve_triangular(upper, eye, upper=True).mT.contiguous())
+    try:
+        return _laplace(log_joint, loc, max_steps)
+    except LaplaceError:
+        raise
+    # Whatever a model says where the search leads, or of a derivative that it does not have.
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        raise LaplaceError(
+            "The log-density could not be followed to a mode and differentiated twice there: "
+            f"{str(error).partition(chr(10))[0]} Use init='plain'."
+        ) from error
 
 
 def better(log_joint: LogDensity, first: Normal, second: Normal) -> Normal:
@@ -101,10 +92,34 @@ def _curvature(log_joint: LogDensity, mode: Tensor) -> tuple[Tensor, Tensor]:
     if bool(failed) or not bool(factor.isfinite().all()):
         raise LaplaceError(
             f"The log-density is not curved downwards in every direction at {_told(mode)}, where "
-            "the search for a mode ended: the posterior has no usable mode."
+            "the search for a mode ended: the posterior has no usable mode, or none in this dtype. "
+            "Use init='plain', or float64."
         )
     step = torch.cholesky_solve(gradient.flip(0)[:, None], factor)[:, 0].flip(0)
     return factor.flip(0, 1), step
+
+
+def _laplace(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Normal:
+    with torch.enable_grad():
+        mode = _mode(log_joint, loc, max_steps)
+        if not bool(mode.isfinite().all()):
+            raise LaplaceError(
+                f"The search for a mode ran away from the start {_told(loc)}. Start elsewhere "
+                "(init_loc_fn), use float64, or init='plain'."
+            )
+        upper, step = _curvature(log_joint, mode)
+        for _ in range(NEWTON):
+            onward = mode + step
+            # Half of what the step would gain were the density normal.
+            small = float((upper.mT @ step).square().sum()) < 1e-6
+            if not float(log_joint(onward).detach()) >= float(log_joint(mode).detach()):
+                break
+            mode = onward
+            upper, step = _curvature(log_joint, mode)
+            if small:
+                break
+    eye = torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
+    return Normal(mode, torch.linalg.solve_triangular(upper, eye, upper=True).mT.contiguous())
 
 
 def _mode(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Tensor:
@@ -123,7 +138,11 @@ def _mode(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Tensor:
 @torch.no_grad()
 def _elbo(log_joint: LogDensity, normal: Normal, noise: Tensor) -> float:
     points = normal.loc + noise @ normal.scale_tril.mT
-    values = [float(log_joint(z)) for z in points]
+    try:
+        values = [float(log_joint(z)) for z in points]
+    except (RuntimeError, ValueError, ArithmeticError):
+        # Where the model fails at a draw, the start is no place to begin.
+        return -math.inf
     value = sum(values) / len(values) + float(normal.scale_tril.diagonal().log().sum())
     return value if math.isfinite(value) else -math.inf
 
