@@ -54,8 +54,11 @@ class LogJoint:
 
     @torch.no_grad()
     def is_deterministic(self, z: Tensor) -> bool:
-        """Whether a few calls near ``z`` give the same, as they do not where the model draws what the
-        guide does not know (data in a subsampling plate, hidden sites), or where it fails."""
+        """Whether a few calls near ``z`` give the same.
+
+        They do not where the model draws what the guide does not know (data in a subsampling
+        plate, hidden sites), nor where it fails.
+        """
         # At a symmetric point what is drawn may make no difference.
         z = z + 0.01 * torch.randn_like(z)
         try:
