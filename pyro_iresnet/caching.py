@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -73,8 +73,9 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
     def __enter__(self) -> None:
         shared = _Shared(self._contractions, self._wrap)
         self._open.append(shared)
-        for c in self._contractions:
-            c._shared_acting = (*c._shared_acting, shared)
+        with _alone():
+            for c in self._contractions:
+                c._shared_acting = (*c._shared_acting, shared)
 
     def __exit__(
         self,
@@ -83,8 +84,9 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
         traceback: TracebackType | None,
     ) -> None:
         closed = self._open.pop()
-        for c in self._contractions:
-            c._shared_acting = tuple(s for s in c._shared_acting if s is not closed)
+        with _alone():
+            for c in self._contractions:
+                c._shared_acting = tuple(s for s in c._shared_acting if s is not closed)
 
 
 def acting_of(contraction: Contraction) -> Acting:
@@ -102,6 +104,15 @@ def _shared_by(contraction: Contraction) -> "_Shared | None":
         if isinstance(shared, _Shared) and shared.is_open_here():
             return shared
     return None
+
+
+# Two threads that open or close at once must not lose what the other has written.
+_LOCK = threading.Lock()
+
+
+def _alone() -> AbstractContextManager[object]:
+    # A compiler cannot take a lock; it works in one thread.
+    return nullcontext() if is_compiling() else _LOCK
 
 
 def _thread() -> int:

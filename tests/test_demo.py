@@ -52,7 +52,7 @@ def test_the_three_parts_run_and_name_their_files(short):
         ("checkerboard", "i-ResNet"),
         ("eight schools", "AutoNormal"),
         ("eight schools", "AutoMultivariateNormal"),
-        ("eight schools", "i-ResNet guide"),
+        ("eight schools", "AutoIResNet"),
     ]
     assert 20 < rows[0]["held_out_nats"] < 23
     numbers = [v for row in rows for v in row.values() if isinstance(v, float)]

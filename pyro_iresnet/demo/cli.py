@@ -65,7 +65,7 @@ def run(
     rows, files = rows + more, files + pictures
     pyro.set_rng_seed(seed)
     more, pictures, summary = eight_schools.run(steps or STEPS["eight_schools"], output)
-    console.print("\nArviZ summary of the i-ResNet guide on the eight schools")
+    console.print("\nArviZ summary of AutoIResNet on the eight schools")
     console.print(summary.to_string(), highlight=False)
     return rows + more, files + pictures
 
