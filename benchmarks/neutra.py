@@ -4,25 +4,23 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
 import arviz
 import pyro
 import torch
 import typer
-from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import init_to_median
 from pyro.infer.reparam import NeuTraReparam
-from pyro.optim import ClippedAdam
 from torch import Tensor
-from tqdm import trange
 
 from pyro_iresnet import AutoIResNet, cached
 
-from .posteriors import PARTICLES, funnel
-from .report import Fast, Threads, Write, publish, table
+from .posteriors import PARTICLES, funnel, train
+from .report import Fast, Kept, Threads, Write, publish, table
 from .runs import Runs
 
 DRAWS, WARMUP, STEPS, SEEDS = 1000, 500, 3000, 3
@@ -70,10 +68,7 @@ def guide_of(seed: int, steps: int) -> AutoIResNet:
     pyro.clear_param_store()
     torch.manual_seed(seed)
     guide = AutoIResNet(funnel, init_loc_fn=init_to_median)
-    elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(funnel, guide, ClippedAdam({"lr": 1e-2, "lrd": 0.01 ** (1 / steps)}), elbo)
-    for _ in trange(steps, desc=f"guide {seed}", unit="step", mininterval=5):
-        svi.step()
+    train(funnel, guide, steps=steps, name=f"guide {seed}")
     return guide.eval()
 
 
@@ -108,9 +103,7 @@ def main(
     fast: Fast = False,
     write: Write = False,
     threads: Threads = 1,
-    log: Annotated[
-        Path | None, typer.Option(help="Keep finished runs here, and go on from them.")
-    ] = None,
+    log: Kept = None,
 ) -> None:
     """Run NUTS with and without NeuTra."""
     torch.set_num_threads(threads)
@@ -121,9 +114,8 @@ def main(
     for name in (PLAIN, NEUTRA):
         found = []
         for seed in range(1 if fast else SEEDS):
-            options = {"draws": draws, "warmup": warmup, "steps": steps}
-            label = f"{name} / {draws} / {seed}"
-            found.append(runs.get(label, lambda n=name, s=seed: asdict(sampled(n, s, **options))))  # noqa: B023
+            chain = partial(sampled, name, seed, draws=draws, warmup=warmup, steps=steps)
+            found.append(runs.get(f"{name} / {draws} / {seed}", lambda c=chain: asdict(c())))
         for seed, f in enumerate(found):
             rate = 1000 * f["ess"] / f["gradients"]
             cells = [f"{f['ess']:.0f}", f"{f['gradients']:,.0f}", f"{rate:.2f}"]

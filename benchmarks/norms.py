@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated
 
 import torch
 import typer
@@ -38,7 +37,7 @@ from pyro_iresnet.demo.data import checkerboard, digits
 from pyro_iresnet.demo.fit import fit
 
 from .measure import interleaved
-from .report import Fast, Threads, Write, publish, table
+from .report import Fast, Kept, Threads, Write, publish, table
 from .runs import Runs
 
 BATCH = 256
@@ -243,9 +242,7 @@ def main(
     fast: Fast = False,
     write: Write = False,
     threads: Threads = 1,
-    log: Annotated[
-        Path | None, typer.Option(help="Keep finished runs here, and go on from them.")
-    ] = None,
+    log: Kept = None,
 ) -> None:
     """Train two flows by every norm strategy."""
     torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ from .measure import machine
 # The options that every script has.
 Fast = Annotated[bool, typer.Option(help="A reduced run, to see that it works.")]
 Write = Annotated[bool, typer.Option(help="Put the result into RESULTS.md.")]
+Kept = Annotated[Path | None, typer.Option(help="Keep finished runs here, and go on from them.")]
 Threads = Annotated[int, typer.Option(help="Threads of torch.")]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -30,6 +30,9 @@ Make = Callable[[int], Stack]
 
 FORMER = "Gram(), Identity()"
 WINNER = "Cholesky(), Diagonal()"
+# Pyro's own flows.
+IAF = "IAF: 3 affine autoregressive"
+SPLINE = "2 spline autoregressive, 1 affine"
 SMALL = "Cholesky(damping=1), Identity()"
 OURS = {"norm": Cholesky(), "metric": Diagonal()}
 
@@ -89,8 +92,8 @@ def with_host(hidden: tuple[int, ...]) -> dict[str, Make]:
 def of_pyro() -> dict[str, Make]:
     """What Pyro has."""
     return {
-        "IAF: 3 affine autoregressive": lambda dim: Stack(_affine(dim, 3)),
-        "2 spline autoregressive, 1 affine": lambda dim: Stack(
+        IAF: lambda dim: Stack(_affine(dim, 3)),
+        SPLINE: lambda dim: Stack(
             [spline_autoregressive(dim, hidden_dims=[64], bound=4.0) for _ in range(2)]
             + _affine(dim, 1)
         ),

@@ -1,6 +1,7 @@
 """The parts of a flow, whoever built the stack around them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType
@@ -62,6 +63,19 @@ def settings_of(module: nn.Module) -> tuple[object, ...]:
         for name, value in vars(module).items()
         if name[0] != "_" and (isinstance(value, PLAIN) or is_dataclass(value))
     )
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """These modules in eval mode, each for itself and not its parts; then in the mode they had."""
+    modes = [m.training for m in modules]
+    try:
+        for m in modules:
+            m.training = False
+        yield
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
 
 
 def modules_behind(function: object) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Among nflows' own transforms: every one of them, before and behind a residual block."""
+"""Among nflows' own transforms, before and behind a residual block."""
 
 import pickle
 

@@ -10,7 +10,7 @@ from ..logdet import LogDet
 
 
 def dense_block(
-    dim: int,
+    input_dim: int,
     hidden_dims: Sequence[int] | None,
     *,
     context_dim: int | None,
@@ -24,7 +24,7 @@ def dense_block(
 ) -> ResidualBlock:
     """A :class:`ResidualBlock` over a :class:`DenseContraction`; arguments as theirs."""
     contraction = DenseContraction(
-        dim,
+        input_dim,
         hidden_dims,
         context_dim=context_dim,
         lipschitz=lipschitz,

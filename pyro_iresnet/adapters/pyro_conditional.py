@@ -184,16 +184,4 @@ def conditional_iresnet(
         >>> transform.condition(torch.randn(5, 3))(torch.randn(2)).shape
         torch.Size([5, 2])
     """
-    block = dense_block(
-        input_dim,
-        hidden_dims,
-        context_dim=context_dim,
-        lipschitz=lipschitz,
-        activation=activation,
-        norm=norm,
-        metric=metric,
-        chart=chart,
-        logdet=logdet,
-        solver=solver,
-    )
-    return ConditionalIResNet(block)
+    return ConditionalIResNet(dense_block(**locals()))

@@ -193,16 +193,4 @@ def iresnet(
         >>> from pyro.distributions.transforms import iterated
         >>> stack = iterated(4, iresnet, 10, [32, 32])
     """
-    block = dense_block(
-        input_dim,
-        hidden_dims,
-        context_dim=None,
-        lipschitz=lipschitz,
-        activation=activation,
-        norm=norm,
-        metric=metric,
-        chart=chart,
-        logdet=logdet,
-        solver=solver,
-    )
-    return IResNet(block)
+    return IResNet(dense_block(context_dim=None, **locals()))

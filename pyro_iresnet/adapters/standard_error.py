@@ -11,7 +11,7 @@ from pyro.distributions.conditional import ConditionalDistribution, ConditionalT
 from torch import Tensor, nn
 from torch.distributions import Transform, TransformedDistribution
 
-from ..anatomy import modules_of
+from ..anatomy import evaluating, modules_of
 from ..block import ResidualBlock
 from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
 from ..logdet import LogDet, auto_logdet
@@ -192,15 +192,11 @@ def unchanged(modules: list[nn.Module], blocks: list[ResidualBlock]) -> Iterator
 
     In train mode an ActNorm would start from copies of ``x``, and a BatchNorm count them.
     """
-    modes = [m.training for m in modules]
     estimators = [block.logdet for block in blocks]
     inside = {id(m) for block in blocks for m in block.modules()}
     try:
-        for m in modules:
-            m.training = m.training and id(m) in inside
-        yield
+        with evaluating([m for m in modules if id(m) not in inside]):
+            yield
     finally:
-        for m, mode in zip(modules, modes, strict=True):
-            m.training = mode
         for block, estimator in zip(blocks, estimators, strict=True):
             block.logdet = estimator

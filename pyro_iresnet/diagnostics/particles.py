@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from ..anatomy import modules_behind
+from ..anatomy import evaluating, modules_behind
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -152,13 +152,9 @@ class Particles:
     @contextmanager
     def _running(self, n: int | None) -> Iterator[None]:
         """Eval mode, without gradients: an estimator in train mode draws, an ActNorm starts."""
-        fns = (self.guide, self.model)
-        modules = [m for fn in fns for m in modules_behind(fn)]
-        modes = [m.training for m in modules]
+        modules = [*modules_behind(self.guide), *modules_behind(self.model)]
         try:
-            for m in modules:
-                m.training = False
-            with torch.no_grad(), warnings.catch_warnings():
+            with evaluating(modules), torch.no_grad(), warnings.catch_warnings():
                 # Of sites that do not match, which is an error here.
                 warnings.filterwarnings("ignore", message="Found ")
                 yield
@@ -171,9 +167,6 @@ class Particles:
             raise unvectorized(
                 f"failed on {n} at once ({str(error).partition(chr(10))[0]})"
             ) from error
-        finally:
-            for m, mode in zip(modules, modes, strict=True):
-                m.training = mode
 
     def _checked(self, size: int) -> slice:
         """The last draw of the first batch: where rows are mixed up, the first is often right."""

@@ -1,6 +1,8 @@
 """Ready-made density estimators: nflows ``Flow`` objects."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 from nflows.distributions import StandardNormal
@@ -14,6 +16,7 @@ from ..coordinates import Chart, Diagonal, Metric
 from ..errors import ArgumentTypeError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
+from .between import interleaved
 
 
 def iresnet_flow(
@@ -119,20 +122,10 @@ def _flow(
 ) -> Flow:
     count = check_positive_int(num_blocks, "num_blocks")
     size = check_positive_int(features, "features")
-    if between is not None and not callable(between):
-        raise ArgumentTypeError(
-            "Expected between to be a callable that makes a transform, such as "
-            f"nflows.transforms.ActNorm, or None; got {between!r}."
-        )
     if embedding_net is not None and not isinstance(embedding_net, nn.Module):
         raise ArgumentTypeError(
             f"Expected embedding_net to be a torch module or None; got {embedding_net!r}."
         )
-    parts: list[nn.Module] = []
-    for _ in range(count):
-        if between is not None:
-            parts.append(between(size))
-        parts.append(IResNetTransform(size, **options))
-    if between is not None:
-        parts.append(between(size))
+    makers = repeat(partial(IResNetTransform, size, **options), count)
+    parts = interleaved(makers, between, size, "nflows.transforms.ActNorm")
     return Flow(CompositeTransform(parts), StandardNormal([size]), embedding_net=embedding_net)

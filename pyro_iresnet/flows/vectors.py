@@ -1,6 +1,7 @@
 """Ready-made stacks for vectors."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice, repeat
 from typing import Any
 
@@ -11,10 +12,11 @@ from ..adapters.builder import dense_block
 from ..block import ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Diagonal, Metric
-from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
+from ..errors import ArgumentError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .actnorm import actnorm
+from .between import interleaved
 
 
 def iresnet_stack(
@@ -169,17 +171,14 @@ def _parts(
     **options: Any,
 ) -> list[Any]:
     """The blocks as their kinds in turn, and what stands between them."""
-    if between is not None and not callable(between):
-        raise ArgumentTypeError(
-            "Expected between to be a callable that makes a transform, such as actnorm, or None; "
-            f"got {between!r}."
-        )
-    parts = []
+
+    def made(kind: Callable[[ResidualBlock], Any], m: Metric, c: Chart | None) -> Any:
+        return kind(dense_block(input_dim, hidden_dims, metric=m, chart=c, **options))
+
     settings = zip(cycle(kinds), _in_turn(metric, "metric"), _in_turn(chart, "chart"), strict=False)
-    for kind, m, c in islice(settings, check_positive_int(num_blocks, "num_blocks")):
-        block = dense_block(input_dim, hidden_dims, metric=m, chart=c, **options)
-        parts += [kind(block)] if between is None else [between(input_dim), kind(block)]
-    return parts if between is None else [*parts, between(input_dim)]
+    chosen = islice(settings, check_positive_int(num_blocks, "num_blocks"))
+    makers = (partial(made, *setting) for setting in chosen)
+    return interleaved(makers, between, input_dim, "actnorm")
 
 
 def _in_turn(value: Any, name: str) -> Iterator[Any]:

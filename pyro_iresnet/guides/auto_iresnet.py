@@ -41,8 +41,8 @@ class AutoIResNet(AutoNormalizingFlow):
 
     where each :math:`f_i` is a residual block, and :math:`m, C` are a location and a
     lower-triangular scale: they take care of what a Gaussian guide can do, so that the blocks only
-    bend. The blocks start near the identity, hence the
-    guide near the normal distribution of its start.
+    bend. The blocks start near the identity, hence the guide near the normal distribution of its
+    start.
 
     Change first: ``num_blocks``, then the steps and particles of SVI. Judge the fit with
     :func:`pyro_iresnet.diagnostics.psis`. For :class:`~pyro.infer.reparam.NeuTraReparam` call

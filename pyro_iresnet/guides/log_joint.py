@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..anatomy import modules_behind
+from ..anatomy import evaluating, modules_behind
 
 
 class LogJoint:
@@ -35,6 +35,8 @@ class LogJoint:
         kwargs: dict[str, Any],
     ) -> None:
         self.guide, self.model, self.args, self.kwargs = guide, model, args, kwargs
+        # A search is no training: a BatchNorm counts nothing of it, a dropout draws nothing.
+        self.modules = modules_behind(model)
 
     def __call__(self, z: Tensor) -> Tensor:
         """A scalar; ``z`` of shape ``(D,)``."""
@@ -47,7 +49,7 @@ class LogJoint:
             logdet = sum_rightmost(logdet, logdet.dim() - value.dim() + site["fn"].event_dim)
             values[site["name"]] = value
             total = total + logdet.sum()
-        with poutine.block(), _without_validation(), self._in_eval_mode():
+        with poutine.block(), _without_validation(), evaluating(self.modules):
             conditioned = poutine.condition(self.model, data=values)
             trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
             return total + trace.log_prob_sum()
@@ -66,19 +68,6 @@ class LogJoint:
         except (RuntimeError, ValueError, ArithmeticError):
             return False
         return all(torch.equal(first.nan_to_num(), other.nan_to_num()) for other in others)
-
-    @contextmanager
-    def _in_eval_mode(self) -> Iterator[None]:
-        """A search is no training: a BatchNorm counts nothing of it, a dropout draws nothing."""
-        modules = modules_behind(self.model)
-        modes = [m.training for m in modules]
-        try:
-            for m in modules:
-                m.training = False
-            yield
-        finally:
-            for m, mode in zip(modules, modes, strict=True):
-                m.training = mode
 
 
 @contextmanager
