@@ -14,17 +14,10 @@ from tqdm import trange
 from pyro_iresnet import Stack, cached
 from pyro_iresnet.demo.data import checkerboard, digits
 
+from .toy_data import two_spirals
+
 BATCH = 256
 VALIDATION = 150
-
-
-def two_spirals(count: int) -> Tensor:
-    """Two spirals of one and a half turns, radius up to pi, with noise."""
-    turn = torch.rand(count).sqrt() * 3 * math.pi
-    arm = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
-    spread = torch.rand(2, count) / 2
-    x, y = -turn * turn.cos() + spread[0], turn * turn.sin() + spread[1]
-    return torch.stack([arm * x, arm * y], 1) / 3 + 0.1 * torch.randn(count, 2)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pyro_iresnet import (
     IResNetTransform,
     ResidualBlock,
 )
-from pyro_iresnet.flows import conditional_iresnet_flow, iresnet_flow
+from pyro_iresnet.flows import PatientActNorm, conditional_iresnet_flow, iresnet_flow
 
 DIM = 4
 
@@ -315,3 +315,45 @@ def test_a_flow_of_either_dtype_pickles(dtype):
     noise, _ = flow._transform(rows)
     back, _ = flow._transform.inverse(noise)
     torch.testing.assert_close(back, rows, atol=1e-3 if dtype == torch.float32 else 1e-7, rtol=0)
+
+
+def test_a_ready_made_flow_waits_for_enough_rows():
+    rows = 5 + 3 * torch.randn(200, 2)
+    flow = iresnet_flow(2, 2, hidden_features=8)
+    flow.log_prob(rows[:2])
+    norms = [m for m in flow.modules() if isinstance(m, PatientActNorm)]
+    assert len(norms) == 3
+    assert not any(m.initialized or m.log_scale.any() or m.shift.any() for m in norms)
+    flow.log_prob(rows)
+    assert all(m.initialized for m in norms)
+    out, _ = norms[0](rows)
+    assert torch.allclose(out.mean(0), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(out.std(0), torch.ones(2), atol=1e-4)
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    flow.log_prob(10 * rows)
+    assert all(bool((v == before[k]).all()) for k, v in flow.state_dict().items())
+
+
+def test_what_was_trained_before_enough_rows_came_is_kept():
+    norm = PatientActNorm(2)
+    norm(torch.randn(8, 2))
+    with torch.no_grad():
+        norm.log_scale.fill_(0.5)
+    norm(5 + 3 * torch.randn(100, 2))
+    assert norm.initialized
+    assert bool((norm.log_scale == 0.5).all())
+    assert not norm.shift.any()
+
+
+def test_constant_columns_and_images_have_a_start():
+    norm = PatientActNorm(3)
+    x = torch.cat([torch.full((50, 1), 7.0), 4 * torch.randn(50, 2)], 1)
+    out, logabsdet = norm(x)
+    assert out.isfinite().all()
+    assert logabsdet.isfinite().all()
+    assert norm.log_scale[0] == 0
+    assert torch.allclose(norm.inverse(out)[0], x, atol=1e-4)
+    images = PatientActNorm(3)
+    pictures = torch.randn(4, 3, 5, 5) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 1
+    out, _ = images(pictures)
+    assert torch.allclose(out.std((0, 2, 3)), torch.ones(3), atol=1e-2)

@@ -88,16 +88,22 @@ class ActNorm(MemoTransform):
         self._seen_started = True
         if len(rows) < ENOUGH_ROWS:
             return
-        mean, std = rows.mean(0), rows.std(0)
-        # A coordinate without spread, or one that is not finite, has no scale to take.
-        rounding = 64 * torch.finfo(rows.dtype).eps * rows.abs().amax(0)
-        usable = (std > rounding) & std.isfinite()
-        scale = torch.where(usable, std, 1.0)
-        self.log_scale.copy_(-scale.log())
-        self.shift.copy_(torch.where(mean.isfinite(), -mean / scale, 0.0))
+        log_scale, shift = standardisation(rows)
+        self.log_scale.copy_(log_scale)
+        self.shift.copy_(shift)
 
     def _logdet(self, x: Tensor) -> Tensor:
         return self.log_scale.sum().expand(x.shape[:-1])
+
+
+def standardisation(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``log_scale`` and ``shift`` that give each column mean 0 and standard deviation 1."""
+    mean, std = rows.mean(0), rows.std(0)
+    # A coordinate without spread, or one that is not finite, has no scale to take.
+    rounding = 64 * torch.finfo(rows.dtype).eps * rows.abs().amax(0)
+    usable = (std > rounding) & std.isfinite()
+    scale = torch.where(usable, std, 1.0)
+    return -scale.log(), torch.where(mean.isfinite(), -mean / scale, 0.0)
 
 
 def actnorm(input_dim: int) -> ActNorm:

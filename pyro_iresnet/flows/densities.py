@@ -7,7 +7,7 @@ from typing import Any
 
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
-from nflows.transforms import ActNorm, CompositeTransform, Transform
+from nflows.transforms import CompositeTransform, Transform
 from torch import nn
 
 from ..adapters import IResNetTransform
@@ -17,6 +17,7 @@ from ..errors import ArgumentTypeError, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .between import interleaved
+from .patient_actnorm import PatientActNorm
 
 
 def iresnet_flow(
@@ -31,13 +32,13 @@ def iresnet_flow(
     chart: Chart | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
-    between: Callable[[int], Transform] | None = ActNorm,
+    between: Callable[[int], Transform] | None = PatientActNorm,
 ) -> Flow:
     """An nflows ``Flow`` of ActNorm and residual blocks in turn over a standard normal.
 
-    It runs from data to noise, so training needs no inversion. The first batch in train mode
-    standardises the data: let it be one of a hundred rows or more, and no constant column. Call
-    ``eval()`` for a deterministic log-density and before you sample.
+    It runs from data to noise, so training needs no inversion. The first batch of 16 rows or more
+    in train mode standardises the data (:class:`PatientActNorm`): let it be one of a hundred or
+    more. Call ``eval()`` for a deterministic log-density and before you sample.
 
     Change first: ``num_blocks`` (each stretches by less than 2, in its metric), then
     ``hidden_features``. With few rows in many dimensions ``metric=Identity()`` and
@@ -82,7 +83,7 @@ def conditional_iresnet_flow(
     chart: Chart | None = None,
     logdet: LogDet | None = None,
     solver: Solver | None = None,
-    between: Callable[[int], Transform] | None = ActNorm,
+    between: Callable[[int], Transform] | None = PatientActNorm,
     embedding_net: nn.Module | None = None,
 ) -> Flow:
     """As :func:`iresnet_flow`, under a context: ``flow.log_prob(inputs, context)``.
@@ -127,5 +128,5 @@ def _flow(
             f"Expected embedding_net to be a torch module or None; got {embedding_net!r}."
         )
     makers = repeat(partial(IResNetTransform, size, **options), count)
-    parts = interleaved(makers, between, size, "nflows.transforms.ActNorm")
+    parts = interleaved(makers, between, size, "PatientActNorm")
     return Flow(CompositeTransform(parts), StandardNormal([size]), embedding_net=embedding_net)
