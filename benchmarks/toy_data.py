@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_iresnet.demo.data import checkerboard
 
 CHUNK = 4000
-# Far closer together than the noise of any curve is wide.
+# Closer together than the noise of any curve is wide.
 KNOTS = 1000
 
 
@@ -72,7 +72,7 @@ def eight_gaussians(count: int) -> Tensor:
 
 
 def _eight_gaussians(x: Tensor) -> Tensor:
-    return _smoothed(x, _centres(), torch.full((8,), 1 / 8).double(), 0.5 / 1.414)
+    return _smoothed(x, _centres(), 0.5 / 1.414)
 
 
 # Radii, and the deviation of the noise.
@@ -113,8 +113,7 @@ def moons(count: int) -> Tensor:
 
 
 def _moons(x: Tensor) -> Tensor:
-    curve = _arcs(math.pi * _middles()).flatten(0, 1)
-    return _smoothed(x, curve, _even(len(curve)), 0.2)
+    return _smoothed(x, _arcs(math.pi * _middles()).flatten(0, 1), 0.2)
 
 
 def _roll(uniform: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ def swiss_roll(count: int) -> Tensor:
 
 
 def _swiss_roll(x: Tensor) -> Tensor:
-    return _smoothed(x, _roll(_middles()), _even(KNOTS), 0.2)
+    return _smoothed(x, _roll(_middles()), 0.2)
 
 
 def _spiral(uniform: Tensor) -> Tensor:
@@ -203,12 +202,7 @@ def _middles() -> Tensor:
     return (torch.arange(KNOTS, dtype=torch.float64) + 0.5) / KNOTS
 
 
-def _even(count: int) -> Tensor:
-    return torch.full((count,), 1 / count, dtype=torch.float64)
-
-
-def _smoothed(x: Tensor, curve: Tensor, weight: Tensor, noise: float) -> Tensor:
-    """Of normal noise around points of a curve."""
-    square = torch.cdist(x, curve).square()
-    parts = weight.log() - square / (2 * noise**2) - math.log(2 * math.pi * noise**2)
-    return parts.logsumexp(1)
+def _smoothed(x: Tensor, points: Tensor, noise: float) -> Tensor:
+    """Of normal noise around points, all of one weight."""
+    parts = -torch.cdist(x, points).square() / (2 * noise**2)
+    return parts.logsumexp(1) - math.log(len(points) * 2 * math.pi * noise**2)
