@@ -9,12 +9,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	&& echo $$p && break; done)
 ARGS ?=
 
-.PHONY: demo test test-slow bench lint format build clean help
+.PHONY: demo test test-slow test-bench bench lint format build clean help
 
 help:
 	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
 	@echo 'make test         run the tests (ARGS="-k inverse")'
 	@echo 'make test-slow    run the slow tests as well'
+	@echo 'make test-bench   run the tests of the benchmarks that other packages stand in'
 	@echo 'make bench        run the benchmarks and write benchmarks/RESULTS.md (ARGS="--fast" to try)'
 	@echo 'make lint         check style, format, types and import layers'
 	@echo 'make format       mend style and format where a tool can'
@@ -30,9 +31,12 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
+test-bench: $(VENV)/.test $(VENV)/.bench
+	$(BIN)/python -m pytest tests/test_toy_densities.py $(ARGS)
+
 bench: $(VENV)/.bench
 	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
-			time_to_quality; do \
+			time_to_quality toy_densities; do \
 		$(BIN)/python -W ignore -m benchmarks.$$name --write $(ARGS) || exit 1; \
 	done
 

@@ -71,7 +71,7 @@ def _high_water() -> float:
 
 def machine() -> str:
     """Processor, cores and versions, in one line."""
-    packages = ("torch", "pyro-ppl", "nflows", "normflows", "flowcon", "torchflows")
+    packages = ("torch", "pyro-ppl", "nflows", "normflows", "flowcon", "torchflows", "zuko")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return (
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python "

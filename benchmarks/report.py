@@ -35,17 +35,20 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def publish(name: str, title: str, body: str, *, fast: bool, write: bool) -> None:
+def publish(
+    name: str, title: str, body: str, options: str = "", *, fast: bool, write: bool
+) -> None:
     """Print a section, and put it in the place of its last version.
 
     Arguments:
         name: of the script.
         title: the heading.
         body: tables and what they say.
+        options: of the command, that made the result what it is.
         fast: a reduced run, which is never written.
         write: whether to write.
     """
-    command = f"python -m benchmarks.{name} --write"
+    command = " ".join(["python", "-m", f"benchmarks.{name}", *options.split(), "--write"])
     section = f"## {title}\n\n`{command}` on {date.today()}: {machine()}.\n\n{body.strip()}\n"
     print(section)
     if fast and write:

@@ -1,0 +1,241 @@
+"""Every flow of the report's tables on eight toy densities, by equal steps and by equal time."""
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+
+from .report import RESULTS, Fast, Kept, Threads, Write, publish, table
+from .runs import Runs
+from .toy_data import Toy, toys
+from .toy_flows import flows, variants
+from .toy_picture import pictured
+from .toy_training import BATCH, Plan, Run, drawn, held_out, train
+
+STEPS, SECONDS, RATE_STEPS, SEEDS, POINTS = 20_000, 400.0, 2_000, 3, 100_000
+RATES = (2e-3, 8e-3, 2e-2)
+RATES_ON = "checkerboard"
+# One seed of it takes as long as all else.
+ONCE = "FFJORD"
+OURS, WITH_LU = "i-ResNet", "i-ResNet, LULinear"
+PROTOCOLS = {"steps": "equal steps", "clock": "equal time"}
+# On how many of the eight the i-ResNet is to be better.
+GOALS = {
+    "steps": {
+        "NICE": 8,
+        "MADE": 8,
+        "MAF": 8,
+        "Real NVP": 8,
+        "Glow": 8,
+        "FFJORD": 8,
+        "normflows": 8,
+        "spline flow": 4,
+    },
+    "clock": {"Glow": 7, "Real NVP": 7, "FFJORD": 7, "normflows": 7},
+}
+# Nats above the entropy, at equal steps.
+DISTANCES = {"checkerboard": 0.12, "8 gaussians": 0.02}
+# Of a kind each: a density with edges and one without.
+FEW = ("checkerboard", "8 gaussians")
+PICTURE = RESULTS.with_name("toy_densities.png")
+
+Steps = Annotated[int, typer.Option(help="Of training, at equal steps.")]
+Seconds = Annotated[float, typer.Option(help="Of the processor, at equal time.")]
+RateSteps = Annotated[int, typer.Option(help="To choose each learning rate.")]
+Seeds = Annotated[int, typer.Option(help="Of every flow but FFJORD, which has one.")]
+Flows = Annotated[list[str] | None, typer.Option(help="Make the runs of these, no table.")]
+Data = Annotated[list[str] | None, typer.Option(help="Make the runs on these, no table.")]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of the comparison.
+
+    Arguments:
+        runs: where what is finished is kept.
+        plan: of each run.
+        rate_steps: to choose a learning rate.
+        seeds: of every flow but one.
+        data: the names of the data sets.
+    """
+
+    runs: Runs[Run]
+    entropies: Runs[float]
+    plan: Plan
+    rate_steps: int
+    seeds: int
+    data: tuple[str, ...]
+
+    def rate(self, flow: str) -> float:
+        """The best of three for a flow, on one data set and one seed."""
+        toy, plan = toys()[RATES_ON], Plan(self.rate_steps, 0.0, self.plan.points)
+
+        def nats(rate: float) -> float:
+            name = f"rate / {flow} / {rate:g} / {self.rate_steps}"
+            make = (flows() | variants())[flow]
+            return self.runs.get(name, lambda: train(toy, make, rate, 0, plan, name=name))["steps"]
+
+        return min(RATES, key=nats)
+
+    def entropy(self, toy: Toy) -> float:
+        """Minus the mean of the exact log-density of the points that flows are scored on."""
+        name = f"entropy / {toy.name} / {self.plan.points}"
+        points = held_out(toy, self.plan.points)
+        return self.entropies.get(name, lambda: -toy.log_prob(points).mean().item())
+
+    def run(self, data: str, flow: str, seed: int) -> Run:
+        """One flow, trained and scored."""
+        name = f"{data} / {flow} / {seed} / {self.plan.steps} / {self.plan.seconds:g}"
+        toy, make, rate = toys()[data], (flows() | variants())[flow], self.rate(flow)
+        return self.runs.get(name, lambda: train(toy, make, rate, seed, self.plan, name=name))
+
+    def seeds_of(self, flow: str) -> range:
+        """The seeds that a flow is run with."""
+        return range(1 if flow == ONCE else self.seeds)
+
+    def gap(self, data: str, flow: str, protocol: str) -> float:
+        """The median over the seeds, nats above the entropy."""
+        found = [self.run(data, flow, seed)[protocol] for seed in self.seeds_of(flow)]
+        return median(found) - self.entropy(toys()[data])
+
+
+def won(study: Study, flow: str, protocol: str) -> int:
+    """On how many data sets the i-ResNet is the better of the two."""
+    return sum(study.gap(d, OURS, protocol) < study.gap(d, flow, protocol) for d in study.data)
+
+
+def goals(study: Study) -> str:
+    """What was to be reached, beside what was."""
+    rows = [
+        [
+            f"{PROTOCOLS[protocol]}: better than {flow}, data sets",
+            str(won(study, flow, protocol)),
+            f">= {least}",
+        ]
+        for protocol, least_of in GOALS.items()
+        for flow, least in least_of.items()
+    ]
+    rows += [
+        [f"nats above the entropy, {data}", f"{study.gap(data, OURS, 'steps'):.3f}", f"<= {most}"]
+        for data, most in DISTANCES.items()
+    ]
+    return table(["i-ResNet", f"after {study.plan.steps:,} steps", "goal"], rows)
+
+
+def compared(study: Study, protocol: str, names: list[str]) -> str:
+    """Nats above the entropy, a row for each data set."""
+    rows = []
+    for data in study.data:
+        gaps = [study.gap(data, flow, protocol) for flow in names]
+        told = [f"**{gap:.3f}**" if gap == min(gaps) else f"{gap:.3f}" for gap in gaps]
+        rows.append([data, f"{study.entropy(toys()[data]):.3f}", *told])
+    return table(["", "entropy", *names], rows)
+
+
+def described(study: Study) -> str:
+    """The size, the learning rate and the speed of each flow."""
+    rows = []
+    for flow in [*flows(), *variants()]:
+        found = [study.run(data, flow, 0) for data in study.data]
+        speeds = [1000 * run["curve"][-1][1] / run["curve"][-1][0] for run in found if run["curve"]]
+        speed = median(speeds) if speeds else math.nan
+        rows.append([flow, f"{found[0]['parameters']:,}", f"{found[0]['rate']:g}", f"{speed:.1f}"])
+    return table(["", "parameters", "learning rate", "ms a step"], rows)
+
+
+def shortened(study: Study) -> str:
+    """That the protocol is not the whole one, where it is not."""
+    full = Plan(STEPS, SECONDS, POINTS), RATE_STEPS, SEEDS, tuple(toys())
+    plan = study.plan
+    if (plan, study.rate_steps, study.seeds, study.data) == full:
+        return ""
+    return (
+        f"**A shortened protocol, the same for every flow**: {plan.steps:,} steps of {STEPS:,}, "
+        f"{plan.seconds:g} s of {SECONDS:g}, rates chosen at {study.rate_steps:,} steps of "
+        f"{RATE_STEPS:,}, seeds {study.seeds} of {SEEDS}, data sets {len(study.data)} of "
+        f"{len(toys())}, {plan.points:,} points of {POINTS:,}. The goals were set for the whole "
+        "one.\n\n"
+    )
+
+
+def tables(study: Study) -> str:
+    """All that is said of the comparison."""
+    plan, names = study.plan, list(flows())
+    seeds = "One seed" if study.seeds == 1 else f"Medians over {study.seeds} seeds, FFJORD one"
+    return f"""{shortened(study)}{goals(study)}
+
+Every flow has as many parameters as the i-ResNet within a tenth, an ActNorm before each layer and \
+at the end, and the best of the learning rates {RATES} on the {RATES_ON}. Adam at a constant rate, \
+fresh batches of {BATCH}, parameters averaged over about the last tenth of the steps. {seeds}; one \
+thread. Both protocols are read off the same runs and scored on {plan.points:,} fresh points with \
+exact log-determinants. Entropies are of the same points, by the exact densities of \
+`benchmarks/toy_data.py`.
+
+### {plan.steps:,} steps: nats above the entropy
+
+{compared(study, "steps", names)}
+
+### {plan.seconds:g} seconds of the processor: nats above the entropy
+
+{compared(study, "clock", names)}
+
+### LULinear between the blocks, {plan.steps:,} steps: nats above the entropy
+
+{compared(study, "steps", [OURS, WITH_LU])}
+
+### The flows
+
+{described(study)}
+
+![The densities that the flows learned](toy_densities.png)
+
+The densities after {plan.steps:,} steps, seed 0; the first column is exact."""
+
+
+def picture(study: Study) -> dict[str, dict[str, str]]:
+    """Grids by data set and flow, the exact ones first and Glow beside the i-ResNet."""
+    names = [OURS, "Glow", *(name for name in flows() if name not in (OURS, "Glow"))]
+    return {
+        data: {"data": drawn(toys()[data].log_prob)}
+        | {flow: study.run(data, flow, 0)["grid"] for flow in names}
+        for data in study.data
+    }
+
+
+def main(
+    fast: Fast = False,
+    write: Write = False,
+    threads: Threads = 1,
+    log: Kept = None,
+    steps: Steps = STEPS,
+    seconds: Seconds = SECONDS,
+    rate_steps: RateSteps = RATE_STEPS,
+    seeds: Seeds = SEEDS,
+    flow: Flows = None,
+    data: Data = None,
+) -> None:
+    """Every flow on eight toy densities, by equal steps and by equal time."""
+    torch.set_num_threads(threads)
+    options = f"--steps {steps} --seconds {seconds:g} --rate-steps {rate_steps} --seeds {seeds}"
+    plan, chosen = Plan(steps, seconds, POINTS), tuple(toys())
+    if fast:
+        plan, rate_steps, seeds, chosen, options = Plan(10, 0.1, 500), 2, 1, FEW, "--fast"
+    study = Study(Runs(log), Runs(log), plan, rate_steps, seeds, chosen)
+    if flow or data:
+        names = flow or [*flows(), *variants()]
+        for seed in range(seeds):
+            for toy in data or chosen:
+                for name in names:
+                    if seed in study.seeds_of(name):
+                        study.run(toy, name, seed)
+        return
+    publish("toy_densities", "Toy densities", tables(study), options, fast=fast, write=write)
+    if write and not fast:
+        pictured(picture(study), PICTURE)
+
+
+if __name__ == "__main__":
+    typer.run(main)
