@@ -54,6 +54,8 @@ PLAIN = {
             DIM, 16, tails="linear", tail_bound=5.0
         )
     ),
+    "PiecewiseLinearCDF": lambda: nf.PiecewiseLinearCDF([DIM], tails="linear"),
+    "PiecewiseCubicCDF": lambda: nf.PiecewiseCubicCDF([DIM], tails="linear"),
     "PiecewiseQuadraticCDF": lambda: nf.PiecewiseQuadraticCDF([DIM], tails="linear"),
     "PiecewiseRationalQuadraticCDF": lambda: nf.PiecewiseRationalQuadraticCDF(
         [DIM], tails="linear"
@@ -116,6 +118,13 @@ SQUASHED = {
     "CompositeCDF": lambda: nf.CompositeCDFTransform(
         nf.Sigmoid(), nf.PiecewiseRationalQuadraticCDF([DIM])
     ),
+    # These two have no tails, so they live on the unit box.
+    "MaskedPiecewiseLinearAutoregressive": lambda: nf.CompositeTransform(
+        [nf.Sigmoid(), nf.MaskedPiecewiseLinearAutoregressiveTransform(8, DIM, 16)]
+    ),
+    "MaskedPiecewiseCubicAutoregressive": lambda: nf.CompositeTransform(
+        [nf.Sigmoid(), nf.MaskedPiecewiseCubicAutoregressiveTransform(8, DIM, 16)]
+    ),
 }
 
 
@@ -136,6 +145,17 @@ def test_it_stands_behind_a_logit():
     back, inverse_logabsdet = transform.inverse(outputs)
     torch.testing.assert_close(back, inputs, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(inverse_logabsdet, -logabsdet, atol=1e-5, rtol=1e-5)
+
+
+def test_it_stands_beside_a_gate_that_takes_the_context():
+    # nflows' own log-determinant of it holds for one feature only.
+    block = IResNetTransform(1, 16, context_features=1)
+    transform = nf.CompositeTransform([block, nf.GatedLinearUnit()])
+    inputs, context = torch.randn(16, 1), torch.randn(16, 1)
+    outputs, logabsdet = transform(inputs, context)
+    back, inverse_logabsdet = transform.inverse(outputs, context)
+    torch.testing.assert_close(back, inputs, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(inverse_logabsdet, -logabsdet, atol=1e-8, rtol=1e-8)
 
 
 def images(channels):

@@ -84,15 +84,16 @@ def test_the_examples_of_the_page_run_one_after_the_other():
     assert names["samples"].shape == (100, 5, 2)
 
 
-def test_the_start_of_actnorm_is_of_many_rows():
+def test_two_rows_before_training_do_not_start_the_flow():
     theta, x = 5 + 3 * torch.randn(500, 2), torch.randn(500, 3)
     net = build_iresnet(theta, x)
     start = copy.deepcopy(net.state_dict())
     net.log_prob(theta[None, :2], condition=x[:2])  # what sbi does before it trains
     assert all(torch.equal(value, start[name]) for name, value in net.state_dict().items())
+    net.loss(theta, x)
     noise = net.net.transform_to_noise(theta, x)
     torch.testing.assert_close(noise.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(noise.std(0), torch.ones(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(noise.std(0), torch.ones(2), atol=1e-3, rtol=0)
 
 
 def test_units_do_not_matter():

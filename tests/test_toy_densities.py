@@ -50,7 +50,7 @@ def test_every_flow_tells_a_density(name):
     train(MOONS, make, 2e-3, 0, Plan(10, 0.0, 100), name=name)
     contender = contenders[-1]
     contender.module.eval()
-    line = torch.linspace(-10, 10, 201)
+    line = torch.linspace(-10, 10, 101)
     cell = (line[1] - line[0]).item() ** 2
     with torch.no_grad():
         parts = torch.cartesian_prod(line, line).split(10_000)
