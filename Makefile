@@ -32,11 +32,11 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 test-bench: $(VENV)/.test $(VENV)/.bench
-	$(BIN)/python -m pytest tests/test_toy_densities.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_toy_densities.py tests/test_claims.py $(ARGS)
 
 bench: $(VENV)/.bench
 	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
-			time_to_quality toy_densities; do \
+			time_to_quality toy_densities claims; do \
 		$(BIN)/python -W ignore -m benchmarks.$$name --write $(ARGS) || exit 1; \
 	done
 

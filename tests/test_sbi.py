@@ -306,7 +306,7 @@ def moons(_as_sbi_has_it):
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     theta = prior.sample((50_000,))
     build_fn = partial(build_iresnet, num_blocks=6)
-    epochs = [20, 8, 8]
+    epochs = [25, 12, 12]
     return fitted(prior, theta, two_moons(theta), build_fn, epochs=epochs, rate=5e-3, batch=250)
 
 
