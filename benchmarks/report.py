@@ -19,7 +19,8 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 HEAD = """# Benchmark results
 
 Every table names the command that made it and the machine it ran on; `make bench` makes them all.
-Lower is better throughout. Times of one table come from one process, all contenders in turn.
+Lower is better, but where a goal says `>=`. Times of one table come from one process, all
+contenders in turn, unless the section says otherwise.
 """
 
 

@@ -40,7 +40,7 @@ class Plan:
 
 
 class Run(TypedDict):
-    """What a run gave, as JSON can hold it.
+    """What a run gave, as JSON can hold it; infinite nats where it failed.
 
     Arguments:
         parameters: their number.
@@ -155,10 +155,25 @@ def train(
     return {"parameters": contender.parameters, "rate": rate, **nats, "curve": curve, "grid": grid}
 
 
+def best_of(run: Run, plan: Plan) -> dict[str, float]:
+    """Nats of the best checkpoint so far, within the steps and within the seconds.
+
+    What a constant rate undoes after a good checkpoint is so not held against a flow. The curve's
+    few points stand for all by the difference of the two after ``plan.steps``.
+    """
+    at_end = [nats for step, _, nats in run["curve"] if step == plan.steps]
+    if not at_end:
+        return {"steps": run["steps"], "clock": run["clock"]}
+    few = run["steps"] - at_end[0]
+    within_steps = [nats + few for step, _, nats in run["curve"] if step <= plan.steps]
+    in_time = [nats + few for _, seconds, nats in run["curve"] if seconds <= plan.seconds]
+    return {"steps": min(within_steps), "clock": min([run["clock"], *in_time])}
+
+
 def mean_log_prob(contender: Contender, x: Tensor) -> float:
-    """Over the rows of ``x``, nats."""
+    """Over the rows of ``x``, nats; minus infinity for what is no number."""
     total = sum(contender.log_prob(part).sum().double().item() for part in x.split(CHUNK))
-    return total / len(x)
+    return total / len(x) if math.isfinite(total) else -math.inf
 
 
 def drawn(log_prob: Callable[[Tensor], Tensor]) -> str:

@@ -1,23 +1,17 @@
 """Among nflows' own transforms, before and behind a residual block."""
 
-import pickle
-
 import pytest
 import torch
 from nflows import transforms as nf
 from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
 from nflows.flows import Flow
 from nflows.nn.nets import ResidualNet
-from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_iresnet import (
-    ArgumentError,
-    ArgumentTypeError,
     ConvContraction,
     IResNetTransform,
     ResidualBlock,
 )
-from pyro_iresnet.flows import PatientActNorm, conditional_iresnet_flow, iresnet_flow
 
 DIM = 4
 
@@ -226,154 +220,3 @@ def test_a_conditional_base_and_an_embedding():
     )
     noise = flow.transform_to_noise(data, context)
     assert noise.shape == data.shape
-
-
-# ---------------------------------------------------------------------------- builders
-
-
-def test_a_ready_made_flow_standardises_and_fits():
-    torch.manual_seed(0)
-    flow = iresnet_flow(2, 4, hidden_features=32)
-    data = torch.tensor([100.0, -3.0]) + torch.randn(512, 2) * torch.tensor([20.0, 0.01])
-    with torch.no_grad():
-        noise = flow.transform_to_noise(data)
-    torch.testing.assert_close(noise.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
-    torch.testing.assert_close(noise.std(0), torch.ones(2), atol=1e-6, rtol=0)
-    trained(flow, data, steps=20, rate=5e-3)
-    expected = torch.distributions.Normal(data.mean(0), data.std(0)).log_prob(data).sum(1).mean()
-    assert flow.log_prob(data).mean() > expected - 0.1
-    assert flow.sample(3).shape == (3, 2)
-
-
-def test_a_ready_made_conditional_flow_follows_its_context():
-    torch.manual_seed(0)
-    flow = conditional_iresnet_flow(
-        2, 3, 3, hidden_features=32, embedding_net=torch.nn.Linear(1, 3)
-    )
-    context = torch.randn(512, 1)
-    data = torch.cat([2 * context, -context], dim=1) + 0.3 * torch.randn(512, 2)
-    losses = trained(flow, data, context, steps=150, rate=5e-3)
-    # Of a normal distribution that knows no context: 3.6 nats; of the truth: 0.43.
-    assert losses[-1] < 1.5
-    samples = flow.sample(200, torch.tensor([[1.0], [-1.0]]))
-    means = samples.mean(1)
-    assert means[0, 0] > 1
-    assert means[1, 0] < -1
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: iresnet_flow(0), "features"),
-        (lambda: iresnet_flow(2, 0), "num_blocks"),
-        (lambda: iresnet_flow(2, lipschitz=1.0), "lipschitz"),
-        (lambda: conditional_iresnet_flow(2, 0), "context_features"),
-    ],
-)
-def test_values_out_of_range_are_named(make, words):
-    with pytest.raises(ArgumentError, match=words):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: iresnet_flow(2, between=3), "between"),
-        (lambda: conditional_iresnet_flow(2, 3, embedding_net=5), "embedding_net"),
-        (lambda: iresnet_flow("2"), "features"),
-    ],
-)
-def test_wrong_types_are_named(make, words):
-    with pytest.raises(ArgumentTypeError, match=words):
-        make()
-
-
-def test_without_anything_between():
-    flow = iresnet_flow(3, 2, between=None)
-    assert len(flow._transform._transforms) == 2
-
-
-# ---------------------------------------------------------------------------- processes, dtypes
-
-
-class Scored(torch.utils.data.Dataset):
-    """Rows with their log-density under a flow, computed in the worker."""
-
-    def __init__(self, flow, rows):
-        self.flow, self.rows = flow, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        with torch.no_grad():
-            return self.rows[i], self.flow.log_prob(self.rows[i : i + 1])[0]
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_in_the_workers_of_a_loader():
-    flow = iresnet_flow(3, 2, hidden_features=8)
-    rows = torch.randn(12, 3)
-    flow.log_prob(rows)
-    flow.eval()
-    loader = DataLoader(Scored(flow, rows), batch_size=4, num_workers=2)
-    found = torch.cat([log_prob for _, log_prob in loader])
-    torch.testing.assert_close(found, flow.log_prob(rows).detach())
-    for (batch,) in DataLoader(TensorDataset(rows), batch_size=4, num_workers=1):
-        assert flow.log_prob(batch).shape == (4,)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_flow_of_either_dtype_pickles(dtype):
-    torch.set_default_dtype(torch.float32)
-    flow = iresnet_flow(3, 2, hidden_features=8).to(dtype)
-    rows = torch.randn(64, 3, dtype=dtype)
-    trained(flow, rows)
-    twin = pickle.loads(pickle.dumps(flow))
-    assert torch.equal(twin.log_prob(rows), flow.log_prob(rows))
-    assert flow.log_prob(rows).dtype == dtype
-    noise, _ = flow._transform(rows)
-    back, _ = flow._transform.inverse(noise)
-    torch.testing.assert_close(back, rows, atol=1e-3 if dtype == torch.float32 else 1e-7, rtol=0)
-
-
-def test_a_ready_made_flow_waits_for_enough_rows():
-    rows = 5 + 3 * torch.randn(200, 2)
-    flow = iresnet_flow(2, 2, hidden_features=8)
-    flow.log_prob(rows[:2])
-    norms = [m for m in flow.modules() if isinstance(m, PatientActNorm)]
-    assert len(norms) == 3
-    assert not any(m.initialized or m.log_scale.any() or m.shift.any() for m in norms)
-    flow.log_prob(rows)
-    assert all(m.initialized for m in norms)
-    out, _ = norms[0](rows)
-    assert torch.allclose(out.mean(0), torch.zeros(2), atol=1e-5)
-    assert torch.allclose(out.std(0), torch.ones(2), atol=1e-4)
-    before = {k: v.clone() for k, v in flow.state_dict().items()}
-    flow.log_prob(10 * rows)
-    assert all(bool((v == before[k]).all()) for k, v in flow.state_dict().items())
-
-
-def test_what_was_trained_before_enough_rows_came_is_kept():
-    norm = PatientActNorm(2)
-    norm(torch.randn(8, 2))
-    with torch.no_grad():
-        norm.log_scale.fill_(0.5)
-    norm(5 + 3 * torch.randn(100, 2))
-    assert norm.initialized
-    assert bool((norm.log_scale == 0.5).all())
-    assert not norm.shift.any()
-
-
-def test_constant_columns_and_images_have_a_start():
-    norm = PatientActNorm(3)
-    x = torch.cat([torch.full((50, 1), 7.0), 4 * torch.randn(50, 2)], 1)
-    out, logabsdet = norm(x)
-    assert out.isfinite().all()
-    assert logabsdet.isfinite().all()
-    assert norm.log_scale[0] == 0
-    assert torch.allclose(norm.inverse(out)[0], x, atol=1e-4)
-    images = PatientActNorm(3)
-    pictures = torch.randn(4, 3, 5, 5) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 1
-    out, _ = images(pictures)
-    assert torch.allclose(out.std((0, 2, 3)), torch.ones(3), atol=1e-2)

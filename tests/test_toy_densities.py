@@ -15,7 +15,17 @@ from benchmarks.runs import Runs
 from benchmarks.toy_data import toys
 from benchmarks.toy_flows import BUDGET, TOLERANCE, flows, variants
 from benchmarks.toy_picture import pictured
-from benchmarks.toy_training import EDGE, GRID, Average, Plan, drawn, held_out, seen_as, train
+from benchmarks.toy_training import (
+    EDGE,
+    GRID,
+    Average,
+    Plan,
+    best_of,
+    drawn,
+    held_out,
+    seen_as,
+    train,
+)
 
 ALL = flows() | variants()
 MOONS = toys()["moons"]
@@ -71,10 +81,12 @@ def test_the_goals_count_data_sets_and_take_medians_over_seeds():
     for flow in ALL:
         runs |= {f"rate / {flow} / {rate:g} / 3": ran(1.0) for rate in comparison.RATES}
         for data, nats in (("moons", 5.0), ("rings", 6.0)):
-            runs |= {f"{data} / {flow} / {seed} / 7 / 1": ran(nats, nats) for seed in range(3)}
+            runs |= {
+                f"{data} / {flow} / 0.002 / {seed} / 7 / 1": ran(nats, nats) for seed in range(3)
+            }
     # Better than all on one, and on the other but in one seed; worse by time.
     for seed, nats in enumerate((4.0, 4.1, 9.0)):
-        runs[f"moons / i-ResNet / {seed} / 7 / 1"] = ran(nats, 7.0)
+        runs[f"moons / i-ResNet / 0.002 / {seed} / 7 / 1"] = ran(nats, 7.0)
     found = study(runs, seeds=3)
     assert comparison.won(found, "Glow", "steps") == 1
     assert comparison.won(found, "Glow", "clock") == 0
@@ -86,9 +98,20 @@ def test_the_goals_count_data_sets_and_take_medians_over_seeds():
 
 def test_a_flow_that_failed_is_last():
     runs = {f"rate / {flow} / {rate:g} / 3": ran(1.0) for flow in ALL for rate in comparison.RATES}
-    runs |= {f"moons / {flow} / 0 / 7 / 1": ran(5.0, 5.0) for flow in ALL}
-    runs["moons / i-ResNet / 0 / 7 / 1"] = ran(math.inf, math.inf)
+    runs |= {f"moons / {flow} / 0.002 / 0 / 7 / 1": ran(5.0, 5.0) for flow in ALL}
+    runs["moons / i-ResNet / 0.002 / 0 / 7 / 1"] = ran(math.inf, math.inf)
     assert comparison.won(study(runs, ("moons",)), "MADE", "steps") == 0
+
+
+def test_a_run_is_read_at_its_best_checkpoint_so_far():
+    plan = Plan(10, 3.0, 100)
+    curve = [(5, 1.0, 4.0), (10, 2.0, 4.5), (15, 2.9, 3.5), (20, 3.5, 3.0)]
+    run = {**ran(4.6, 4.2), "curve": curve}
+    # The curve's points are 0.1 easier than all of them.
+    assert best_of(run, plan) == {"steps": pytest.approx(4.1), "clock": pytest.approx(3.6)}
+    assert best_of(ran(4.6, 4.2), plan) == {"steps": 4.6, "clock": 4.2}
+    failed = {**ran(math.inf, math.inf), "curve": curve[:1]}
+    assert best_of(failed, plan) == {"steps": math.inf, "clock": math.inf}
 
 
 def test_the_average_is_of_the_last_steps_and_leaves_the_flow_alone():

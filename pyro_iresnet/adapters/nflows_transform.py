@@ -1,6 +1,7 @@
 """The block as an nflows ``Transform``."""
 
 from collections.abc import Callable, Sequence
+from typing import SupportsIndex
 
 from nflows.transforms.base import Transform
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from ..block import ResidualBlock
 from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Diagonal, Metric
-from ..errors import check_instance, check_positive_int
+from ..errors import check_dims, check_instance, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .builder import dense_block
@@ -69,8 +70,13 @@ class IResNetTransform(Transform):
         solver: Solver | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(hidden_features, int):
+        check_positive_int(features, "features")
+        if context_features is not None:
+            check_positive_int(context_features, "context_features")
+        if isinstance(hidden_features, SupportsIndex):
             hidden_features = 2 * [check_positive_int(hidden_features, "hidden_features")]
+        elif hidden_features is not None:
+            check_dims(hidden_features, "hidden_features")
         self.block = dense_block(
             features,
             hidden_features,

@@ -8,12 +8,11 @@ from torch.distributions import constraints
 
 from ..adapters.memo import Evaluated, MemoTransform
 from ..errors import check_positive_int, check_tensor
-from ..torch_modes import disable_compiler, in_torch_func, is_compiling
+from ..torch_modes import disable_compiler, in_torch_func
+from .starts_from_data import StartsFromData
 
-ENOUGH_ROWS = 16
 
-
-class ActNorm(MemoTransform):
+class ActNorm(StartsFromData, MemoTransform):
     r"""A scale and a shift for each coordinate, :math:`y = e^{s} \circ x + t`, started from data.
 
     The first forward call in train mode decides the start. With a batch of 16 rows or more, ``s``
@@ -46,12 +45,10 @@ class ActNorm(MemoTransform):
         self.log_scale = nn.Parameter(torch.zeros(input_dim))
         self.shift = nn.Parameter(torch.zeros(input_dim))
         self.register_buffer("initialized", torch.tensor(False))
-        # What a compiler may know of the buffer, whose value it cannot look at.
-        self._seen_started = False
 
     def evaluate(self, x: Tensor) -> Evaluated:
         check_tensor(x, (self.input_dim,), self.log_scale, "x")
-        if self.training and not in_torch_func() and not self._has_started():
+        if self.training and not in_torch_func() and not self.has_started():
             self._start(x.detach().reshape(-1, self.input_dim))
         return x * self.log_scale.exp() + self.shift, lambda: self._logdet(x)
 
@@ -74,36 +71,15 @@ class ActNorm(MemoTransform):
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}"
 
-    def _has_started(self) -> bool:
-        if not is_compiling():
-            self._seen_started = bool(self.initialized)
-        return self._seen_started
-
     @disable_compiler("ActNorm starts from the data of its first call: make that call uncompiled")
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
-        if bool(self.initialized):
-            return
-        self.get_buffer("initialized").fill_(True)
-        self._seen_started = True
-        if len(rows) < ENOUGH_ROWS:
-            return
-        log_scale, shift = standardisation(rows)
-        self.log_scale.copy_(log_scale)
-        self.shift.copy_(shift)
+        if not bool(self.initialized):
+            self.standardise(rows)
+            self.settle()
 
     def _logdet(self, x: Tensor) -> Tensor:
         return self.log_scale.sum().expand(x.shape[:-1])
-
-
-def standardisation(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``log_scale`` and ``shift`` that give each column mean 0 and standard deviation 1."""
-    mean, std = rows.mean(0), rows.std(0)
-    # A coordinate without spread, or one that is not finite, has no scale to take.
-    rounding = 64 * torch.finfo(rows.dtype).eps * rows.abs().amax(0)
-    usable = (std > rounding) & std.isfinite()
-    scale = torch.where(usable, std, 1.0)
-    return -scale.log(), torch.where(mean.isfinite(), -mean / scale, 0.0)
 
 
 def actnorm(input_dim: int) -> ActNorm:

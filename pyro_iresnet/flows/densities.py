@@ -5,7 +5,6 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import CompositeTransform, Transform
 from torch import nn
@@ -13,10 +12,11 @@ from torch import nn
 from ..adapters import IResNetTransform
 from ..contractive import Activation, Cholesky, LipSwish, Norm
 from ..coordinates import Chart, Diagonal, Metric
-from ..errors import ArgumentTypeError, check_positive_int
+from ..errors import ArgumentTypeError, check_instance, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .between import interleaved
+from .noise import Noise
 from .patient_actnorm import PatientActNorm
 
 
@@ -36,9 +36,10 @@ def iresnet_flow(
 ) -> Flow:
     """An nflows ``Flow`` of ActNorm and residual blocks in turn over a standard normal.
 
-    It runs from data to noise, so training needs no inversion. The first batch of 16 rows or more
-    in train mode standardises the data (:class:`PatientActNorm`): let it be one of a hundred or
-    more. Call ``eval()`` for a deterministic log-density and before you sample.
+    It runs from data to noise, so training needs no inversion. The first batch in train mode
+    standardises the data (:class:`PatientActNorm`): let it be of a hundred rows or more. One of
+    fewer than 16 does not, and once a step has been taken on such batches no later one does. Call
+    ``eval()`` for a deterministic log-density and before you sample.
 
     Change first: ``num_blocks`` (each stretches by less than 2, in its metric), then
     ``hidden_features``. With few rows in many dimensions ``metric=Identity()`` and
@@ -129,4 +130,6 @@ def _flow(
         )
     makers = repeat(partial(IResNetTransform, size, **options), count)
     parts = interleaved(makers, between, size, "PatientActNorm")
-    return Flow(CompositeTransform(parts), StandardNormal([size]), embedding_net=embedding_net)
+    for part in parts:
+        check_instance(part, Transform, "what between makes", "PatientActNorm(2)")
+    return Flow(CompositeTransform(parts), Noise(size), embedding_net=embedding_net)

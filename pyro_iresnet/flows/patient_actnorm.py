@@ -1,18 +1,26 @@
 """ActNorm for nflows that waits for enough rows."""
 
+import math
+import warnings
+
+import torch
 from nflows.transforms import ActNorm
-from torch import Tensor
+from torch import Tensor, nn
 
-from .actnorm import ENOUGH_ROWS, standardisation
+from ..errors import ArgumentError, check_tensor
+from ..torch_modes import disable_compiler, in_torch_func
+from .starts_from_data import ENOUGH_ROWS, StartsFromData
 
 
-class PatientActNorm(ActNorm):
+class PatientActNorm(StartsFromData, ActNorm):
     """nflows' ``ActNorm``, started from the first batch in train mode that has enough rows.
 
     nflows' own starts from any first batch. With two rows, which some trainers send through to
     look at shapes, its scales are huge, and so are the losses that follow. This one stays the
-    identity until a batch of 16 rows or more comes; where its parameters have been trained or
-    loaded by then, they are kept. A constant coordinate keeps scale 1.
+    identity until a batch with 16 finite rows or more comes. A constant coordinate keeps scale 1.
+    Where its parameters have been trained by then, as happens with smaller batches, they are
+    kept, and a warning says so. A replaced parameter (``torch.func.functional_call``) and a
+    transform of torch.func never start it.
 
     Arguments:
         features: the number of coordinates, or of channels of images.
@@ -31,13 +39,56 @@ class PatientActNorm(ActNorm):
         True
     """
 
-    def _initialize(self, inputs: Tensor) -> None:
-        rows = inputs.detach().movedim(1, -1).reshape(-1, inputs.shape[1])
-        moved = bool(self.log_scale.detach().any() or self.shift.detach().any())
-        if not moved and len(rows) < ENOUGH_ROWS:
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The scaled and shifted inputs, and ``log|det|``.
+
+        Arguments:
+            inputs: shape ``(batch, features)`` or ``(batch, channels, height, width)``.
+            context: ignored.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: ``inputs`` of another shape or dtype.
+        """
+        self._check(inputs)
+        if self.training and not in_torch_func() and not self.has_started():
+            self._start(inputs.detach())
+        scale, shift = self._broadcastable_scale_shift(inputs)
+        return scale * inputs + shift, self._logabsdet(inputs)
+
+    def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` undoes, and ``log|det|`` of it."""
+        self._check(inputs)
+        scale, shift = self._broadcastable_scale_shift(inputs)
+        return (inputs - shift) / scale, -self._logabsdet(inputs)
+
+    def _check(self, inputs: Tensor) -> None:
+        features = len(self.log_scale)
+        shape = (features,) if inputs.ndim == 2 else (features, -1, -1)
+        if inputs.ndim not in (2, 4):
+            raise ArgumentError(
+                f"Expected inputs of shape (batch, {features}) or (batch, {features}, height, "
+                f"width); got {tuple(inputs.shape)}."
+            )
+        check_tensor(inputs, shape, self.log_scale, "inputs")
+
+    def _logabsdet(self, inputs: Tensor) -> Tensor:
+        return (math.prod(inputs.shape[2:]) * self.log_scale.sum()).expand(len(inputs))
+
+    @disable_compiler("ActNorm starts from the data of a first call: make that call uncompiled")
+    @torch.no_grad()
+    def _start(self, inputs: Tensor) -> None:
+        # What functional_call puts in for a call would be lost, and the start with it.
+        if bool(self.initialized) or not isinstance(self.log_scale, nn.Parameter):
             return
-        self.get_buffer("initialized").fill_(True)
-        if not moved:
-            log_scale, shift = standardisation(rows)
-            self.log_scale.data.copy_(log_scale)
-            self.shift.data.copy_(shift)
+        if bool(self.log_scale.any() or self.shift.any()):
+            warnings.warn(
+                f"PatientActNorm was trained before a batch of {ENOUGH_ROWS} rows came, so it does "
+                f"not start from data. Train with batches of {ENOUGH_ROWS} rows or more, or call "
+                "the flow once on more rows, in train mode, before the first step.",
+                stacklevel=2,
+            )
+            self.settle()
+        elif self.standardise(inputs.movedim(1, -1).reshape(-1, len(self.log_scale))):
+            self.settle()
