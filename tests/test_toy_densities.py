@@ -151,6 +151,14 @@ def test_a_picture_is_the_right_way_up(tmp_path):
     assert (tmp_path / "all.png").stat().st_size < 300_000
 
 
+def test_names_that_are_none_are_refused():
+    app = typer.Typer()
+    app.command()(comparison.main)
+    result = typer.testing.CliRunner().invoke(app, ["--data", "stars"])
+    assert result.exit_code == 2
+    assert "stars" in result.output
+
+
 @pytest.mark.slow
 def test_the_reduced_run():
     """Every flow on two data sets, in a table that says that it is reduced and is not written."""
