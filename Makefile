@@ -9,13 +9,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	&& echo $$p && break; done)
 ARGS ?=
 
-.PHONY: demo test test-slow test-bench bench lint format build clean help
+.PHONY: demo test test-slow test-bench test-notebooks notebooks docs bench lint format build clean help
 
 help:
 	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
 	@echo 'make test         run the tests (ARGS="-k inverse")'
 	@echo 'make test-slow    run the slow tests as well'
 	@echo 'make test-bench   run the tests of the benchmarks that other packages stand in'
+	@echo 'make test-notebooks  run the notebooks, reduced, and the tests of the recipe for sbi'
+	@echo 'make notebooks    run the notebooks in full and keep their outputs'
+	@echo 'make docs         build the documentation into site/'
 	@echo 'make bench        run the benchmarks and write benchmarks/RESULTS.md (ARGS="--fast" to try)'
 	@echo 'make lint         check style, format, types and import layers'
 	@echo 'make format       mend style and format where a tool can'
@@ -33,6 +36,16 @@ test-slow: $(VENV)/.test
 
 test-bench: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python -m pytest tests/test_toy_densities.py tests/test_claims.py $(ARGS)
+
+test-notebooks: $(VENV)/.notebooks
+	NOTEBOOK_FAST=1 $(BIN)/python -m pytest --nbmake notebooks $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' tests/test_sbi.py
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.bench
 	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
@@ -54,7 +67,7 @@ build: $(VENV)/.dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) dist demo-output
+	rm -rf $(VENV) dist site demo-output
 
 $(BIN)/python:
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 found. Install one, or say: make PYTHON=/path/to/python' >&2; exit 1; }
