@@ -8,12 +8,8 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
-# Where a page of the repository stands in the site.
-PLACES = {
-    "../benchmarks/RESULTS.md": "benchmarks.md",
-    "../CHANGELOG.md": "changelog.md",
-    "benchmarks/RESULTS.md": "benchmarks.md",
-}
+# Where a file of the repository stands in the site.
+PLACES = {"benchmarks/RESULTS.md": "benchmarks.md", "CHANGELOG.md": "changelog.md"}
 
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
@@ -27,11 +23,17 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Put in the files that a page includes, and mend links that leave this folder."""
-    markdown = INCLUDE.sub(lambda found: (ROOT / found[1]).read_text(), markdown)
-    for place, target in PLACES.items():
-        markdown = markdown.replace(f"]({place}", f"]({target}")
-    # A link of an included file, or of a notebook, into this folder.
-    return re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
+    up = "../" * page.file.src_uri.count("/")
+
+    def mended(found):
+        place = PLACES.get(found[1], found[1])
+        return f"]({up}{place}" if place.startswith(("notebooks/", *PLACES.values())) else found[0]
+
+    markdown = re.sub(rf"\]\({re.escape('../' + up)}([^)#]+)", mended, markdown)
+    if INCLUDE.search(markdown):
+        markdown = INCLUDE.sub(lambda found: (ROOT / found[1]).read_text(), markdown)
+        markdown = re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
+    return markdown
 
 
 def on_page_content(html, page, config, files):

@@ -1,4 +1,4 @@
-"""The equations of the report, one by one, where no other test states them; ``docs/theory.md`` names them."""
+"""The equations of the report, where no other test states them, and what the page says of them."""
 
 import itertools
 import math
