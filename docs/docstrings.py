@@ -17,8 +17,10 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`([^`]+)`")
 
 def _link(found):
     """A reference as a link where the site has the name, else as code."""
-    shown = found[1].lstrip("~").split(".")[-1] if found[1].startswith("~") else found[1]
-    target = LINKED.get(found[1].lstrip("~").rsplit(".", 1)[-1])
+    *path, last = found[1].lstrip("~").split(".")
+    shown = last if found[1].startswith("~") else found[1]
+    owner = LINKED.get(path[-1]) if path else None
+    target = f"{owner}.{last}" if owner else LINKED.get(last)
     return f"[`{shown}`][{target}]" if target else f"`{shown}`"
 
 
