@@ -85,7 +85,7 @@ class InverseEvaluation:
 class ResidualBlock(nn.Module):
     r"""The invertible map :math:`y = x + g(x)` with :math:`\mathrm{Lip}(g) < 1`.
 
-    (seed report Eq. 1-2; Behrmann et al. 2019, Theorem 1.) In its metric it is bi-Lipschitz:
+    (reading report Eq. 1-2; Behrmann et al. 2019, Theorem 1.) In its metric it is bi-Lipschitz:
     it stretches a pair of points by at most :math:`1 + L` and shrinks it by at most :math:`1 - L`.
     The weights are normalised once for each call, and no call changes anything.
 

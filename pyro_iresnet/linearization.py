@@ -20,6 +20,13 @@ class Linearization:
         value: ``g(x)``, shape ``(*batch, *event)``.
         jacobian: ``J`` as a :class:`~pyro_iresnet.linear_maps.LinearMap`.
         event_dim: how many trailing dimensions form one event.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction
+        >>> linearization = DenseContraction(3).linearize(torch.zeros(5, 3))
+        >>> linearization.mv(torch.ones(5, 3)).shape, linearization.as_matrix().shape
+        (torch.Size([5, 3]), torch.Size([5, 3, 3]))
     """
 
     value: Tensor

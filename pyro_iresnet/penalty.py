@@ -15,7 +15,7 @@ def spectral_penalty(
 ) -> Tensor:
     r"""The sum of squared spectral norms, :math:`\sum_i \lVert W_i \rVert_2^2`.
 
-    (seed report Eq. 11.) Added to a loss with a factor it holds the norms of a network down,
+    (reading report Eq. 11.) Added to a loss with a factor it holds the norms of a network down,
     without any promise: only a bound makes a block invertible for certain. Of the contractions
     here it takes the weights before they are constrained, and so keeps them from growing out of
     reach of their gradients.

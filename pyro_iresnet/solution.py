@@ -73,6 +73,13 @@ class Solution:
         result: the worst :class:`Result` over the batch.
         stats: the :class:`Stats` per sample.
         lipschitz: the proven bound of ``Lip(g)`` that the certificate rests on.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, solve
+        >>> solution = solve(DenseContraction(2), torch.ones(4, 2))
+        >>> solution.result.name, solution.converged.tolist()
+        ('CONVERGED', [True, True, True, True])
     """
 
     value: Tensor

@@ -30,6 +30,15 @@ def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | Non
         contraction: what to check; in float64, so that rounding does not hide a fault.
         x: some 50 points, shape ``(n, *event)``.
         context: shape ``(n, size)``, for a conditional contraction.
+
+    Raises:
+        AssertionError: a promise is broken; it says which, with the numbers.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, testing
+        >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
+        >>> testing.check_contraction(g, x)
     """
     check_linearization(contraction, x, context)
     check_lipschitz_bound(contraction, x, context)
@@ -37,7 +46,20 @@ def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | Non
 
 
 def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
-    """``linearize`` agrees with ``forward`` and with automatic differentiation."""
+    """``linearize`` agrees with ``forward`` and with automatic differentiation.
+
+    Arguments:
+        contraction, x, context: as in :func:`check_contraction`.
+
+    Raises:
+        AssertionError: a promise is broken; it says which, with the numbers.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, testing
+        >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
+        >>> testing.check_linearization(g, x)
+    """
     event_dim = contraction.event_dim
     linearization = contraction.linearize(x, context)
     torch.testing.assert_close(linearization.value, contraction(x, context))
@@ -67,7 +89,20 @@ def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | N
 def check_lipschitz_bound(
     contraction: Contraction, x: Tensor, context: Tensor | None = None
 ) -> None:
-    """The proven bound is at most ``lipschitz``, and no pair of points is stretched by more."""
+    """The proven bound is at most ``lipschitz``, and no pair of points is stretched by more.
+
+    Arguments:
+        contraction, x, context: as in :func:`check_contraction`.
+
+    Raises:
+        AssertionError: a promise is broken; it says which, with the numbers.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, testing
+        >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
+        >>> testing.check_lipschitz_bound(g, x)
+    """
     bound = float(contraction.lipschitz_bound())
     _require(
         bound <= contraction.lipschitz + ROUNDING,
@@ -89,7 +124,20 @@ def check_lipschitz_bound(
 
 
 def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
-    """Calls change neither the contraction nor their inputs, in train and in eval mode."""
+    """Calls change neither the contraction nor their inputs, in train and in eval mode.
+
+    Arguments:
+        contraction, x, context: as in :func:`check_contraction`.
+
+    Raises:
+        AssertionError: a promise is broken; it says which, with the numbers.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, testing
+        >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
+        >>> testing.check_purity(g, x)
+    """
     state = {name: value.clone() for name, value in contraction.state_dict().items()}
     before = x.clone()
     training = contraction.training
@@ -119,6 +167,17 @@ def check_logdet(
         linearization: of a contraction, in float64, shape ``(n, *event)``.
         lipschitz: its bound.
         draws: how many estimates to average.
+
+    Raises:
+        AssertionError: a promise is broken; it says which, with the numbers.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, Roulette, testing
+        >>> _ = torch.manual_seed(0)
+        >>> g = DenseContraction(3).double()
+        >>> linearization = g.linearize(torch.randn(4, 3, dtype=torch.float64))
+        >>> testing.check_logdet(Roulette(), linearization, lipschitz=g.lipschitz)
     """
     size = linearization.event_size
     matrix = torch.eye(size, dtype=linearization.value.dtype) + linearization.as_matrix()
@@ -142,6 +201,15 @@ def check_solver(solver: Solver, contraction: Contraction, x: Tensor) -> None:
         solver: what to check.
         contraction: of vectors or images without context.
         x: shape ``(n, *event)``.
+
+    Raises:
+        AssertionError: a promise is broken; it says which, with the numbers.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, Newton, testing
+        >>> x = torch.randn(50, 3, dtype=torch.float64)
+        >>> testing.check_solver(Newton(), DenseContraction(3).double(), x)
     """
     y = (x + contraction(x)).detach()
     solution = solve(contraction, y, solver)

@@ -1,5 +1,6 @@
-"""The examples of README and CONTRIBUTING run, and what they point at is there."""
+"""The examples of every page run, what it points at is there, and every public name has a place."""
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -8,30 +9,86 @@ import pytest
 import torch
 
 import pyro_iresnet
+from pyro_iresnet import diagnostics, testing
 
 ROOT = Path(__file__).parent.parent
-EXAMPLE = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/expressive-power.md", "docs/guides.md")
+EXAMPLE = re.compile(r"^( *)```(python|py)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/index.md",
+    "docs/installation.md",
+    "docs/expressive-power.md",
+    "docs/guides.md",
+    "docs/how-to/estimator.md",
+    "docs/how-to/solver.md",
+    "docs/how-to/context.md",
+    "docs/how-to/contraction.md",
+    "docs/how-to/save-and-load.md",
+    "docs/how-to/migrate.md",
+)
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
+
+
+def run(name, fences="python"):
+    """The examples of a page one after the other, in one namespace."""
+    torch.set_default_dtype(torch.float32)
+    examples = [e for e in EXAMPLE.findall((ROOT / name).read_text()) if e[1] in fences.split()]
+    assert examples
+    names: dict[str, object] = {}
+    for i, (indent, _, code) in enumerate(examples):
+        plain = re.sub(f"^{indent}", "", code, flags=re.M)
+        exec(compile(plain, f"{name}, example {i}", "exec"), names)
 
 
 @pytest.mark.filterwarnings("ignore::pyro_iresnet.diagnostics.KHatWarning")
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_examples_of_a_page_run_one_after_the_other(name):
-    torch.set_default_dtype(torch.float32)
-    examples = EXAMPLE.findall((ROOT / name).read_text())
-    assert examples
-    names: dict[str, object] = {}
-    for i, (indent, code) in enumerate(examples):
-        plain = re.sub(f"^{indent}", "", code, flags=re.M)
-        exec(compile(plain, f"{name}, example {i}", "exec"), names)
+    run(name)
+
+
+def test_the_examples_beside_normflows_run():
+    pytest.importorskip("normflows")
+    run("docs/how-to/migrate.md", "python py")
 
 
 # The examples of docs/sbi.md need the extra sbi: tests/test_sbi.py runs them.
-@pytest.mark.parametrize("name", [*DOCUMENTS, "docs/sbi.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", sorted({*DOCUMENTS, *PAGES, "CHANGELOG.md"}))
 def test_links_and_pictures_exist(name):
     text = (ROOT / name).read_text()
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+    for target in re.findall(r"\]\((?!http)([^)#\s]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_every_page_with_an_example_is_run():
+    with_examples = {p for p in PAGES if "```python\n" in (ROOT / p).read_text()}
+    assert with_examples - {"docs/sbi.md"} <= set(DOCUMENTS)
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    named = re.findall(r"(\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(f"docs/{page}" for page in named) == PAGES
+    notebooks = re.findall(r"(notebooks/\S+\.ipynb)$", navigation, re.MULTILINE)
+    assert sorted(notebooks) == sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("*.ipynb")
+    )
+
+
+def test_the_reference_has_every_public_name_once():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    found = [n for page in pages for n in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    names = {
+        *pyro_iresnet.__all__,
+        *pyro_iresnet.flows.__all__,
+        *pyro_iresnet.guides.__all__,
+        *diagnostics.__all__,
+        *(name for name in vars(testing) if name.startswith("check_")),
+    }
+    assert sorted(target.rsplit(".", 1)[-1] for target in found) == sorted(names)
+    for target in found:
+        module, name = target.rsplit(".", 1)
+        assert hasattr(importlib.import_module(module), name), target
 
 
 def test_the_public_names_are_there_and_documented():

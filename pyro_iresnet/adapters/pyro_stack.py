@@ -29,6 +29,15 @@ class Stack(ComposeTransformModule):
     Arguments:
         parts: the transforms, in the order they act.
         cache_size: as in torch; the parts have memories of their own.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import Stack, actnorm, iresnet
+        >>> stack = Stack([actnorm(2), iresnet(2), actnorm(2)])
+        >>> x = torch.randn(100, 2)
+        >>> y = stack(x)
+        >>> stack.log_abs_det_jacobian(x, y).shape
+        torch.Size([100])
     """
 
     def __init__(self, parts: Sequence[Transform], cache_size: int = 0) -> None:

@@ -84,7 +84,14 @@ class Factors(NamedTuple):
 
 
 class ELU(Elementwise):
-    r"""Exponential linear unit: :math:`x` above 0, :math:`e^x - 1` below; slope in (0, 1]."""
+    r"""Exponential linear unit: :math:`x` above 0, :math:`e^x - 1` below; slope in (0, 1].
+
+    Example:
+        >>> import torch
+        >>> value, slope = ELU().value_and_slope(torch.tensor([0.0, 2.0]))
+        >>> value, slope
+        (tensor([0., 2.]), tensor([1., 1.]))
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.elu(x)
@@ -95,7 +102,14 @@ class ELU(Elementwise):
 
 
 class Softplus(Elementwise):
-    r""":math:`\log(1 + e^x)`; its slope is the logistic function."""
+    r""":math:`\log(1 + e^x)`; its slope is the logistic function.
+
+    Example:
+        >>> import torch
+        >>> value, slope = Softplus().value_and_slope(torch.tensor([0.0]))
+        >>> round(value.item(), 4), slope.item()
+        (0.6931, 0.5)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's default threshold, 20, would jump by 2e-9, which float64 resolves.
@@ -106,7 +120,13 @@ class Softplus(Elementwise):
 
 
 class Tanh(Elementwise):
-    r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`."""
+    r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`.
+
+    Example:
+        >>> import torch
+        >>> Tanh().value_and_slope(torch.tensor([0.0]))
+        (tensor([0.]), tensor([1.]))
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
@@ -121,6 +141,17 @@ class Sine(Elementwise):
 
     Arguments:
         frequency: :math:`\omega`, above 0, fixed.
+
+    Raises:
+        ArgumentError: ``frequency`` is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from pyro_iresnet import DenseContraction, Sine
+        >>> g = DenseContraction(2, [16], activation=partial(Sine, frequency=3.0))
+        >>> g(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, frequency: float = 1.0) -> None:
@@ -147,6 +178,14 @@ class LeakyReLU(Elementwise):
 
     Arguments:
         slope: ``a``, the slope below 0, in (0, 1).
+
+    Raises:
+        ArgumentError: ``slope`` outside (0, 1).
+
+    Example:
+        >>> import torch
+        >>> LeakyReLU(slope=0.1)(torch.tensor([-1.0, 2.0]))
+        tensor([-0.1000,  2.0000])
     """
 
     def __init__(self, slope: float = 0.1) -> None:

@@ -27,6 +27,19 @@ class Contraction(nn.Module, ABC):
         event_shape: the shape of one event, with -1 for a size that may vary.
         context_dim: the size of the context, or None if there is none.
         lipschitz: the constant promised, in (0, 1).
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import Contraction, ResidualBlock
+        >>> class HalfSine(Contraction):
+        ...     def __init__(self, dim):
+        ...         super().__init__()
+        ...         self.event_shape, self.context_dim, self.lipschitz = (dim,), None, 0.5
+        ...     def forward(self, x, context=None):
+        ...         return 0.5 * x.sin()
+        ...     def lipschitz_bound(self):
+        ...         return torch.tensor(0.5)
+        >>> block = ResidualBlock(HalfSine(3))
     """
 
     event_shape: tuple[int, ...]

@@ -28,7 +28,7 @@ class SingularValue(Norm):
 
 @dataclass(frozen=True)
 class Frobenius(Norm):
-    r"""The Frobenius norm, an upper bound (seed report, footnote 2), loose by up to
+    r"""The Frobenius norm, an upper bound (reading report, footnote 2), loose by up to
     :math:`\sqrt{n}` for ``n`` the smaller side.
 
     Example:

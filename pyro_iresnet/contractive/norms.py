@@ -1,7 +1,7 @@
 r"""Spectral norms of weights, and weights scaled to a bound of theirs.
 
-``Lip(W x + b) = ||W||_2`` (seed report Eq. 8-10; Behrmann et al. 2019, Eq. 3). Each strategy is a
-pure function of the weight, differentiable through the norm: stopping the gradient there costs a
+``Lip(W x + b) = ||W||_2`` (reading report Eq. 8-10; Behrmann et al. 2019, Eq. 3). Each strategy is
+a pure function of the weight, differentiable through the norm: stopping the gradient there costs a
 flow most of its fit. A weight is a matrix, or the kernel of a convolution.
 """
 

@@ -12,7 +12,7 @@ from .symbol import spectral_norm
 
 @dataclass(frozen=True)
 class PowerIteration(Norm):
-    r"""Power iteration (seed report App. B, Eq. 32-34; Miyato et al. 2018): a LOWER bound.
+    r"""Power iteration (reading report App. B, Eq. 32-34; Miyato et al. 2018): a LOWER bound.
 
     .. math:: v \leftarrow W^\top u / \lVert W^\top u \rVert,\quad
               u \leftarrow W v / \lVert W v \rVert,\quad \lVert W \rVert_2 \approx u^\top W v

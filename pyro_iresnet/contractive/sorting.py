@@ -65,7 +65,13 @@ class GroupSort(Activation):
 
 
 class MaxMin(GroupSort):
-    """:class:`GroupSort` in pairs."""
+    """:class:`GroupSort` in pairs.
+
+    Example:
+        >>> import torch
+        >>> MaxMin()(torch.tensor([3.0, 1.0, 0.0, 2.0]))
+        tensor([1., 3., 0., 2.])
+    """
 
     def __init__(self) -> None:
         super().__init__(2)

@@ -39,7 +39,13 @@ class Metric(ABC):
 
 @dataclass(frozen=True)
 class Identity(Metric):
-    """The Euclidean metric: nothing is learned."""
+    """The Euclidean metric: nothing is learned.
+
+    Example:
+        >>> from pyro_iresnet import Identity, iresnet
+        >>> iresnet(3, metric=Identity()).block.coordinates is None
+        True
+    """
 
     def build(self, event_shape: tuple[int, ...]) -> Coordinates | None:
         return None

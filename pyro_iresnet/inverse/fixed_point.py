@@ -11,7 +11,7 @@ from .base import Point, Problem, Solver, Step, banach_steps, per_sample
 
 @dataclass(frozen=True)
 class FixedPoint(Solver):
-    r"""Banach's iteration :math:`x_{n+1} = y - g(x_n)` (seed report Eq. 12; Behrmann Algorithm 1).
+    r"""Banach's iteration :math:`x_{n+1} = y - g(x_n)` (reading report Eq. 12; Behrmann, Alg. 1).
 
     The error after ``n`` steps is at most :math:`L^n \lVert x_1 - x_0 \rVert / (1 - L)` (Eq. 36),
     which gives the default number of steps.

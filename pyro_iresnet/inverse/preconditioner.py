@@ -59,6 +59,13 @@ class AffineFit(Preconditioner):
 
     Arguments:
         points: how many; pairs of opposite ones, so an odd number is one more.
+
+    Raises:
+        ArgumentError: fewer than 1 point.
+
+    Example:
+        >>> from pyro_iresnet import AffineFit, Anderson
+        >>> solver = Anderson(preconditioner=AffineFit(points=256))
     """
 
     points: int = 64
@@ -89,7 +96,12 @@ class AffineFit(Preconditioner):
 
 @dataclass(frozen=True)
 class NoFit(Preconditioner):
-    """None: start at y, and step by the residual itself."""
+    """None: start at y, and step by the residual itself.
+
+    Example:
+        >>> from pyro_iresnet import Anderson, NoFit
+        >>> solver = Anderson(preconditioner=NoFit())
+    """
 
     def fit(self, problem: Problem) -> None:
         return None

@@ -22,7 +22,7 @@ class Exact(LogDet):
     k of the narrowest hidden layer where that is smaller, by Sylvester's identity
     :math:`\det(I_D + L R) = \det(I_k + R L)`. Costs that many products with J, as one batched pass
     from the cheaper side, and a factorisation; large batches are taken in parts, so that the
-    memory of an evaluation stays bounded. Differentiable to any order. Seed report Eq. 17; the
+    memory of an evaluation stays bounded. Differentiable to any order. Reading report Eq. 17; the
     sign is positive for a contraction.
 
     Example:

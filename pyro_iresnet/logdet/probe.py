@@ -1,4 +1,4 @@
-"""Random probes ``u`` with ``E[u u^T] = I``, for traces (seed report Eq. 22-24)."""
+"""Random probes ``u`` with ``E[u u^T] = I``, for traces (reading report Eq. 22-24)."""
 
 import math
 

@@ -3,7 +3,7 @@ r"""The power series of the log-determinant with fixed probes: cut, or taken to 
 .. math:: \log\det(I + J) = \mathrm{tr}\log(I + J)
           = \sum_{k=1}^\infty \frac{(-1)^{k-1}}{k}\,\mathrm{tr}(J^k)
 
-(seed report Eq. 18-21; Behrmann et al. 2019, Eq. 4), each trace as ``E[u^T J^k u]`` (Eq. 22-24).
+(reading report Eq. 18-21; Behrmann et al. 2019, Eq. 4), each trace as ``E[u^T J^k u]`` (Eq. 22-24).
 """
 
 import math
@@ -33,7 +33,7 @@ class PowerSeries(LogDet):
     The first trace is exact where the linearization knows it. The probes are the same for every
     sample and every call, a function of the seed alone, so the value is a smooth function of
     ``x`` and its gradient is the derivative of that value, as HMC needs. Memory grows with the
-    terms. Seed report Eq. 21-24; the cut is off by at most :meth:`truncation_error`.
+    terms. Reading report Eq. 21-24; the cut is off by at most :meth:`truncation_error`.
 
     Arguments:
         terms: ``n``, at least 1.

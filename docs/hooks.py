@@ -1,0 +1,49 @@
+"""What the site takes from outside of this folder: the notebooks, the measurements, the changes."""
+
+import re
+from pathlib import Path
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent
+INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
+# Where a file of the repository stands in the site.
+PLACES = {"benchmarks/RESULTS.md": "benchmarks.md", "CHANGELOG.md": "changelog.md"}
+
+
+@event_priority(100)  # before mkdocs-jupyter looks for notebooks
+def on_files(files, config):
+    """Take in ``notebooks/``."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        name = path.relative_to(ROOT).as_posix()
+        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Put in the files that a page includes, and mend links that leave this folder."""
+    up = "../" * page.file.src_uri.count("/")
+
+    def mended(found):
+        place = PLACES.get(found[1], found[1])
+        return f"]({up}{place}" if place.startswith(("notebooks/", *PLACES.values())) else found[0]
+
+    markdown = re.sub(rf"\]\({re.escape('../' + up)}([^)#]+)", mended, markdown)
+    if INCLUDE.search(markdown):
+        markdown = INCLUDE.sub(lambda found: (ROOT / found[1]).read_text(), markdown)
+        markdown = re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
+    return markdown
+
+
+def on_page_content(html, page, config, files):
+    """Of a notebook: links into this folder, no scripts from elsewhere, and the file itself."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    html = re.sub(r'href="\.\./docs/([^"#]+)\.md', r'href="../\1.html', html)
+    html = re.sub(r'href="([^":]+)\.ipynb', r'href="\1.html', html)
+    html = re.sub(
+        r"<!-- Load mathjax -->.*<!-- End of mermaid configuration -->", "", html, flags=re.DOTALL
+    )
+    name = Path(page.file.src_uri).name
+    return f'<p><a href="{name}" download>Download this notebook</a></p>\n{html}'
