@@ -45,7 +45,7 @@ notebooks: $(VENV)/.notebooks
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict
+	PATH=$(CURDIR)/$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.bench
 	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
