@@ -38,7 +38,7 @@ test-bench: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python -m pytest tests/test_toy_densities.py tests/test_claims.py $(ARGS)
 
 test-notebooks: $(VENV)/.notebooks
-	NOTEBOOK_FAST=1 $(BIN)/python -m pytest --nbmake notebooks $(ARGS)
+	NOTEBOOK_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks $(ARGS)
 	$(BIN)/python -m pytest -m 'not slow' tests/test_sbi.py
 
 notebooks: $(VENV)/.notebooks

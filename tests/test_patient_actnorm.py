@@ -89,5 +89,5 @@ def test_a_started_flow_compiles_whole():
     flow = iresnet_flow(2, 2, hidden_features=8)
     rows = torch.randn(50, 2)
     expected = flow.log_prob(rows)
-    compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(flow.log_prob, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(rows), expected)
