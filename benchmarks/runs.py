@@ -23,7 +23,8 @@ class Runs(Generic[T]):
 
     def get(self, name: str, run: Callable[[], T]) -> T:
         """As kept, or as ``run()`` now gives it; what JSON can hold."""
-        self._read()
+        if name not in self.found:
+            self._read()
         if name not in self.found and self.missing is not None:
             return self.missing
         if name not in self.found:

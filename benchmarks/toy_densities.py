@@ -83,8 +83,9 @@ class Study:
     def entropy(self, toy: Toy) -> float:
         """Minus the mean of the exact log-density of the points that flows are scored on."""
         name = f"entropy / {toy.name} / {self.plan.points}"
-        points = held_out(toy, self.plan.points)
-        return self.entropies.get(name, lambda: -toy.log_prob(points).mean().item())
+        return self.entropies.get(
+            name, lambda: -toy.log_prob(held_out(toy, self.plan.points)).mean().item()
+        )
 
     def run(self, data: str, flow: str, seed: int) -> Run:
         """One flow, trained and scored."""
