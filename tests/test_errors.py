@@ -45,7 +45,7 @@ VALUES = {
     "dim": (lambda: iresnet(0), "input dimension to be at least 1; got 0"),
     "hidden": (lambda: iresnet(2, [8, 0]), r"hidden_dims\[1\] to be at least 1; got 0"),
     "hidden_features": (lambda: IResNetTransform(2, 0), "hidden_features to be at least 1"),
-    "context": (lambda: IResNetTransform(2, 8, 0), "context_dim to be at least 1"),
+    "context": (lambda: IResNetTransform(2, 8, 0), "context_features to be at least 1"),
     "num_blocks": (lambda: iresnet_stack(2, 0), "num_blocks to be at least 1; got 0"),
     "actnorm": (lambda: actnorm(0), "input_dim to be at least 1; got 0"),
     "terms": (lambda: PowerSeries(terms=0), "terms to be at least 1"),
