@@ -12,8 +12,8 @@ from pyro_iresnet.demo.pictures import STYLE
 
 from .toy_training import seen_as
 
-INCH = 0.94
-COLOURS = 96
+INCH = 0.86
+COLOURS = 40
 
 
 def pictured(rows: Mapping[str, Mapping[str, str]], path: Path) -> None:
@@ -29,14 +29,15 @@ def pictured(rows: Mapping[str, Mapping[str, str]], path: Path) -> None:
         figure = Figure((INCH * len(columns) + 0.3, INCH * len(rows) + 0.25), dpi=110)
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(rows), len(columns), squeeze=False)
-        for across, (data, grids) in zip(axes, rows.items(), strict=True):
+        for row, (data, grids) in enumerate(rows.items()):
+            across = axes[row]
             across[0].set_ylabel(data, fontsize=7.5)
             for place, (name, grid) in zip(across, grids.items(), strict=True):
                 place.set(xticks=[], yticks=[])
                 place.spines[:].set_visible(False)
                 if grid:
                     place.imshow(seen_as(grid), origin="lower", cmap="magma", vmin=0, vmax=1)
-                if across is axes[0]:
+                if row == 0:
                     place.set_title(name, fontsize=7.5)
         figure.subplots_adjust(0.025, 0.005, 0.998, 0.965, wspace=0.03, hspace=0.03)
         figure.savefig(path)
