@@ -14,7 +14,9 @@ PLACES = {"benchmarks/RESULTS.md": "benchmarks.md", "CHANGELOG.md": "changelog.m
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files, config):
-    """Take in ``notebooks/``."""
+    """Take in ``notebooks/``, and the pictures of the measurements."""
+    for path in sorted((ROOT / "benchmarks").glob("*.png")):
+        files.append(File(path.name, str(path.parent), config.site_dir, config.use_directory_urls))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         name = path.relative_to(ROOT).as_posix()
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
