@@ -27,7 +27,7 @@ from .report import Fast, Threads, Write, publish, table
 from .toy_data import toys
 
 WORK = Work(16, (64, 64), 4, actnorm=True)
-# What all of them, but for the coefficient that torchflows does not use, are told.
+# What the packages' layers are told to be.
 TOLD = 0.97
 
 
@@ -93,17 +93,17 @@ def packages() -> dict[str, Package]:
         "normflows": Package(
             lambda: normflows_residual(WORK, brute_force=False),
             lambda model, z: model.forward(z),
-            partial(norm_of, "InducedNormLinear", 0.97),
+            partial(norm_of, "InducedNormLinear", TOLD),
         ),
         "flowcon": Package(
             lambda: flowcon_iresblock(WORK, brute_force=False),
             lambda flow, z: flow._transform.inverse(z)[0],
-            partial(norm_of, "ParametrizedLinear", 0.97),
+            partial(norm_of, "ParametrizedLinear", TOLD),
         ),
         "torchflows": Package(
             lambda: torchflows_resflow(WORK),
             lambda flow, z: flow.bijection.inverse(z)[0],
-            # Its layers do not use their coefficient of 0.97.
+            # Its layers do not use what they are told.
             partial(norm_of, "SpectralLinear", 1.0),
         ),
     }

@@ -56,6 +56,7 @@ class Study:
 
     Arguments:
         runs: where what is finished is kept.
+        entropies: where those of the data are; it may be the same file.
         plan: of each run.
         rate_steps: to choose a learning rate.
         seeds: of every flow but one.

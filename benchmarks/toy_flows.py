@@ -36,6 +36,7 @@ from pyro_iresnet import (
     ResidualBlock,
     cached,
 )
+from pyro_iresnet.flows.between import interleaved
 
 from .contenders import Contender, Work, normflows_residual, of_nflows
 
@@ -93,10 +94,8 @@ def _stacked(makers: Sequence[Callable[[], Transform]]) -> Contender:
 
 
 def _flow(makers: Sequence[Callable[[], Transform]]) -> Flow:
-    parts: list[Transform] = []
-    for make in makers:
-        parts += [ActNorm(DIM), make()]
-    return Flow(CompositeTransform([*parts, ActNorm(DIM)]), StandardNormal([DIM]))
+    parts = interleaved(makers, ActNorm, DIM, "ActNorm")
+    return Flow(CompositeTransform(parts), StandardNormal([DIM]))
 
 
 def _ours(makers: Sequence[Callable[[], Transform]]) -> Contender:
