@@ -31,6 +31,13 @@ class Evaluation:
         x: where.
         coordinates: in which the block acts; None for those of ``x``.
         of_chart: what a chart adds to the log-determinant; None for nothing.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, ResidualBlock
+        >>> evaluation = ResidualBlock(DenseContraction(2)).evaluate(torch.zeros(5, 2))
+        >>> evaluation.y.shape, evaluation.logdet().shape
+        (torch.Size([5, 2]), torch.Size([5]))
     """
 
     y: Tensor

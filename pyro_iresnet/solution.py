@@ -11,6 +11,13 @@ class Result(IntEnum):
     """How the solve of one sample ended. The order is the order of severity.
 
     ``message`` says what was seen, the usual cause, and the remedy.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, Result, solve
+        >>> solution = solve(DenseContraction(2), torch.tensor([[1.0, torch.nan]]), throw=False)
+        >>> solution.result is Result.NON_FINITE
+        True
     """
 
     CONVERGED = 0, "The inverse reached the tolerance."
@@ -54,6 +61,13 @@ class Stats:
             included.
         tolerance: the bound at which the sample counts as done: what was asked, or the floor of
             the arithmetic where that is more, and what rounding hides.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, solve
+        >>> stats = solve(DenseContraction(2), torch.ones(4, 2)).stats
+        >>> bool((stats.error_bound <= stats.tolerance).all()), stats.steps.shape
+        (True, torch.Size([4]))
     """
 
     results: Tensor

@@ -1,6 +1,7 @@
 """The examples of every page run, what it points at is there, and every public name has a place."""
 
 import importlib
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -75,9 +76,14 @@ def test_every_page_is_in_the_navigation():
     )
 
 
-def test_the_reference_has_every_public_name_once():
+def reference():
+    """What the pages of the reference have, as a path to import it by."""
     pages = (ROOT / "docs" / "reference").glob("*.md")
-    found = [n for page in pages for n in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    return [n for page in pages for n in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+
+
+def test_the_reference_has_every_public_name_once():
+    found = reference()
     names = {
         *pyro_iresnet.__all__,
         *pyro_iresnet.flows.__all__,
@@ -91,9 +97,16 @@ def test_the_reference_has_every_public_name_once():
         assert hasattr(importlib.import_module(module), name), target
 
 
-def test_the_public_names_are_there_and_documented():
-    for name in pyro_iresnet.__all__:
-        assert getattr(pyro_iresnet, name).__doc__, name
+@pytest.mark.parametrize("target", reference())
+def test_a_public_docstring_has_an_example_and_says_what_it_raises(target):
+    module, name = target.rsplit(".", 1)
+    found = getattr(importlib.import_module(module), name)
+    assert found.__doc__
+    if inspect.isclass(found) and issubclass(found, Exception):
+        return
+    assert ">>>" in found.__doc__
+    if re.search(r"raise \w+Error|check_\w+\(", inspect.getsource(found)):
+        assert "Raises:" in found.__doc__
 
 
 def test_constraints_pin_what_the_package_asks_for():

@@ -20,6 +20,21 @@ class Activation(nn.Module, ABC):
     Attributes:
         bound: the largest stretch, proven; in the class, not learned.
         signs: what the input is multiplied by, in turn: of several the results stand side by side.
+
+    Raises:
+        ArgumentError: by :meth:`check_width`: it cannot stand behind a layer of that width.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import Activation, DenseContraction
+        >>> from pyro_iresnet.linear_maps import Permutation
+        >>> class Reversed(Activation):
+        ...     def forward(self, x):
+        ...         return x.flip(-1)
+        ...     def linearize(self, x, event_dim=1):
+        ...         last = torch.arange(x.shape[-1] - 1, -1, -1).expand(x.shape)
+        ...         return self(x), Permutation(last)
+        >>> g = DenseContraction(2, [16], activation=Reversed)
     """
 
     bound: float = 1.0

@@ -28,6 +28,10 @@ class Contraction(nn.Module, ABC):
         context_dim: the size of the context, or None if there is none.
         lipschitz: the constant promised, in (0, 1).
 
+    Raises:
+        ArgumentError, ArgumentTypeError: by :meth:`check`, which blocks call: an input or a context
+            of the wrong shape, dtype or device, or a context too many or missing.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import Contraction, ResidualBlock

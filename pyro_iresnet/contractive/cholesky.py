@@ -31,6 +31,10 @@ class Cholesky(Norm):
             well above are all alike.
         by: takes the norm of a convolution.
 
+    Raises:
+        ArgumentError: ``damping`` is not above 0, or ``by`` is not certified.
+        ArgumentTypeError: one of the wrong type.
+
     References:
         A Recipe for Improved Certifiable Robustness (Hu, Leino, Wang and Fredrikson, 2024), for
         orthogonal weights by a Cholesky factor, without damping.

@@ -36,6 +36,9 @@ class Conditioner(nn.Module):
         widths: of the layers, before the activation and behind it.
         hidden_dims: the widths of the embedding network; none for the context itself.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: a size that is no integer of at least 1.
+
     Example:
         >>> import torch
         >>> shift, gate = Conditioner(3, [(8, 8)])(torch.randn(5, 3))[0]

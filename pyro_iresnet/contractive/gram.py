@@ -25,6 +25,9 @@ class Gram(Norm):
     Arguments:
         squarings: ``k``, at least 1.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``squarings`` is no integer of at least 1.
+
     References:
         The rescaled Gram iteration: Efficient Bound of Lipschitz Constant for Convolutional Layers
         by Gram Iteration (Delattre et al., 2023).

@@ -60,6 +60,23 @@ class Norm(ABC):
     To write one, define :meth:`norm` for a batch of matrices; where that is no upper bound of the
     spectral norm, set ``certified`` to False and define :meth:`proven` too. The norm of a
     convolution follows, from the matrices of its Fourier symbol.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: by :meth:`constrain`: no matrices, or a bound that is not
+            above 0.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import DenseContraction, Norm
+        >>> @dataclass(frozen=True)
+        ... class OneAndInfinity(Norm):
+        ...     def norm(self, weight):
+        ...         sizes = weight.abs()
+        ...         return (sizes.sum(-1).amax(-1) * sizes.sum(-2).amax(-1)).sqrt()
+        >>> g = DenseContraction(2, lipschitz=0.9, norm=OneAndInfinity())
+        >>> g.lipschitz_bound().item() <= 0.9 + 1e-6
+        True
     """
 
     @property
@@ -211,6 +228,10 @@ class Hard(Norm):
 
     Arguments:
         by: the strategy that takes the norm.
+
+    Raises:
+        ArgumentTypeError: ``by`` is no :class:`Norm`.
+        ArgumentError: ``by`` has no norm to scale to.
 
     Example:
         >>> import torch

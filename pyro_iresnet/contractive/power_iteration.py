@@ -26,6 +26,9 @@ class PowerIteration(Norm):
     Arguments:
         steps: iterations, at least 1.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``steps`` is no integer of at least 1.
+
     Example:
         >>> import torch
         >>> norm = PowerIteration(steps=50)

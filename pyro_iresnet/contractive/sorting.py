@@ -21,6 +21,10 @@ class GroupSort(Activation):
     Arguments:
         size: of a group, at least 2; it must divide the width of the layer before.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``size`` is no integer of at least 2; in a network also
+            one that does not divide the width, or behind a convolution.
+
     References:
         Sorting out Lipschitz Function Approximation (Anil, Lucas and Grosse, 2019).
 

@@ -21,6 +21,9 @@ class LipSwish(Elementwise):
     Arguments:
         beta: the start of :math:`\beta`, above 0. Stored as its inverse softplus.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.
+
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Section 3.
 
@@ -71,6 +74,10 @@ class CLipSwish(Activation):
 
     Arguments:
         beta: the start of the learned :math:`\beta`, above 0. Stored as its inverse softplus.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0; in a call also images,
+            whose channels it does not tell from their sides.
 
     References:
         Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz, Tomczak and Bhulai, 2021).

@@ -18,6 +18,14 @@ class Coordinates(nn.Module, ABC):
 
     Attributes:
         event_dim: how many trailing dimensions form one event.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import Asinh
+        >>> coordinates = Asinh().build((2,))
+        >>> x = torch.tensor([[0.5, -3.0]])
+        >>> torch.allclose(coordinates.inverse(coordinates(x)), x)
+        True
     """
 
     event_dim: int

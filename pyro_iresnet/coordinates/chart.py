@@ -27,6 +27,12 @@ class Chart(ABC):
     """How an elementwise chart is learned: a strategy, which holds no parameters.
 
     To write one, define :meth:`build`.
+
+    Example:
+        >>> from pyro_iresnet import Asinh
+        >>> coordinates = Asinh(scale=2.0).build((3,))
+        >>> coordinates.log_scale.exp().tolist()
+        [2.0, 2.0, 2.0]
     """
 
     @abstractmethod
@@ -46,6 +52,10 @@ class Asinh(Chart):
 
     Arguments:
         scale: the start of s, above 0.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``scale`` is no number in [1e-30, 1e30], which float32
+            holds.
 
     Example:
         >>> import torch

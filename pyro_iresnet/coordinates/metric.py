@@ -26,6 +26,13 @@ class Metric(ABC):
     """How ``S`` is learned: a strategy, which holds no parameters.
 
     To write one, define :meth:`build`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import Diagonal
+        >>> coordinates = Diagonal(spread=0.0).build((3,))
+        >>> coordinates(torch.ones(3)).tolist()
+        [1.0, 1.0, 1.0]
     """
 
     @abstractmethod
@@ -59,6 +66,9 @@ class Diagonal(Metric):
         spread: the standard deviation of the random start of ``s``. Blocks that start with
             different metrics take up different directions first; 0 starts at the identity.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``spread`` is no number of at least 0.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction, Diagonal, ResidualBlock
@@ -84,6 +94,9 @@ class Triangular(Metric):
 
     Arguments:
         spread: the standard deviation of the random start of ``s``, as in :class:`Diagonal`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``spread`` is no number of at least 0.
 
     Example:
         >>> import torch

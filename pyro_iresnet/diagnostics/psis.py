@@ -45,6 +45,23 @@ class PSIS:
         log_guide: log q(z) of each draw, nats, shape ``(S,)``.
         smoothed_log_weights: log w, normalised, shape ``(S,)``.
         draws: from the guide, by latent site of the model, shape ``(S, *site)`` each.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: by :meth:`resample` and :meth:`indices`: ``num_samples``
+            is no integer of at least 1.
+
+    Example:
+        >>> import torch
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_iresnet.diagnostics import psis
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Normal(0.1, 1.2))
+        >>> found = psis(guide, model, num_samples=1000)
+        >>> found.draws["z"].shape, found.resample(10)["z"].shape
+        (torch.Size([1000]), torch.Size([10]))
     """
 
     k_hat: float
@@ -133,8 +150,8 @@ def psis(
 
     Raises:
         ArgumentTypeError: model or guide cannot be called.
-        ArgumentError: the sites of model and guide do not match, a plate subsamples, the guide
-            has no density, weights are NaN or infinite, or the model does not run on many draws.
+        ArgumentError: the sites of model and guide do not match, a plate subsamples, the guide has
+            no density, weights are NaN or infinite, or the model does not run on many draws.
 
     Warns:
         KHatWarning: k-hat is above 0.7, or the effective sample size below 10.

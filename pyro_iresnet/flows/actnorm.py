@@ -25,6 +25,10 @@ class ActNorm(StartsFromData, MemoTransform):
         input_dim: the number of coordinates.
         cache_size: 1 to remember the last call, 0 for none.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``input_dim`` is not an integer of at least 1; in a call
+            also an input of another shape, dtype or device.
+
     References:
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
 

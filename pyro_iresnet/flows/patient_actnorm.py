@@ -25,6 +25,9 @@ class PatientActNorm(StartsFromData, ActNorm):
     Arguments:
         features: the number of coordinates, or of channels of images.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: inputs of another shape, dtype or device.
+
     References:
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
 

@@ -30,6 +30,10 @@ class Anderson(Solver):
         preconditioner: an affine map near the block, which also gives the start.
         rtol, atol, max_steps: as in :class:`FixedPoint`.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: as :class:`FixedPoint`; ``history`` below 1; a
+            ``preconditioner`` that is none.
+
     References:
         Iterative Procedures for Nonlinear Integral Equations (Anderson, 1965); Anderson
         Acceleration for Fixed-Point Iterations (Walker and Ni, 2011).

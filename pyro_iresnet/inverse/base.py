@@ -129,6 +129,20 @@ class Solver(ABC):
             atol, as exact as the arithmetic allows.
         atol: absolute tolerance, in the units of ``x``; by default 0.
         max_steps: by default what theory says suffices.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: a tolerance below 0, or ``max_steps`` that is no integer
+            of at least 1.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import Solver, iresnet
+        >>> from pyro_iresnet.inverse import Step
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Halfway(Solver):
+        ...     def step(self, problem, point, state):
+        ...         return Step(point.x - 0.5 * point.residual, state)
+        >>> transform = iresnet(2, solver=Halfway(rtol=1e-3))
     """
 
     rtol: float | None = None

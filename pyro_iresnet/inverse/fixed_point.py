@@ -25,6 +25,10 @@ class FixedPoint(Solver):
         atol: absolute tolerance, in the units of ``x``; by default 0.
         max_steps: by default what Eq. 36 says suffices.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: a tolerance below 0, or ``max_steps`` that is no integer
+            of at least 1.
+
     Example:
         >>> from pyro_iresnet import FixedPoint, iresnet
         >>> transform = iresnet(2, solver=FixedPoint(rtol=1e-4))

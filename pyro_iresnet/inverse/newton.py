@@ -23,6 +23,9 @@ class Newton(Solver):
             coordinates, which counts as D evaluations of ``g``, and by Krylov's method above.
         rtol, atol, max_steps: as in :class:`FixedPoint`.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: as :class:`FixedPoint`; a ``linear_solve`` that is none.
+
     Example:
         >>> from pyro_iresnet import Newton, iresnet
         >>> transform = iresnet(2, solver=Newton())

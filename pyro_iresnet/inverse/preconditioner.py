@@ -36,7 +36,17 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class Preconditioner(ABC):
-    """A way to find an affine map near :math:`x + g(x)`. To write one, define :meth:`fit`."""
+    """A way to find an affine map near :math:`x + g(x)`. To write one, define :meth:`fit`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import AffineFit, Anderson, Preconditioner, iresnet
+        >>> @dataclass(frozen=True)
+        ... class SmallOnly(Preconditioner):
+        ...     def fit(self, problem):
+        ...         return AffineFit().fit(problem) if problem.y.shape[-1] <= 32 else None
+        >>> transform = iresnet(64, solver=Anderson(preconditioner=SmallOnly()))
+    """
 
     @abstractmethod
     def fit(self, problem: Problem) -> Affine | None:

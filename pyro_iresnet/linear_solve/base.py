@@ -32,7 +32,21 @@ class Solved(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearSolve(ABC):
-    """A way to solve with ``I + J``. To write one, define :meth:`__call__`."""
+    """A way to solve with ``I + J``. To write one, define :meth:`__call__`.
+
+    Raises:
+        LinearSolveError: in a call with ``throw``: a sample failed.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction, DenseSolve
+        >>> g = DenseContraction(3)
+        >>> at = g.linearize(torch.zeros(5, 3))
+        >>> v = torch.ones(5, 3)
+        >>> w = DenseSolve()(at, v, transpose=False, lipschitz=g.lipschitz).value
+        >>> torch.allclose(w + at.mv(w), v, atol=1e-5)
+        True
+    """
 
     @abstractmethod
     def __call__(
@@ -61,6 +75,10 @@ class LinearSolve(ABC):
 @dataclass(frozen=True)
 class DenseSolve(LinearSolve):
     """By LU factors of the dense matrix: exact, for small D.
+
+    Raises:
+        LinearSolveError: in a call: ``I + J`` is singular, or the solution shows a Jacobian above
+            its bound.
 
     Example:
         >>> from pyro_iresnet import DenseSolve, Newton

@@ -178,6 +178,10 @@ class NeumannSolve(IterativeSolve):
     Arguments:
         rtol: in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1].
+        LinearSolveError: in a call: a sample did not reach the tolerance.
+
     Example:
         >>> from pyro_iresnet import NeumannSolve, Newton
         >>> solver = Newton(linear_solve=NeumannSolve(rtol=0.1))
@@ -203,6 +207,11 @@ class KrylovSolve(IterativeSolve):
     Arguments:
         rtol: in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
         restart: how many directions to keep, at least 1; two vectors for each.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``restart`` no integer of at
+            least 1.
+        LinearSolveError: in a call: a sample did not reach the tolerance.
 
     References:
         Variational Iterative Methods for Nonsymmetric Systems of Linear Equations (Eisenstat,

@@ -17,6 +17,19 @@ class LogDet(ABC):
     To write one, define :meth:`__call__`. It holds settings and no network, so it is a frozen
     dataclass. What it returns is an estimate of the log-determinant itself, not only something
     with the right gradient. One that draws at random in each call says so by ``draws = True``.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import LogDet, iresnet
+        >>> @dataclass(frozen=True)
+        ... class FirstTerm(LogDet):
+        ...     def __call__(self, linearization, *, lipschitz):
+        ...         return linearization.as_matrix().diagonal(dim1=-2, dim2=-1).sum(-1)
+        >>> transform = iresnet(3, logdet=FirstTerm())
+        >>> x = torch.zeros(5, 3)
+        >>> transform.log_abs_det_jacobian(x, transform(x)).shape
+        torch.Size([5])
     """
 
     draws: ClassVar[bool] = False
@@ -52,6 +65,9 @@ class ByMode(LogDet):
     Arguments:
         train: the estimator in train mode.
         evaluate: the estimator in eval mode.
+
+    Raises:
+        ArgumentTypeError: ``train`` or ``evaluate`` is no :class:`LogDet`.
 
     Example:
         >>> from pyro_iresnet import ByMode, Exact, Roulette

@@ -21,6 +21,19 @@ class Reference(ABC):
     not depend on the probes; the nearer to the Jacobians of the batch, the smaller the variance.
 
     To write one, define :meth:`matrix`.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import Reference, Roulette, iresnet
+        >>> @dataclass(frozen=True)
+        ... class FirstSample(Reference):
+        ...     def matrix(self, linearization):
+        ...         return linearization.as_matrix()[0]
+        >>> transform = iresnet(20, logdet=Roulette(reference=FirstSample()))
+        >>> x = torch.randn(5, 20)
+        >>> transform.log_abs_det_jacobian(x, transform(x)).shape
+        torch.Size([5])
     """
 
     @abstractmethod

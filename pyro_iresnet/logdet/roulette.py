@@ -49,6 +49,9 @@ class Roulette(LogDet):
         probes: how many ``u`` to average over, at least 1.
         reference: what to expand at.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Eq. 6-8, for roulette
         with one shared number of terms and the gradient series.

@@ -40,6 +40,9 @@ class PowerSeries(LogDet):
         probes: how many ``u`` to average over, at least 1.
         seed: decides the probes.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or no integer.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction

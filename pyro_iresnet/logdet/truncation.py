@@ -20,6 +20,17 @@ class Truncation(ABC):
 
     Attributes:
         exact_terms: terms that are always taken, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import Roulette, Truncation
+        >>> @dataclass(frozen=True)
+        ... class Half(Truncation):
+        ...     exact_terms: int = 4
+        ...     def survival(self, term, magnitude):
+        ...         return torch.full_like(magnitude, 0.5)
+        >>> logdet = Roulette(truncation=Half())
     """
 
     exact_terms: int
@@ -64,6 +75,9 @@ class Adaptive(Truncation):
         threshold: :math:`\tau`, above 0; smaller costs more terms and has less variance.
         exact_terms: terms that are always taken, at least 1.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or no number.
+
     Example:
         >>> Adaptive(0.5).survival(1, torch.tensor([0.1, 2.0]))
         tensor([0.2000, 1.0000])
@@ -96,6 +110,9 @@ class Geometric(Truncation):
     Arguments:
         p: the probability to end after each further term, in (0, 1).
         exact_terms: terms that are always taken, at least 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or no number.
 
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Section 3.1.
@@ -141,6 +158,9 @@ class Poisson(Truncation):
     Arguments:
         rate: the mean number of further terms, above 0.
         exact_terms: terms that are always taken, at least 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or no number.
 
     References:
         Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Appendix.
