@@ -4,13 +4,20 @@ The same residual flow is built with each package, as its examples and defaults 
 a little, and asked.
 """
 
+import contextlib
+import inspect
+import io
 import math
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import nflows.transforms
 import torch
 import typer
+from pyro.distributions import TransformModule
 from torch import Tensor, nn
 
 from pyro_iresnet import certificate
@@ -29,6 +36,9 @@ from .toy_data import toys
 WORK = Work(16, (64, 64), 4, actnorm=True)
 # What the packages' layers are told to be.
 TOLD = 0.97
+# An error of an inversion that a user would want to hear of.
+LARGE = 1e-4
+FRAMEWORKS = {"Pyro": TransformModule, "nflows": nflows.transforms.Transform}
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,13 @@ class Package:
     """A flow, and what its package calls things.
 
     Arguments:
+        module: its name, to import it by.
         make: the flow.
         from_noise: its inverse, as the package has it by default.
         layer_norm: the largest spectral norm of a layer, over what it is told to be.
     """
 
+    module: str
     make: Callable[[], Contender]
     from_noise: Callable[[nn.Module, Tensor], Tensor]
     layer_norm: Callable[[nn.Module], float]
@@ -88,19 +100,25 @@ def packages() -> dict[str, Package]:
     """By name."""
     return {
         "this project": Package(
-            lambda: this_project(WORK), lambda flow, z: flow._transform.inverse(z)[0], norm_of_ours
+            "pyro_iresnet",
+            lambda: this_project(WORK),
+            lambda flow, z: flow._transform.inverse(z)[0],
+            norm_of_ours,
         ),
         "normflows": Package(
+            "normflows",
             lambda: normflows_residual(WORK, brute_force=False),
             lambda model, z: model.forward(z),
             partial(norm_of, "InducedNormLinear", TOLD),
         ),
         "flowcon": Package(
+            "flowcon",
             lambda: flowcon_iresblock(WORK, brute_force=False),
             lambda flow, z: flow._transform.inverse(z)[0],
             partial(norm_of, "ParametrizedLinear", TOLD),
         ),
         "torchflows": Package(
+            "torchflows",
             lambda: torchflows_resflow(WORK),
             lambda flow, z: flow.bijection.inverse(z)[0],
             # Its layers do not use what they are told.
@@ -109,12 +127,18 @@ def packages() -> dict[str, Package]:
     }
 
 
-def exact(contender: Contender, x: Tensor) -> Tensor:
-    """The log-density by the dense Jacobian of the whole flow; differentiable."""
+def jacobian(contender: Contender, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise, and the dense Jacobian of the whole flow; differentiable."""
     x = x.clone().requires_grad_()
     z = contender.to_noise(x)
     rows = [torch.autograd.grad(z[:, i].sum(), x, create_graph=True)[0] for i in range(WORK.dim)]
-    logdet = torch.linalg.slogdet(torch.stack(rows, 1))[1]
+    return z, torch.stack(rows, 1)
+
+
+def exact(contender: Contender, x: Tensor) -> Tensor:
+    """The log-density by the dense Jacobian; differentiable."""
+    z, j = jacobian(contender, x)
+    logdet = torch.linalg.slogdet(j)[1]
     return logdet - z.square().sum(1) / 2 - WORK.dim / 2 * math.log(2 * math.pi)
 
 
@@ -147,12 +171,51 @@ def in_training(contender: Contender, draws: int) -> Mean:
     return Mean((found.mean() - truth).item(), (found.std() / math.sqrt(draws)).item())
 
 
-def inverse(contender: Contender, package: Package) -> float:
-    """The largest error of a round trip."""
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """What is printed, logged to the terminal or warned of, filled at the end."""
+    heard: list[str] = []
+    printed = io.StringIO()
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        warnings.simplefilter("always")
+        yield heard
+    # What torch says of deprecated calls says nothing of the number.
+    heard += [str(w.message) for w in warned if issubclass(w.category, RuntimeWarning)]
+    heard += [printed.getvalue()] if printed.getvalue() else []
+
+
+def inverse(contender: Contender, package: Package) -> tuple[float, bool]:
+    """The largest error of a round trip, and whether anything was said."""
     x = data(2000)
-    with torch.no_grad():
+    with torch.no_grad(), listening() as heard:
         z = contender.to_noise(x)
-        return (package.from_noise(contender.module, z) - x).norm(dim=1).max().item()
+        found = package.from_noise(contender.module, z)
+    return (found - x).norm(dim=1).max().item(), bool(heard)
+
+
+def through_inverse(contender: Contender, package: Package) -> float:
+    """The error over its length of a gradient through the inverse; NaN where there is none."""
+    x, w = data(64), torch.linspace(-1, 1, WORK.dim)
+    z, j = (v.detach() for v in jacobian(contender, x))
+    truth = torch.linalg.solve(j.mT, w.expand_as(x))
+    z.requires_grad_()
+    found = package.from_noise(contender.module, z)
+    if not found.requires_grad:
+        return math.nan
+    gradient = torch.autograd.grad((found @ w).sum(), z)[0]
+    return ((gradient - truth).norm() / truth.norm()).item()
+
+
+def frameworks(package: Package) -> list[str]:
+    """Those of which some class of the package is a transform."""
+    modules = [m for name, m in sys.modules.items() if name.split(".")[0] == package.module]
+    classes = {c for m in modules for c in vars(m).values() if inspect.isclass(c)}
+    own = [c for c in classes if c.__module__.split(".")[0] == package.module]
+    return [name for name, base in FRAMEWORKS.items() if any(issubclass(c, base) for c in own)]
 
 
 def weighted(contender: Contender, draws: int) -> Mean:
@@ -179,6 +242,8 @@ QUESTIONS = {
     "what is trained on, less the log-density, nats": "training",
     "error of the gradient of a weighted loss, of its length": "weighted",
     "largest error of an inversion, by default": "inverse",
+    "error of a gradient through the inverse, of its length": "through",
+    "is a transform of": "frameworks",
 }
 
 
@@ -186,13 +251,17 @@ def answers(package: Package, steps: int, draws: int) -> dict[str, str]:
     """To each question."""
     contender = package.trained(steps)
     repeat, error = density(contender, 20)
+    lost, said = inverse(contender, package)
+    through = through_inverse(contender, package)
     return {
         "bound": f"{package.layer_norm(contender.module):.5f}",
         "repeat": f"{repeat:.2g}",
         "error": f"{error:.1g}",
         "training": str(in_training(contender, draws)),
         "weighted": str(weighted(contender, draws)),
-        "inverse": f"{inverse(contender, package):.1g}",
+        "inverse": f"{lost:.1g}{', and nothing is said' if lost > LARGE and not said else ''}",
+        "through": "has none" if math.isnan(through) else f"{through:.1g}",
+        "frameworks": ", ".join(frameworks(package)) or "neither Pyro nor nflows",
     }
 
 
@@ -207,8 +276,7 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
         f"The same flow of 4 blocks of 64-64 on 16 coordinates, {steps:,} steps of Adam at 5e-3. "
         "Exact log-densities are those of the dense Jacobian of the whole flow; means are over "
         f"{draws} draws, with their standard errors. Where a gradient has no error, its line reads "
-        "as much as the noise of the draws. Each inverse has its defaults, and none of the others "
-        "says that it is wrong."
+        "as much as the noise of the draws. Each inverse has its defaults."
     )
     publish("claims", "What other packages keep", body, fast=fast, write=write)
 
