@@ -76,6 +76,38 @@ def test_every_page_is_in_the_navigation():
     )
 
 
+RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+FIGURE = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])")
+
+
+def rows_of(heading):
+    """The rows of the table below a heading of README, without its head."""
+    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [r for r in section.splitlines() if r.startswith("|")][2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def measured(benchmark):
+    """The figures in its section of the results."""
+    section = RESULTS.split(f"<!-- {benchmark} -->")[1].split(f"<!-- end of {benchmark} -->")[0]
+    return set(FIGURE.findall(section))
+
+
+def test_what_readme_says_of_other_packages_was_asked():
+    rows = rows_of("Beside other packages")
+    found = {figure for row in rows for cell in row[1:] for figure in FIGURE.findall(cell)}
+    assert len(found) > 20
+    assert found <= measured("claims")
+
+
+@pytest.mark.parametrize("row", rows_of("In figures"), ids=lambda row: row[0][:40])
+def test_the_figures_of_readme_are_those_of_the_results(row):
+    _, here, beside, name = row
+    figures = FIGURE.findall(here + " " + beside)
+    assert figures
+    assert set(figures) <= measured(name.strip("`"))
+
+
 def reference():
     """What the pages of the reference have, as a path to import it by."""
     pages = (ROOT / "docs" / "reference").glob("*.md")
