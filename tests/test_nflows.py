@@ -15,7 +15,13 @@ from nflows.transforms import (
     RandomPermutation,
 )
 
-from pyro_iresnet import ArgumentError, InversionError, IResNetTransform, Roulette
+from pyro_iresnet import (
+    ArgumentError,
+    ArgumentTypeError,
+    InversionError,
+    IResNetTransform,
+    Roulette,
+)
 
 from . import zoo
 
@@ -151,3 +157,18 @@ def test_a_nan_in_the_inverse_is_an_error_with_words():
     inputs[4, 0] = float("nan")
     with pytest.raises(InversionError, match=r"first at \[4\]"):
         IResNetTransform(zoo.DIM).inverse(inputs)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    ("inputs", "error"),
+    [
+        (torch.zeros(5, zoo.DIM + 1, dtype=torch.float64), ArgumentError),
+        (torch.zeros(5, zoo.DIM, dtype=torch.float32), ArgumentTypeError),
+        ([0.0] * zoo.DIM, ArgumentTypeError),
+    ],
+    ids=["shape", "dtype", "list"],
+)
+def test_errors_name_the_argument_of_nflows(direction, inputs, error):
+    with pytest.raises(error, match="Expected inputs "):
+        getattr(IResNetTransform(zoo.DIM), direction)(inputs)

@@ -113,8 +113,11 @@ class IResNetTransform(Transform):
         Arguments:
             inputs: shape ``(batch, features)``.
             context: shape ``(batch, context_features)``.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: one of another shape, dtype or device.
         """
-        return self.block.forward_and_logdet(inputs, self._own(context))
+        return self.block.forward_and_logdet(*self._checked(inputs, context))
 
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: Tensor, context: Tensor | None = None
@@ -126,9 +129,12 @@ class IResNetTransform(Transform):
             context: shape ``(batch, context_features)``.
 
         Raises:
+            ArgumentError, ArgumentTypeError: one of another shape, dtype or device.
             InversionError: a sample did not reach the tolerance, or is NaN or infinite.
         """
-        return self.block.inverse_and_logdet(inputs, self._own(context))
+        return self.block.inverse_and_logdet(*self._checked(inputs, context))
 
-    def _own(self, context: Tensor | None) -> Tensor | None:
-        return None if self.block.contraction.context_dim is None else context
+    def _checked(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both by the names that nflows has for them; it hands a context to every transform."""
+        g = self.block.contraction
+        return g.check(inputs, None if g.context_dim is None else context, "inputs")
