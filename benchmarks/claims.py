@@ -240,7 +240,7 @@ def weighted(contender: Contender, draws: int) -> Mean:
 QUESTIONS = {
     "largest norm of a layer, over what it is told to be": "bound",
     "two calls of `log_prob` in eval mode differ by, nats": "repeat",
-    "mean error of `log_prob` in eval mode, nats": "error",
+    "error of the mean of 20 of them, nats": "error",
     "what is trained on, less the log-density, nats": "training",
     "error of the gradient of a weighted loss, of its length": "weighted",
     "largest error of an inversion, by default": "inverse",
