@@ -114,6 +114,7 @@ class ResidualBlock(nn.Module):
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.
+        ArgumentError: a contraction that does not say its event shape, context or constant.
 
     References:
         Invertible Residual Networks (Behrmann et al., 2019).
@@ -144,6 +145,7 @@ class ResidualBlock(nn.Module):
             "contraction",
             "DenseContraction(2), or wrap(module, bound=0.9)",
         )
+        contraction.check_complete()
         size = contraction.event_size
         if logdet is None and size is not None:
             logdet = auto_logdet(size)

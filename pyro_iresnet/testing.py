@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from .contractive import Contraction
+from .errors import check_instance
 from .inverse import Solver, solve
 from .linearization import Linearization
 from .logdet import LogDet
@@ -33,6 +34,7 @@ def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | Non
 
     Raises:
         AssertionError: a promise is broken; it says which, with the numbers.
+        ArgumentError, ArgumentTypeError: it is no contraction, or not a complete one.
 
     Example:
         >>> import torch
@@ -60,6 +62,7 @@ def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | N
         >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
         >>> testing.check_linearization(g, x)
     """
+    _is_one(contraction)
     event_dim = contraction.event_dim
     linearization = contraction.linearize(x, context)
     torch.testing.assert_close(linearization.value, contraction(x, context))
@@ -103,6 +106,7 @@ def check_lipschitz_bound(
         >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
         >>> testing.check_lipschitz_bound(g, x)
     """
+    _is_one(contraction)
     bound = float(contraction.lipschitz_bound())
     _require(
         bound <= contraction.lipschitz + ROUNDING,
@@ -138,6 +142,7 @@ def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = N
         >>> g, x = DenseContraction(2).double(), torch.randn(50, 2, dtype=torch.float64)
         >>> testing.check_purity(g, x)
     """
+    _is_one(contraction)
     state = {name: value.clone() for name, value in contraction.state_dict().items()}
     before = x.clone()
     training = contraction.training
@@ -229,3 +234,7 @@ def check_solver(solver: Solver, contraction: Contraction, x: Tensor) -> None:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise AssertionError(message)
+
+
+def _is_one(contraction: Contraction) -> None:
+    check_instance(contraction, Contraction, "contraction", "DenseContraction(2)").check_complete()

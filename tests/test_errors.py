@@ -10,6 +10,8 @@ from pyro_iresnet import (
     ArgumentError,
     ArgumentTypeError,
     ByMode,
+    ConditionalStack,
+    Contraction,
     DenseContraction,
     Exact,
     FixedPoint,
@@ -23,14 +25,27 @@ from pyro_iresnet import (
     ResidualBlock,
     Roulette,
     Sine,
+    Stack,
     actnorm,
+    conditional_iresnet,
+    conditional_iresnet_stack,
     iresnet,
     iresnet_stack,
     solve,
+    testing,
     wrap,
 )
+from pyro_iresnet.flows import conditional_iresnet_flow
 
 from . import zoo
+
+
+class Forgetful(Contraction):
+    def forward(self, x, context=None):
+        return 0.5 * x
+
+    def lipschitz_bound(self):
+        return torch.tensor(0.5)
 
 
 class Shrinks(nn.Module):
@@ -42,7 +57,7 @@ VALUES = {
     "lipschitz_one": (lambda: iresnet(2, lipschitz=1.0), r"lipschitz in \(0, 1\); got 1.0"),
     "lipschitz_zero": (lambda: iresnet(2, lipschitz=0.0), r"lipschitz in \(0, 1\); got 0.0"),
     "lipschitz_nan": (lambda: iresnet(2, lipschitz=float("nan")), "got nan"),
-    "dim": (lambda: iresnet(0), "input dimension to be at least 1; got 0"),
+    "dim": (lambda: iresnet(0), "input_dim to be at least 1; got 0"),
     "hidden": (lambda: iresnet(2, [8, 0]), r"hidden_dims\[1\] to be at least 1; got 0"),
     "hidden_features": (lambda: IResNetTransform(2, 0), "hidden_features to be at least 1"),
     "context": (lambda: IResNetTransform(2, 8, 0), "context_features to be at least 1"),
@@ -105,11 +120,33 @@ VALUES = {
         r"x0 of the shape \(4, 5\) of y; got \(3, 5\)",
     ),
     "forward_shape": (lambda: iresnet(2).forward_shape((7, 3)), r"got \(7, 3\)"),
+    "attributes": (
+        lambda: ResidualBlock(Forgetful()),
+        "Forgetful.__init__ to set event_shape, context_dim, lipschitz",
+    ),
+    "checked_attributes": (
+        lambda: testing.check_contraction(Forgetful(), torch.randn(5, 2)),
+        "Forgetful.__init__ to set event_shape",
+    ),
+    "no_context_embedded": (
+        lambda: conditional_iresnet_flow(2, 3, embedding_net=nn.Linear(4, 3)).log_prob(
+            torch.randn(5, 2)
+        ),
+        "Expected a context for this conditional flow; got none",
+    ),
+    "unconditioned": (
+        lambda: conditional_iresnet(2, 3)(torch.randn(5, 2)),
+        r"ConditionalIResNet is conditional. Call transform.condition\(context\)",
+    ),
+    "unconditioned_stack": (
+        lambda: conditional_iresnet_stack(2, 3)(torch.randn(5, 2)),
+        "Expected a context first: ConditionalStack",
+    ),
 }
 
 TYPES = {
     "lipschitz": (lambda: iresnet(2, lipschitz="0.9"), "lipschitz to be a number"),
-    "dim": (lambda: iresnet(2.0), "input dimension to be an integer"),
+    "dim": (lambda: iresnet(2.0), "input_dim to be an integer"),
     "hidden": (
         lambda: iresnet(2, 64),
         r"hidden_dims to be a sequence of integers such as \[64, 64\]",
@@ -145,6 +182,16 @@ TYPES = {
     "wrapped_integers": (
         lambda: zoo.CONTRACTIONS["wrapped"]()(torch.ones(3, zoo.DIM, dtype=torch.int64)),
         "x of a floating dtype; got torch.int64",
+    ),
+    "dim_name": (lambda: DenseContraction("2"), "Expected dim to be an integer"),
+    "parts": (lambda: Stack([iresnet(2), 2]), r"parts\[1\] to be a transform.*got int"),
+    "parts_block": (lambda: Stack([iresnet(2).block]), r"Wrap it: IResNet\(block\)"),
+    "parts_one": (lambda: Stack(iresnet(2)), "parts to be a sequence of transforms; got IResNet"),
+    "conditional_parts": (lambda: ConditionalStack([2]), r"parts\[0\] to be a transform or a"),
+    "chart_name": (lambda: iresnet_stack(2, chart="asinh"), "got str 'asinh'"),
+    "not_a_contraction": (
+        lambda: testing.check_contraction(nn.Linear(2, 2), torch.randn(5, 2)),
+        "contraction to be a Contraction such as",
     ),
     "option": (lambda: iresnet(2, lipshitz=0.9), "unexpected keyword argument 'lipshitz'"),
 }

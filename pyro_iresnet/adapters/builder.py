@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from ..block import ResidualBlock
 from ..contractive import Activation, DenseContraction, Norm
 from ..coordinates import Chart, Metric
+from ..errors import check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 
@@ -24,7 +25,7 @@ def dense_block(
 ) -> ResidualBlock:
     """A :class:`ResidualBlock` over a :class:`DenseContraction`; arguments as theirs."""
     contraction = DenseContraction(
-        input_dim,
+        check_positive_int(input_dim, "input_dim"),
         hidden_dims,
         context_dim=context_dim,
         lipschitz=lipschitz,

@@ -1,7 +1,7 @@
 """The block under a context as Pyro's ``ConditionalTransformModule``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
@@ -76,6 +76,14 @@ class ConditionedIResNet(_OfBlock):
         return x if x.shape == wide.shape else wide
 
 
+def raise_unconditioned(transform: object) -> NoReturn:
+    """For a conditional transform that is called as if it were one."""
+    raise ArgumentError(
+        f"Expected a context first: {type(transform).__name__} is conditional. Call "
+        "transform.condition(context), or use it in a ConditionalTransformedDistribution."
+    )
+
+
 class ConditionalIResNet(ConditionalTransformModule):
     r"""The residual block :math:`y = x + g(x; c)` as a conditional Pyro transform.
 
@@ -131,6 +139,10 @@ class ConditionalIResNet(ConditionalTransformModule):
     def codomain(self) -> constraints.Constraint:
         """All of the event space."""
         return _real(self.block.contraction.event_dim)
+
+    def forward(self, *_: object) -> NoReturn:
+        """Raise: there is no transform without a context."""
+        raise_unconditioned(self)
 
     def condition(self, context: Tensor) -> ConditionedIResNet:
         """The transform of ``x`` alone at a context; it shares the parameters and the mode.

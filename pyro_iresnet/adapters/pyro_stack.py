@@ -1,7 +1,7 @@
 """Stacks of Pyro transforms that know their log-determinant without inverting themselves."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions import ComposeTransformModule
@@ -14,8 +14,26 @@ from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
 
 from ..anatomy import modules_of
+from ..block import ResidualBlock
 from ..errors import ArgumentError, ArgumentTypeError
 from .memo import Retraced
+from .pyro_conditional import raise_unconditioned
+
+
+def _checked(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -> list[Any]:
+    """The parts as a list, or raise."""
+    if isinstance(parts, Transform) or not isinstance(parts, Iterable):
+        raise ArgumentTypeError(
+            f"Expected parts to be a sequence of transforms; got {type(parts).__name__}."
+        )
+    parts = list(parts)
+    for i, part in enumerate(parts):
+        if not isinstance(part, kinds):
+            hint = " Wrap it: IResNet(block)." if isinstance(part, ResidualBlock) else ""
+            raise ArgumentTypeError(
+                f"Expected parts[{i}] to be {example}; got {type(part).__name__}.{hint}"
+            )
+    return parts
 
 
 class Stack(ComposeTransformModule):
@@ -30,6 +48,9 @@ class Stack(ComposeTransformModule):
         parts: the transforms, in the order they act.
         cache_size: as in torch; the parts have memories of their own.
 
+    Raises:
+        ArgumentTypeError: ``parts`` is no sequence, or a part no transform.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import Stack, actnorm, iresnet
@@ -41,7 +62,8 @@ class Stack(ComposeTransformModule):
     """
 
     def __init__(self, parts: Sequence[Transform], cache_size: int = 0) -> None:
-        super().__init__(list(parts), cache_size=cache_size)
+        kinds, example = (Transform,), "a transform, such as iresnet(2)"
+        super().__init__(_checked(parts, kinds, example), cache_size=cache_size)
         self._derived: Any = None
 
     def retrace(self, y: Tensor) -> Retraced:
@@ -122,19 +144,21 @@ class ConditionalStack(ConditionalComposeTransformModule):
     def __init__(
         self, parts: Sequence[Transform | ConditionalTransform], cache_size: int = 0
     ) -> None:
+        kinds = Transform, ConditionalTransform
+        example = "a transform or a conditional transform, such as conditional_iresnet(2, 3)"
+        parts = _checked(parts, kinds, example)
         for i, part in enumerate(parts):
-            if not isinstance(part, Transform | ConditionalTransform):
-                raise ArgumentTypeError(
-                    f"Expected parts[{i}] to be a transform or a conditional transform, such as "
-                    f"conditional_iresnet(2, 3); got {type(part).__name__}."
-                )
             if not isinstance(part, nn.Module) and modules_of(part):
                 raise ArgumentError(
                     f"Expected parts[{i}] to be a module, since its parameters would not be "
                     f"registered; got {type(part).__name__}. "
                     "Pass the module in it, or ConditionalStack([module]).inv for its inverse."
                 )
-        super().__init__(list(parts), cache_size=cache_size)
+        super().__init__(parts, cache_size=cache_size)
+
+    def forward(self, *_: object) -> NoReturn:
+        """Raise: there is no transform without a context."""
+        raise_unconditioned(self)
 
     def condition(self, context: Tensor) -> Stack:
         """The stack of ``x`` alone at a context; it shares the parameters and the mode.

@@ -52,6 +52,16 @@ class Contraction(nn.Module, ABC):
     # What the open `cached` blocks share, the innermost last; see caching.py.
     _shared_acting: tuple[object, ...] = ()
 
+    def check_complete(self) -> None:
+        """Raise unless ``__init__`` has set what a contraction says of itself."""
+        missing = [n for n in ("event_shape", "context_dim", "lipschitz") if not hasattr(self, n)]
+        if missing:
+            raise ArgumentError(
+                f"Expected {type(self).__name__}.__init__ to set {', '.join(missing)}; it does not."
+                " Set event_shape to the shape of one event, such as (2,), context_dim to None or "
+                "a size, and lipschitz to the constant promised, in (0, 1)."
+            )
+
     @property
     def event_dim(self) -> int:
         """How many trailing dimensions form one event: 1 for vectors, 3 for images."""

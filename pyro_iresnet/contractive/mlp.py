@@ -68,7 +68,7 @@ class DenseContraction(LayeredContraction):
         conditioner: MakeConditioner = Conditioner,
     ) -> None:
         super().__init__()
-        self.dim = check_positive_int(dim, "input dimension")
+        self.dim = check_positive_int(dim, "dim")
         if hidden_dims is None:
             hidden_dims = 2 * [min(max(64, 2 * dim), 512)]
         hidden = check_dims(hidden_dims, "hidden_dims")

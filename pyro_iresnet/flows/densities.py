@@ -16,6 +16,7 @@ from ..errors import ArgumentTypeError, check_instance, check_positive_int
 from ..inverse import Solver
 from ..logdet import LogDet
 from .between import interleaved
+from .embedding import Embedding
 from .noise import Noise
 from .patient_actnorm import PatientActNorm
 
@@ -132,4 +133,5 @@ def _flow(
     parts = interleaved(makers, between, size, "PatientActNorm")
     for part in parts:
         check_instance(part, Transform, "what between makes", "PatientActNorm(2)")
-    return Flow(CompositeTransform(parts), Noise(size), embedding_net=embedding_net)
+    embedding = None if embedding_net is None else Embedding(embedding_net)
+    return Flow(CompositeTransform(parts), Noise(size), embedding_net=embedding)

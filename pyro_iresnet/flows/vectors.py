@@ -182,7 +182,7 @@ def _parts(
 
 
 def _in_turn(value: Any, name: str) -> Iterator[Any]:
-    if not isinstance(value, Sequence):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         return repeat(value)
     if len(value) == 0:
         raise ArgumentError(f"Expected {name} to be one or a sequence of some; got none.")
