@@ -43,6 +43,8 @@ def on_page_content(html, page, config, files):
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     html = re.sub(r'href="\.\./docs/([^"#]+)\.md', r'href="../\1.html', html)
+    for path, place in PLACES.items():
+        html = html.replace(f'href="../{path}', f'href="../{place.removesuffix(".md")}.html')
     html = re.sub(r'href="([^":]+)\.ipynb', r'href="\1.html', html)
     html = re.sub(
         r"<!-- Load mathjax -->.*<!-- End of mermaid configuration -->", "", html, flags=re.DOTALL

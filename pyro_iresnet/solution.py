@@ -107,21 +107,23 @@ class Solution:
         return self.stats.results == int(Result.CONVERGED)
 
     def describe(self) -> str:
-        """One sentence with the numbers: how many samples failed, how far off, and what to do."""
+        """What happened, with the numbers: how many samples, how far off, and what to do."""
         stats = self.stats
         failed = stats.results.reshape(-1) == int(self.result)
         rows = torch.nonzero(stats.results == int(self.result))[:5].tolist()
         where = [row[0] if len(row) == 1 else tuple(row) for row in rows]
         parts = [f"{int(failed.sum())} of {failed.numel()} samples, first at {where}"]
-        if self.result in (Result.MAX_STEPS, Result.NOT_A_CONTRACTION):
+        if self.result is Result.CONVERGED:
+            parts = [f"{failed.numel()} samples"]
+        if failed.any() and self.result is not Result.NON_FINITE:
             steps = int(stats.steps.reshape(-1)[failed].max())
             worst = int(torch.where(failed, stats.error_bound.reshape(-1), -1.0).argmax())
             bound = float(stats.error_bound.reshape(-1)[worst])
             residual = float(stats.residual.reshape(-1)[worst])
-            asked = float(stats.tolerance.reshape(-1)[worst])
+            tolerance = float(stats.tolerance.reshape(-1)[worst])
             parts.append(
-                f"{steps} steps; worst error bound {bound:.1e}, residual {residual:.1e}, "
-                f"asked {asked:.1e}"
+                f"{steps} steps; worst error bound {bound:.2e} where the tolerance is "
+                f"{tolerance:.2e}, what rounding may hide in both; residual {residual:.1e}"
             )
         for other in Result:
             count = int((stats.results == int(other)).sum())

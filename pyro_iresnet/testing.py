@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from . import errors
 from .contractive import Contraction
-from .errors import check_instance
 from .inverse import Solver, solve
 from .linearization import Linearization
 from .logdet import LogDet
@@ -237,4 +237,5 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _is_one(contraction: Contraction) -> None:
-    check_instance(contraction, Contraction, "contraction", "DenseContraction(2)").check_complete()
+    example = "DenseContraction(2)"
+    errors.check_instance(contraction, Contraction, "contraction", example).check_complete()

@@ -10,6 +10,7 @@ import torch
 
 import pyro_iresnet
 from pyro_iresnet import (
+    Contraction,
     Exact,
     FixedPoint,
     Linearization,
@@ -18,6 +19,7 @@ from pyro_iresnet import (
     ResidualBlock,
     SingularValue,
     Tanh,
+    Triangular,
     solve,
     wrap,
 )
@@ -28,6 +30,18 @@ from . import zoo
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "theory.md").read_text()
 L = 0.8
+
+
+class Turn(Contraction):
+    """A quarter turn in the plane, and smaller."""
+
+    event_shape, context_dim, lipschitz = (2,), None, L
+
+    def lipschitz_bound(self):
+        return torch.tensor(L)
+
+    def forward(self, x, context=None):
+        return L * torch.stack([-x[..., 1], x[..., 0]], -1)
 
 
 def matrix(dim=4, norm=L):
@@ -75,6 +89,24 @@ def test_a_block_is_bi_lipschitz():
         stretch = distance(block(a), block(b)) / distance(a, b)
         assert (stretch >= 1 - L - 1e-9).all()
         assert (stretch <= 1 + L + 1e-9).all()
+
+
+def test_a_metric_stretches_by_its_condition():
+    block = ResidualBlock(Turn(), metric=Triangular(spread=1.0))
+    for p in block.coordinates.parameters():
+        p.data += torch.randn_like(p)
+    a, b = pairs(2)
+    z = block.coordinates
+    back = torch.stack([z.inverse(e) for e in torch.eye(2)], 1)
+    condition = torch.linalg.cond(back)
+    stretch = distance(block(a), block(b)) / distance(a, b)
+    assert condition > 1.5
+    assert (stretch >= (1 - L) / condition - 1e-9).all()
+    assert (stretch <= 1 + condition * L + 1e-9).all()
+    assert stretch.max() > 1 + L, "so that the condition is needed"
+    inside = distance(z(block(a)), z(block(b))) / distance(z(a), z(b))
+    assert (inside >= 1 - L - 1e-9).all()
+    assert (inside <= 1 + L + 1e-9).all()
 
 
 def test_a_network_is_its_layers():
@@ -132,7 +164,7 @@ def test_the_spectral_norm_is_the_root_of_the_largest_eigenvalue(shape):
     assert weighed <= values[-1]
 
 
-def test_the_largest_eigenvalue_is_the_spectral_norm_of_normal_matrices_only():
+def test_the_largest_eigenvalue_is_the_spectral_norm_of_normal_matrices_and_not_of_all():
     a = torch.randn(4, 4)
     antisymmetric, rotation = a - a.T, torch.linalg.qr(a).Q
     for normal in (a + a.T, antisymmetric, rotation):

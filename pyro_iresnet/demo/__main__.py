@@ -7,7 +7,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(
         f"The demo needs the package {error.name}, which is not installed. "
-        "Install the extra: pip install 'pyro-iresnet[demo]'"
+        "Install the extra: pip install 'pyro-iresnet[demo]', in a copy of the repository "
+        "pip install '.[demo]'."
     )
 
 if __name__ == "__main__":
