@@ -26,7 +26,7 @@ def pictured(rows: Mapping[str, Mapping[str, str]], path: Path) -> None:
     """
     columns = list(next(iter(rows.values())))
     with mpl.rc_context({**STYLE, "figure.constrained_layout.use": False}):
-        figure = Figure((INCH * len(columns) + 0.3, INCH * len(rows) + 0.25), dpi=110)
+        figure = Figure((INCH * len(columns) + 0.3, INCH * len(rows) + 0.25))
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(rows), len(columns), squeeze=False)
         for row, (data, grids) in enumerate(rows.items()):
@@ -40,6 +40,6 @@ def pictured(rows: Mapping[str, Mapping[str, str]], path: Path) -> None:
                 if row == 0:
                     place.set_title(name, fontsize=7.5)
         figure.subplots_adjust(0.025, 0.005, 0.998, 0.965, wspace=0.03, hspace=0.03)
-        figure.savefig(path)
+        figure.savefig(path, dpi=140)
     # A palette makes the file a third as large.
     Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)

@@ -176,3 +176,17 @@ def test_the_reduced_run():
         gaps = [float(cell.strip().strip("*")) for cell in row[2:]]
         assert len(gaps) == len(flows())
         assert all(map(math.isfinite, gaps))
+
+
+def test_a_picture_that_is_not_of_the_best_checkpoint_is_named():
+    runs = {}
+    made = study(runs, data=("moons",))
+    for flow in flows():
+        for rate in comparison.RATES:
+            runs[f"rate / {flow} / {rate:g} / 3"] = ran(0.0)
+        last = 3.0 if flow == "Glow" else 2.05
+        curve = [(3, 0.1, 2.0), (7, 0.2, last)]
+        name = f"moons / {flow} / {min(comparison.RATES):g} / 0 / 7 / 1"
+        runs[name] = {**ran(last, last), "curve": curve}
+    assert "Glow on moons (1.00)" in comparison.drifted(made)
+    assert comparison.drifted(made).count("(") == 1
