@@ -210,8 +210,7 @@ processor; the runs were made one by one, with other work on the machine.
 Where the i-ResNet is behind, the data are thin curves: a block stretches by less than 2 in its \
 metric, so to gather a plane onto a narrow winding curve takes many of them, each nearly at its \
 bound. A spline has slopes of its own in every bin, and FFJORD moves its points for as long as it \
-needs, at many times the seconds of a step. Splines and blocks in turn do better than either \
-([notebook 3](../notebooks/03_stacking_with_nflows.ipynb), on spirals).
+needs, at many times the seconds of a step.
 
 ### {plan.steps:,} steps: nats above the entropy
 
