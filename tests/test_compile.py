@@ -72,10 +72,22 @@ def check_compiled(function, module, x, backend):
         torch.testing.assert_close(a, b)
 
 
+# Every host, estimator and way to share once; the slow ones are the other half of the pairs.
+LOSSES = [
+    pytest.param(
+        make,
+        name,
+        share,
+        marks=[] if (i + j + share) % 2 == 0 else pytest.mark.slow,
+    )
+    for i, make in enumerate([nflows_flow, pyro_flow])
+    for j, name in enumerate(ESTIMATORS)
+    for share in (False, True)
+]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("share", [False, True])
-@pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("make", [nflows_flow, pyro_flow])
+@pytest.mark.parametrize(("make", "name", "share"), LOSSES)
 def test_the_loss_of_a_flow(make, name, share, backend):
     flow, module = make(ESTIMATORS[name])
 

@@ -269,7 +269,8 @@ ERRORS = {
     "part_that_registers_nothing": (
         lambda: ConditionalStack([conditional_iresnet(2, 3), iresnet(2).inv]),
         ArgumentError,
-        r"parts\[1\] to be a module, .* got _InverseTransform\. Pass the module",
+        # Which zuko renames, where it is imported.
+        r"parts\[1\] to be a module, .* got (_InverseTransform|Inverse)\. Pass the module",
     ),
     "between": (
         lambda: conditional_iresnet_stack(2, 3, between="actnorm"),

@@ -133,7 +133,7 @@ def test_float32_and_deterministic(quick):
 
 def test_the_embedding_net_is_trained_and_used(quick):
     posterior, theta, x = quick
-    trained = posterior.posterior_estimator.embedding_net[1]
+    (_, trained) = posterior.posterior_estimator.embedding_net[0]
     assert any(
         not torch.equal(p, q)
         for p, q in zip(trained.parameters(), SERIES.parameters(), strict=True)
