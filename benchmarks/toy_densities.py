@@ -147,6 +147,32 @@ def compared(study: Study, protocol: str, names: list[str]) -> str:
     return table(["", "entropy", *names], rows)
 
 
+def at_full_length(study: Study) -> str:
+    """What the i-ResNet came to where the log has it for all steps of the whole protocol."""
+    missing: Run = {
+        "parameters": 0,
+        "rate": 0.0,
+        "steps": math.nan,
+        "clock": math.nan,
+        "curve": [],
+        "grid": "",
+    }
+    kept = Runs(study.runs.path, missing=missing)
+    whole = replace(study, plan=replace(study.plan, steps=STEPS), runs=kept, seeds=1)
+    rows = [
+        [data, f"{study.gap(data, OURS, 'steps'):.3f}", f"{whole.gap(data, OURS, 'steps'):.3f}"]
+        for data in study.data
+        if whole.run(data, OURS, 0)["curve"]
+    ]
+    if study.plan.steps == STEPS or not rows:
+        return ""
+    return (
+        f"### The {OURS} for {STEPS:,} steps: nats above the entropy\n\n"
+        f"{table(['', f'{study.plan.steps:,} steps', f'{STEPS:,} steps'], rows)}\n\n"
+        "One seed, no other flow.\n\n"
+    )
+
+
 def drifted(study: Study) -> str:
     """Whose picture, taken at the end, is not that of the checkpoint that was scored."""
     found = []
@@ -224,7 +250,7 @@ needs, at many times the seconds of a step.
 
 {compared(lu, "steps", [OURS, WITH_LU])}
 
-### The flows
+{at_full_length(study)}### The flows
 
 {described(study)}
 

@@ -1,5 +1,6 @@
 """The comparison on the toy densities: that it compares like with like, and tells what it found."""
 
+import json
 import math
 
 import pytest
@@ -190,3 +191,19 @@ def test_a_picture_that_is_not_of_the_best_checkpoint_is_named():
         runs[name] = {**ran(last, last), "curve": curve}
     assert "Glow on moons (1.00)" in comparison.drifted(made)
     assert comparison.drifted(made).count("(") == 1
+
+
+def test_runs_of_the_whole_length_are_told_where_there_are_some(tmp_path):
+    made = study({}, data=("moons", "rings"))
+    runs = {f"rate / {comparison.OURS} / {rate:g} / 3": ran(rate) for rate in comparison.RATES}
+    for steps, data, nats in ((7, "moons", 2.5), (7, "rings", 3.0), (20_000, "moons", 2.4)):
+        name = f"{data} / {comparison.OURS} / {min(comparison.RATES):g} / 0 / {steps} / 1"
+        runs[name] = {**ran(nats, nats), "curve": [(steps, 0.1, nats)]}
+    log = tmp_path / "log"
+    log.write_text("".join(json.dumps(run) + "\n" for run in runs.items()))
+    made.runs.path = log
+    told = comparison.at_full_length(made)
+    entropy = made.entropy(MOONS)
+    (row,) = [line for line in told.splitlines() if line.startswith("| moons")]
+    assert [c.strip() for c in row.split("|")[2:4]] == [f"{n - entropy:.3f}" for n in (2.5, 2.4)]
+    assert "rings" not in told
