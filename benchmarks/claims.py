@@ -5,126 +5,29 @@ a little, and asked.
 """
 
 import contextlib
-import inspect
 import io
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
-import nflows.transforms
+import pyro.distributions as dist
 import torch
 import typer
-from pyro.distributions import TransformModule
-from torch import Tensor, nn
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+from nflows.transforms import CompositeTransform, LULinear
+from torch import Tensor
 
-from pyro_iresnet import certificate
-
-from .contenders import (
-    Contender,
-    Work,
-    flowcon_iresblock,
-    normflows_residual,
-    this_project,
-    torchflows_resflow,
-)
+from .contenders import Contender
+from .packages import TOLD, WORK, Package, data, packages
 from .report import Fast, Threads, Write, publish, table
-from .toy_data import toys
 
-WORK = Work(16, (64, 64), 4, actnorm=True)
-# What the packages' layers are told to be.
-TOLD = 0.97
+# In how many orders weights are given to the samples of a batch.
+ORDERS = 8
 # An error of an inversion that a user would want to hear of.
 LARGE = 1e-4
-FRAMEWORKS = {"Pyro": TransformModule, "nflows": nflows.transforms.Transform}
-
-
-@dataclass(frozen=True)
-class Package:
-    """A flow, and what its package calls things.
-
-    Arguments:
-        module: its name, to import it by.
-        make: the flow.
-        from_noise: its inverse, as the package has it by default.
-        layer_norm: the largest spectral norm of a layer, over what it is told to be.
-    """
-
-    module: str
-    make: Callable[[], Contender]
-    from_noise: Callable[[nn.Module, Tensor], Tensor]
-    layer_norm: Callable[[nn.Module], float]
-
-    def trained(self, steps: int) -> Contender:
-        """After so many steps of Adam, in eval mode."""
-        torch.manual_seed(0)
-        contender = self.make()
-        contender.log_prob(data(1000))
-        optimizer = torch.optim.Adam(contender.module.parameters(), 5e-3)
-        for _ in range(steps):
-            loss = -contender.log_prob(data(256)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            contender.after_step()
-        contender.module.eval()
-        return contender
-
-
-def data(count: int) -> Tensor:
-    """Sixteen coordinates: the eight toy densities beside each other."""
-    return torch.cat([toy.sample(count) for toy in toys().values()], 1)
-
-
-@torch.no_grad()
-def norm_of(kind: str, told: float, module: nn.Module) -> float:
-    """The largest spectral norm of the affine maps of a class, over what they are told to be."""
-    norms = []
-    for layer in module.modules():
-        if type(layer).__name__ == kind:
-            # normflows' layer of 64 inputs says nothing of its width but in its weight.
-            width = next(p.shape[1] for p in layer.parameters() if p.ndim == 2)
-            weight = layer(torch.eye(width)) - layer(torch.zeros(1, width))
-            norms.append(torch.linalg.matrix_norm(weight, 2).item() / told)
-    return max(norms)
-
-
-def norm_of_ours(flow: nn.Module) -> float:
-    """The same by :func:`pyro_iresnet.certificate`: norms of what acts over the proven bounds."""
-    return max(row.norm / row.bound for row in certificate(flow).rows if row.norm is not None)
-
-
-def packages() -> dict[str, Package]:
-    """By name."""
-    return {
-        "this project": Package(
-            "pyro_iresnet",
-            lambda: this_project(WORK),
-            lambda flow, z: flow._transform.inverse(z)[0],
-            norm_of_ours,
-        ),
-        "normflows": Package(
-            "normflows",
-            lambda: normflows_residual(WORK, brute_force=False),
-            lambda model, z: model.forward(z),
-            partial(norm_of, "InducedNormLinear", TOLD),
-        ),
-        "flowcon": Package(
-            "flowcon",
-            lambda: flowcon_iresblock(WORK, brute_force=False),
-            lambda flow, z: flow._transform.inverse(z)[0],
-            partial(norm_of, "ParametrizedLinear", TOLD),
-        ),
-        "torchflows": Package(
-            "torchflows",
-            lambda: torchflows_resflow(WORK),
-            lambda flow, z: flow.bijection.inverse(z)[0],
-            # Its layers do not use what they are told.
-            partial(norm_of, "SpectralLinear", 1.0),
-        ),
-    }
 
 
 def jacobian(contender: Contender, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,8 +86,10 @@ def listening() -> Iterator[list[str]]:
     ):
         warnings.simplefilter("always")
         yield heard
-    # What torch says of deprecated calls says nothing of the number.
-    heard += [str(w.message) for w in warned if issubclass(w.category, RuntimeWarning)]
+    # What is said of deprecated calls says nothing of the number.
+    deprecated = DeprecationWarning, FutureWarning, PendingDeprecationWarning
+    told = [w for w in warned if not issubclass(w.category, deprecated)]
+    heard += [str(w.message) for w in told if "deprecated" not in str(w.message)]
     heard += [printed.getvalue()] if printed.getvalue() else []
 
 
@@ -210,42 +115,69 @@ def through_inverse(contender: Contender, package: Package) -> float:
     return ((gradient - truth).norm() / truth.norm()).item()
 
 
-def frameworks(package: Package) -> list[str]:
-    """Those of which some class of the package is a transform."""
-    modules = [m for name, m in sys.modules.items() if name.split(".")[0] == package.module]
-    classes = {c for m in modules for c in vars(m).values() if inspect.isclass(c)}
-    own = [c for c in classes if c.__module__.split(".")[0] == package.module]
-    return [name for name, base in FRAMEWORKS.items() if any(issubclass(c, base) for c in own)]
+def in_pyro(block: Any) -> bool:
+    """Whether it runs as a transform of a distribution."""
+    noise = dist.Normal(torch.zeros(WORK.dim), torch.ones(WORK.dim)).to_event(1)
+    flow = dist.TransformedDistribution(noise, [block.inv])
+    return bool(flow.log_prob(flow.sample((3,))).isfinite().all())
 
 
-def weighted(contender: Contender, draws: int) -> Mean:
-    """The error of the gradient of a weighted loss over its length, of the mean over draws."""
+def in_nflows(block: Any) -> bool:
+    """Whether it runs as a transform of a flow."""
+    flow = Flow(CompositeTransform([LULinear(WORK.dim), block]), StandardNormal([WORK.dim]))
+    return bool(flow.log_prob(flow.sample(3)).isfinite().all())
+
+
+def frameworks(contender: Contender, package: Package) -> list[str]:
+    """Those in which a block of the package runs, between transforms of theirs."""
+    found = []
+    for name, runs in (("Pyro", in_pyro), ("nflows", in_nflows)):
+        for block in package.blocks(contender.module):
+            with contextlib.suppress(Exception):
+                if runs(block.eval()):
+                    found.append(name)
+    return found
+
+
+def gradient(contender: Contender, draws: int, *, spread: float) -> Mean:
+    """The error of the gradient of a weighted loss over its length, of the mean over draws.
+
+    Arguments:
+        contender: in eval mode.
+        draws: for each of ``ORDERS`` orders of the weights, whose mean it is.
+        spread: the weights lie in ``1 - spread`` to ``1 + spread``, evenly.
+    """
     x = data(64)
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    weights = torch.linspace(0, 2, 64)[order]
     parameters = [p for p in contender.module.parameters() if p.requires_grad]
 
-    def gradient(log_prob: Tensor) -> Tensor:
+    def of(log_prob: Tensor, weights: Tensor) -> Tensor:
         found = torch.autograd.grad((weights * log_prob).mean(), parameters, allow_unused=True)
         return torch.cat([g.flatten() for g in found if g is not None])
 
-    truth = gradient(exact(contender, x))
-    contender.module.train()
-    found = torch.stack([gradient(contender.log_prob(x)) for _ in range(draws)])
-    contender.module.eval()
-    noise = (found.var(0).sum() / draws).sqrt()
-    return Mean(*((v / truth.norm()).item() for v in ((found.mean(0) - truth).norm(), noise)))
+    orders = torch.Generator().manual_seed(0)
+    errors, noises = [], []
+    for _ in range(ORDERS):
+        order = torch.randperm(64, generator=orders)
+        weights = 1 + spread * torch.linspace(-1, 1, 64)[order]
+        truth = of(exact(contender, x), weights)
+        contender.module.train()
+        found = torch.stack([of(contender.log_prob(x), weights) for _ in range(draws)])
+        contender.module.eval()
+        errors.append(((found.mean(0) - truth).norm() / truth.norm()).item())
+        noises.append(((found.var(0).sum() / draws).sqrt() / truth.norm()).item())
+    return Mean(sum(errors) / ORDERS, sum(noises) / ORDERS)
 
 
 QUESTIONS = {
-    "largest norm of a layer, over what it is told to be": "bound",
-    "two calls of `log_prob` in eval mode differ by, nats": "repeat",
+    "runs in": "frameworks",
+    "norms of a block's layers together, over what they are told to be, largest": "share",
+    "two calls of `log_prob` in eval mode differ by, largest, nats": "repeat",
     "error of the mean of 20 of them, nats": "error",
-    "what is trained on, less the log-density, nats": "training",
-    "error of the gradient of a weighted loss, of its length": "weighted",
+    "what it returns in train mode, less the log-density, nats": "training",
+    "error of the gradient of the loss, of its length": "plain",
+    "the same with weights from 0 to 2": "weighted",
     "largest error of an inversion, by default": "inverse",
     "error of a gradient through the inverse, of its length": "through",
-    "is a transform of": "frameworks",
 }
 
 
@@ -255,15 +187,17 @@ def answers(package: Package, steps: int, draws: int) -> dict[str, str]:
     repeat, error = density(contender, 20)
     lost, said = inverse(contender, package)
     through = through_inverse(contender, package)
+    each = max(2, draws // ORDERS)
     return {
-        "bound": f"{package.layer_norm(contender.module):.5f}",
+        "frameworks": ", ".join(frameworks(contender, package)) or "neither Pyro nor nflows",
+        "share": f"{package.share(contender.module):.4f}",
         "repeat": f"{repeat:.2g}",
         "error": f"{error:.1g}",
         "training": str(in_training(contender, draws)),
-        "weighted": str(weighted(contender, draws)),
+        "plain": str(gradient(contender, each, spread=0.0)),
+        "weighted": str(gradient(contender, each, spread=1.0)),
         "inverse": f"{lost:.1g}{', and nothing is said' if lost > LARGE and not said else ''}",
         "through": "has none" if math.isnan(through) else f"{through:.1g}",
-        "frameworks": ", ".join(frameworks(package)) or "neither Pyro nor nflows",
     }
 
 
@@ -275,11 +209,15 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
     rows = [[text, *(found[name][key] for name in found)] for text, key in QUESTIONS.items()]
     body = (
         f"{table(['', *found], rows)}\n\n"
-        f"The same flow of 4 blocks of 64-64 on 16 coordinates, {steps:,} steps of Adam at 5e-3. "
-        "Exact log-densities are those of the dense Jacobian of the whole flow; means are over "
-        f"{draws} draws, with their standard errors. The weights lie between 0 and 2. Where a "
-        "gradient has no error, its line reads as much as the noise of the draws. Each inverse has "
-        "its defaults."
+        f"The same flow of {WORK.blocks} blocks of 64-64 on {WORK.dim} coordinates, {steps:,} "
+        "steps of Adam at 5e-3, each with the defaults of its package; layers of the others are "
+        f"told to have the norm {TOLD} (torchflows' do not use it), blocks of this project the "
+        "constant 0.97. Exact log-densities are those of the dense Jacobian of the whole flow; "
+        f"means are over {draws} draws, with their standard errors, those of gradients over "
+        f"{ORDERS} orders of the weights. Where a gradient has no error, its line reads as much as "
+        "the noise of the draws. normflows and flowcon return in train mode a value whose gradient "
+        "is that of the log-density, though it is not the log-density itself; normflows scales "
+        "the log-determinant's by the weight of the first sample."
     )
     publish("claims", "What other packages keep", body, fast=fast, write=write)
 

@@ -41,6 +41,10 @@ from . import zoo
 
 
 class Forgetful(Contraction):
+    def __init__(self, **said):
+        super().__init__()
+        vars(self).update(said)
+
     def forward(self, x, context=None):
         return 0.5 * x
 
@@ -124,6 +128,10 @@ VALUES = {
         lambda: ResidualBlock(Forgetful()),
         "Forgetful.__init__ to set event_shape, context_dim, lipschitz",
     ),
+    "promise": (
+        lambda: ResidualBlock(Forgetful(event_shape=(2,), context_dim=None, lipschitz=1.5)),
+        r"lipschitz in \(0, 1\); got 1.5",
+    ),
     "checked_attributes": (
         lambda: testing.check_contraction(Forgetful(), torch.randn(5, 2)),
         "Forgetful.__init__ to set event_shape",
@@ -186,6 +194,10 @@ TYPES = {
     "dim_name": (lambda: DenseContraction("2"), "Expected dim to be an integer"),
     "parts": (lambda: Stack([iresnet(2), 2]), r"parts\[1\] to be a transform.*got int"),
     "parts_block": (lambda: Stack([iresnet(2).block]), r"Wrap it: IResNet\(block\)"),
+    "promise": (
+        lambda: ResidualBlock(Forgetful(event_shape=(2,), context_dim=None, lipschitz="0.5")),
+        "lipschitz to be a number",
+    ),
     "parts_one": (lambda: Stack(iresnet(2)), "parts to be a sequence of transforms; got IResNet"),
     "conditional_parts": (lambda: ConditionalStack([2]), r"parts\[0\] to be a transform or a"),
     "chart_name": (lambda: iresnet_stack(2, chart="asinh"), "got str 'asinh'"),

@@ -23,6 +23,7 @@ from pyro_iresnet import (
     ResidualBlock,
     Roulette,
     Sine,
+    Stack,
     actnorm,
     iresnet,
     iresnet_stack,
@@ -481,3 +482,10 @@ def test_no_change_of_a_setting_is_overlooked(change):
     if isinstance(transform.block.logdet, Exact):
         expected = transform.block.forward_and_logdet(x)[1]
         torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), expected)
+
+
+def test_a_stack_of_the_parts_of_a_stack():
+    inner = Stack([iresnet(2), iresnet(2)])
+    x = torch.randn(5, 2)
+    for outer in (Stack(inner), Stack([inner]), Stack(part for part in inner)):
+        torch.testing.assert_close(outer(x), inner(x))

@@ -140,7 +140,7 @@ class ConditionalIResNet(ConditionalTransformModule):
         """All of the event space."""
         return _real(self.block.contraction.event_dim)
 
-    def forward(self, *_: object) -> NoReturn:
+    def forward(self, *_: object, **__: object) -> NoReturn:
         """Raise: there is no transform without a context."""
         raise_unconditioned(self)
 

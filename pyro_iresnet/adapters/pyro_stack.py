@@ -22,7 +22,7 @@ from .pyro_conditional import raise_unconditioned
 
 def _checked(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -> list[Any]:
     """The parts as a list, or raise."""
-    if isinstance(parts, Transform) or not isinstance(parts, Iterable):
+    if not isinstance(parts, Iterable):
         raise ArgumentTypeError(
             f"Expected parts to be a sequence of transforms; got {type(parts).__name__}."
         )
@@ -156,7 +156,7 @@ class ConditionalStack(ConditionalComposeTransformModule):
                 )
         super().__init__(parts, cache_size=cache_size)
 
-    def forward(self, *_: object) -> NoReturn:
+    def forward(self, *_: object, **__: object) -> NoReturn:
         """Raise: there is no transform without a context."""
         raise_unconditioned(self)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, check_tensor
+from ..errors import ArgumentError, check_lipschitz, check_tensor
 from ..linearization import Acting, Linearization, linearize_by_autograd
 
 
@@ -61,6 +61,7 @@ class Contraction(nn.Module, ABC):
                 " Set event_shape to the shape of one event, such as (2,), context_dim to None or "
                 "a size, and lipschitz to the constant promised, in (0, 1)."
             )
+        check_lipschitz(self.lipschitz)
 
     @property
     def event_dim(self) -> int:

@@ -37,7 +37,8 @@ class Conditioner(nn.Module):
         hidden_dims: the widths of the embedding network; none for the context itself.
 
     Raises:
-        ArgumentError, ArgumentTypeError: a size that is no integer of at least 1.
+        ArgumentError, ArgumentTypeError: ``context_dim`` or one of ``hidden_dims`` is no integer of
+            at least 1.
 
     Example:
         >>> import torch

@@ -62,8 +62,8 @@ class Norm(ABC):
     convolution follows, from the matrices of its Fourier symbol.
 
     Raises:
-        ArgumentError, ArgumentTypeError: by :meth:`constrain`: no matrices, or a bound that is not
-            above 0.
+        ArgumentError, ArgumentTypeError: by :meth:`constrain`: a weight of fewer than two
+            dimensions, or a bound that is no number above 0.
 
     Example:
         >>> import torch

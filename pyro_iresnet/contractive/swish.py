@@ -76,8 +76,7 @@ class CLipSwish(Activation):
         beta: the start of the learned :math:`\beta`, above 0. Stored as its inverse softplus.
 
     Raises:
-        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0; in a call also images,
-            whose channels it does not tell from their sides.
+        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.
 
     References:
         Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz, Tomczak and Bhulai, 2021).

@@ -1,14 +1,14 @@
 """Is a guide the posterior? Pareto-smoothed importance sampling, and what ArviZ wants to know."""
 
-try:
-    import arviz as _  # noqa: F401
-except ModuleNotFoundError as error:
+from importlib.util import find_spec
+
+if find_spec("arviz") is None:
     raise ModuleNotFoundError(
         "pyro_iresnet.diagnostics needs ArviZ, which is not installed. Install the extra: "
         "pip install 'pyro-iresnet[diagnostics]', in a copy of the repository "
         "pip install '.[diagnostics]'.",
-        name=error.name,
-    ) from error
+        name="arviz",
+    )
 
 from .inference_data import guide_to_inference_data
 from .psis import PSIS, KHatWarning, psis
