@@ -109,15 +109,16 @@ class Solution:
     def describe(self) -> str:
         """What happened, with the numbers: how many samples, how far off, and what to do."""
         stats = self.stats
-        failed = stats.results.reshape(-1) == int(self.result)
-        rows = torch.nonzero(stats.results == int(self.result))[:5].tolist()
-        where = [row[0] if len(row) == 1 else tuple(row) for row in rows]
-        parts = [f"{int(failed.sum())} of {failed.numel()} samples, first at {where}"]
+        such = stats.results.reshape(-1) == int(self.result)
         if self.result is Result.CONVERGED:
-            parts = [f"{failed.numel()} samples"]
-        if failed.any() and self.result is not Result.NON_FINITE:
-            steps = int(stats.steps.reshape(-1)[failed].max())
-            worst = int(torch.where(failed, stats.error_bound.reshape(-1), -1.0).argmax())
+            parts = [f"{such.numel()} samples"]
+        else:
+            rows = torch.nonzero(stats.results == int(self.result))[:5].tolist()
+            where = [row[0] if len(row) == 1 else tuple(row) for row in rows]
+            parts = [f"{int(such.sum())} of {such.numel()} samples, first at {where}"]
+        if such.any() and self.result is not Result.NON_FINITE:
+            steps = int(stats.steps.reshape(-1)[such].max())
+            worst = int(torch.where(such, stats.error_bound.reshape(-1), -1.0).argmax())
             bound = float(stats.error_bound.reshape(-1)[worst])
             residual = float(stats.residual.reshape(-1)[worst])
             tolerance = float(stats.tolerance.reshape(-1)[worst])
