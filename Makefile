@@ -19,8 +19,8 @@ help:
 	@echo 'make test-notebooks  run the notebooks, reduced, and the tests of the recipe for sbi'
 	@echo 'make notebooks    run the notebooks in full and keep their outputs'
 	@echo 'make docs         build the documentation into site/'
-	@echo 'make bench        run the benchmarks and write benchmarks/RESULTS.md (ARGS="--fast" to try)'
-	@echo 'make lint         check style, format, types and import layers'
+	@echo 'make bench        run the benchmarks and write benchmarks/results/ (ARGS="--fast" to try)'
+	@echo 'make lint         check style, format, types, import layers, calls and prose'
 	@echo 'make format       mend style and format where a tool can'
 	@echo 'make build        build the wheel and the sdist into dist/'
 	@echo 'make clean        remove what make made'
@@ -35,11 +35,11 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 test-bench: $(VENV)/.test $(VENV)/.bench
-	$(BIN)/python -m pytest tests/test_toy_densities.py tests/test_claims.py $(ARGS)
+	$(BIN)/python -m pytest tests/benchmarks/test_toy_densities.py tests/benchmarks/test_claims.py $(ARGS)
 
 test-notebooks: $(VENV)/.notebooks
 	NOTEBOOK_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks $(ARGS)
-	$(BIN)/python -m pytest -m 'not slow' tests/test_sbi.py
+	$(BIN)/python -m pytest -m 'not slow' tests/sbi
 
 notebooks: $(VENV)/.notebooks
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb
@@ -50,7 +50,7 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.bench
 	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
 			time_to_quality toy_densities claims; do \
-		$(BIN)/python -W ignore -m benchmarks.$$name --write $(ARGS) || exit 1; \
+		$(BIN)/python -W ignore -m benchmarks.run.$$name --write $(ARGS) || exit 1; \
 	done
 
 lint: $(VENV)/.dev
@@ -58,6 +58,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tools/calls.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tools/prose.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,1 @@
-"""Measurements of this package beside the published ones; each script prints its table."""
+"""Measurements of this package beside other packages; ``run/`` has the scripts."""

@@ -1,4 +1,4 @@
-"""What the site takes from outside of this folder: the notebooks, the measurements, the changes."""
+"""Takes into the site: the notebooks, the results of the benchmarks, the changes."""
 
 import re
 from pathlib import Path
@@ -9,33 +9,32 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parent.parent
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 # Where a file of the repository stands in the site.
-PLACES = {"benchmarks/RESULTS.md": "benchmarks.md", "CHANGELOG.md": "changelog.md"}
+PLACES = {"CHANGELOG.md": "changelog.md"}
+# Files that keep their path in the site.
+TAKEN = ("notebooks/*.ipynb", "benchmarks/results/*.md", "benchmarks/results/*.png")
+FOLDERS = tuple(f"{pattern.rpartition('/')[0]}/" for pattern in TAKEN)
 
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files, config):
-    """Take in ``notebooks/``, and the pictures of the measurements."""
-    for path in sorted((ROOT / "benchmarks").glob("*.png")):
-        files.append(File(path.name, str(path.parent), config.site_dir, config.use_directory_urls))
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    """Take in the notebooks, and the pages and pictures of results."""
+    for path in (path for pattern in TAKEN for path in sorted(ROOT.glob(pattern))):
         name = path.relative_to(ROOT).as_posix()
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Put in the files that a page includes, and mend links that leave this folder."""
+    """Put in the files that a page includes, and mend links that leave or enter this folder."""
     up = "../" * page.file.src_uri.count("/")
 
     def mended(found):
         place = PLACES.get(found[1], found[1])
-        return f"]({up}{place}" if place.startswith(("notebooks/", *PLACES.values())) else found[0]
+        return f"]({up}{place}" if place.startswith((*FOLDERS, *PLACES.values())) else found[0]
 
     markdown = re.sub(rf"\]\({re.escape('../' + up)}([^)#]+)", mended, markdown)
-    if INCLUDE.search(markdown):
-        markdown = INCLUDE.sub(lambda found: (ROOT / found[1]).read_text(), markdown)
-        markdown = re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
-    return markdown
+    markdown = INCLUDE.sub(lambda found: (ROOT / found[1]).read_text(), markdown)
+    return markdown.replace(f"]({up}docs/", f"]({up}")
 
 
 def on_page_content(html, page, config, files):
@@ -45,6 +44,7 @@ def on_page_content(html, page, config, files):
     html = re.sub(r'href="\.\./docs/([^"#]+)\.md', r'href="../\1.html', html)
     for path, place in PLACES.items():
         html = html.replace(f'href="../{path}', f'href="../{place.removesuffix(".md")}.html')
+    html = re.sub(r'href="(\.\./benchmarks/results/[^"#]+)\.md', r'href="\1.html', html)
     html = re.sub(r'href="([^":]+)\.ipynb', r'href="\1.html', html)
     html = re.sub(
         r"<!-- Load mathjax -->.*<!-- End of mermaid configuration -->", "", html, flags=re.DOTALL

@@ -2,210 +2,86 @@
 
 A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro ``TransformModule``
 (:func:`iresnet`, :class:`IResNet`) and as an nflows ``Transform`` (:class:`IResNetTransform`).
+
+The names here are those of every day. The rest is in the namespaces ``norms``, ``activations``,
+``contractions``, ``logdet``, ``solvers``, ``coordinates``, ``operators``, ``blocks``, ``options``,
+``hosts``, ``diagnostics``, ``errors`` and ``testing``.
 """
 
-from .adapters import (
-    Certificate,
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .blocks import CayleyBlock, ResidualBlock
+from .cached import cached
+from .contractions import ConvContraction, DenseContraction, DenseNetContraction, wrap
+from .diagnostics import certificate, logdet_with_error
+from .errors import ContractionError, InversionError, IResNetError
+from .hosts.pyro import (
+    AutoIResNet,
     ConditionalIResNet,
-    ConditionalStack,
     InverseIResNet,
     IResNet,
-    IResNetTransform,
-    LogDetEstimate,
-    Proof,
-    Stack,
-    certificate,
-    conditional_iresnet,
-    iresnet,
-    logdet_with_error,
-)
-from .block import Evaluation, ResidualBlock
-from .caching import cached
-from .contractive import (
-    ELU,
-    Activation,
-    AlmostOrthogonal,
-    Cholesky,
-    CLipSwish,
-    Conditioner,
-    Contraction,
-    ConvContraction,
-    DenseContraction,
-    DenseNetContraction,
-    Elementwise,
-    Frobenius,
-    Gram,
-    GroupSort,
-    Hard,
-    LeakyReLU,
-    LipSwish,
-    MaxMin,
-    Norm,
-    PowerIteration,
-    Schur,
-    SequentialContraction,
-    Sine,
-    SingularValue,
-    Softplus,
-    SumContraction,
-    Tanh,
-    wrap,
-)
-from .coordinates import Asinh, Chart, Coordinates, Diagonal, Identity, Metric, Triangular
-from .errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ContractionError,
-    HigherOrderError,
-    InversionError,
-    IResNetError,
-    LinearSolveError,
-    TracingError,
-    VarianceWarning,
-)
-from .flows import (
-    ActNorm,
-    TriangularAffine,
     actnorm,
+    conditional_iresnet,
     conditional_iresnet_stack,
     implicit_stack,
+    iresnet,
     iresnet_stack,
 )
-from .guides import AutoIResNet, LaplaceError
-from .inverse import (
-    AffineFit,
-    Anderson,
-    FixedPoint,
-    Newton,
-    NoFit,
-    Preconditioner,
-    Solver,
-    auto_solver,
-    solve,
-)
-from .linear_solve import DenseSolve, KrylovSolve, LinearSolve, NeumannSolve
-from .linearization import Linearization, linearize_by_autograd
-from .logdet import (
-    Adaptive,
-    ByMode,
-    ConvergedSeries,
-    Exact,
-    Geometric,
-    LogDet,
-    MeanJacobian,
-    Poisson,
-    PowerSeries,
-    Reference,
-    Roulette,
-    Truncation,
-    Zero,
-    auto_logdet,
-)
-from .penalty import spectral_penalty
-from .solution import Result, Solution, Stats
+from .logdet import ByMode, Exact, PowerSeries, Roulette
+from .solvers import Anderson, FixedPoint, Newton
+
+if TYPE_CHECKING:
+    from .hosts.nflows import IResNetTransform, conditional_iresnet_flow, iresnet_flow
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU",
-    "ActNorm",
-    "Activation",
-    "Adaptive",
-    "AffineFit",
-    "AlmostOrthogonal",
     "Anderson",
-    "ArgumentError",
-    "ArgumentTypeError",
-    "Asinh",
     "AutoIResNet",
     "ByMode",
-    "CLipSwish",
-    "Certificate",
-    "Chart",
-    "Cholesky",
+    "CayleyBlock",
     "ConditionalIResNet",
-    "ConditionalStack",
-    "Conditioner",
-    "Contraction",
     "ContractionError",
     "ConvContraction",
-    "ConvergedSeries",
-    "Coordinates",
     "DenseContraction",
     "DenseNetContraction",
-    "DenseSolve",
-    "Diagonal",
-    "Elementwise",
-    "Evaluation",
     "Exact",
     "FixedPoint",
-    "Frobenius",
-    "Geometric",
-    "Gram",
-    "GroupSort",
-    "Hard",
-    "HigherOrderError",
     "IResNet",
     "IResNetError",
     "IResNetTransform",
-    "Identity",
     "InverseIResNet",
     "InversionError",
-    "KrylovSolve",
-    "LaplaceError",
-    "LeakyReLU",
-    "LinearSolve",
-    "LinearSolveError",
-    "Linearization",
-    "LipSwish",
-    "LogDet",
-    "LogDetEstimate",
-    "MaxMin",
-    "MeanJacobian",
-    "Metric",
-    "NeumannSolve",
     "Newton",
-    "NoFit",
-    "Norm",
-    "Poisson",
-    "PowerIteration",
     "PowerSeries",
-    "Preconditioner",
-    "Proof",
-    "Reference",
     "ResidualBlock",
-    "Result",
     "Roulette",
-    "Schur",
-    "SequentialContraction",
-    "Sine",
-    "SingularValue",
-    "Softplus",
-    "Solution",
-    "Solver",
-    "Stack",
-    "Stats",
-    "SumContraction",
-    "Tanh",
-    "TracingError",
-    "Triangular",
-    "TriangularAffine",
-    "Truncation",
-    "VarianceWarning",
-    "Zero",
     "actnorm",
-    "auto_logdet",
-    "auto_solver",
     "cached",
     "certificate",
     "conditional_iresnet",
+    "conditional_iresnet_flow",
     "conditional_iresnet_stack",
     "implicit_stack",
     "iresnet",
+    "iresnet_flow",
     "iresnet_stack",
-    "linearize_by_autograd",
     "logdet_with_error",
-    "solve",
-    "spectral_penalty",
     "wrap",
 ]
+
+# Imported on demand: nflows imports matplotlib, which takes longer than all of this package.
+OF_NFLOWS = ("IResNetTransform", "conditional_iresnet_flow", "iresnet_flow")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the nflows host."""
+    if name in OF_NFLOWS:
+        return getattr(import_module(".hosts.nflows", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the names, with those that are imported on demand."""
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
-"""What can go wrong, and its words: the error classes and the checks of arguments.
+"""Error classes, and checks of arguments.
 
-Every error that this package raises is an :class:`IResNetError`, and also the built-in error a
-caller would expect (``ValueError`` for a value, ``TypeError`` for a type).
+Every error that this package raises is an :class:`IResNetError`, and also the built-in error that
+a caller would expect (``ValueError`` for a value, ``TypeError`` for a type).
 """
 
 import operator
@@ -31,7 +31,7 @@ class ContractionError(IResNetError, ValueError):
 
 
 class InversionError(IResNetError, RuntimeError):
-    """The inverse missed the tolerance for some samples; ``solution`` holds what was reached."""
+    """The inverse missed the tolerance for some samples; ``solution`` holds the values reached."""
 
     def __init__(self, message: str, solution: Any = None) -> None:
         super().__init__(message)
@@ -46,12 +46,16 @@ class TracingError(IResNetError, RuntimeError):
     """A data-dependent loop or a random draw met a transform of torch that cannot record it."""
 
 
+class LaplaceError(IResNetError, RuntimeError):
+    """A posterior has no mode at which the Laplace approximation is a normal distribution."""
+
+
 class HigherOrderError(IResNetError, RuntimeError):
-    """A derivative was asked whose value would be wrong."""
+    """The value of a requested derivative would be wrong."""
 
 
 class VarianceWarning(UserWarning):
-    """An estimator was chosen whose variance is infinite, or may be."""
+    """The variance of a chosen estimator is infinite, or may be."""
 
 
 def check_lipschitz(value: float, name: str = "lipschitz") -> float:
@@ -136,7 +140,7 @@ def check_instance(value: object, kind: type[T], name: str, example: str) -> T:
 
 
 def check_event_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str) -> None:
-    """Raise unless ``shape`` ends in ``event_shape``, where a size of -1 stands for any size."""
+    """Raise unless ``shape`` ends in ``event_shape``; a size of -1 stands for any size."""
     size = len(event_shape)
     tail = tuple(shape)[max(len(shape) - size, 0) :]
     if len(tail) != size or any(e not in (-1, t) for e, t in zip(event_shape, tail, strict=True)):
@@ -148,15 +152,13 @@ def check_event_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: 
 def check_tensor(
     value: Tensor, event_shape: tuple[int, ...], like: Tensor | None, name: str
 ) -> None:
-    """Raise unless ``value`` is a tensor that ends in ``event_shape`` with the dtype of ``like``.
-
-    A size of -1 in ``event_shape`` stands for any size.
-    """
+    """Raise unless a tensor ends in ``event_shape``, -1 for any size, with the dtype of ``like``."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(
             f"Expected {name} to be a torch.Tensor; got {type(value).__name__}."
         )
-    check_event_shape(value.shape, event_shape, name)
+    if value.shape[value.dim() - len(event_shape) :] != event_shape:
+        check_event_shape(value.shape, event_shape, name)
     if not value.is_floating_point():
         raise ArgumentTypeError(
             f"Expected {name} of a floating dtype; got {value.dtype}. Convert it: {name}.float()."

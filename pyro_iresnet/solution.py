@@ -1,4 +1,4 @@
-"""What a solver returns: ``Solution(value, result, stats)``, and what its results mean."""
+"""The result of a solve: ``Solution(value, result, stats)``."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,13 +8,14 @@ from torch import Tensor
 
 
 class Result(IntEnum):
-    """How the solve of one sample ended. The order is the order of severity.
+    """The outcome of the solve of one sample, in order of severity.
 
-    ``message`` says what was seen, the usual cause, and the remedy.
+    ``message`` gives the observation, the usual cause, and the remedy.
 
     Example:
         >>> import torch
-        >>> from pyro_iresnet import DenseContraction, Result, solve
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.solvers import Result, solve
         >>> solution = solve(DenseContraction(2), torch.tensor([[1.0, torch.nan]]), throw=False)
         >>> solution.result is Result.NON_FINITE
         True
@@ -53,18 +54,18 @@ class Stats:
 
     Arguments:
         results: the :class:`Result` of each sample, as int64.
-        steps: solver steps taken after which ``g`` was evaluated.
-        evaluations: evaluations of ``g``, a product with its Jacobian counted as one.
-        residual: ``||x + g(x) - y||`` where the certificate was taken: at the returned ``x``, or at
-            the iterate before it.
-        error_bound: certified bound of ``||x - x*||`` for the returned ``x``, what rounding hides
-            included.
-        tolerance: the bound at which the sample counts as done: what was asked, or the floor of
-            the arithmetic where that is more, and what rounding hides.
+        steps: the number of solver steps after which ``g`` was evaluated.
+        evaluations: evaluations of ``g``; a product with its Jacobian counts as one.
+        residual: ``||x + g(x) - y||`` at the point of the certificate: the returned ``x``, or the
+            iterate before it.
+        error_bound: certified bound of ``||x - x*||`` for the returned ``x``, rounding included.
+        tolerance: the bound at which the sample counts as done: the requested tolerance or, if
+            larger, the floor of the arithmetic; rounding included.
 
     Example:
         >>> import torch
-        >>> from pyro_iresnet import DenseContraction, solve
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.solvers import solve
         >>> stats = solve(DenseContraction(2), torch.ones(4, 2)).stats
         >>> bool((stats.error_bound <= stats.tolerance).all()), stats.steps.shape
         (True, torch.Size([4]))
@@ -80,17 +81,18 @@ class Stats:
 
 @dataclass(frozen=True)
 class Solution:
-    """The outcome of a solve.
+    """The result of a solve.
 
     Arguments:
         value: the best ``x`` found, shape ``(*batch, *event)``.
         result: the worst :class:`Result` over the batch.
         stats: the :class:`Stats` per sample.
-        lipschitz: the proven bound of ``Lip(g)`` that the certificate rests on.
+        lipschitz: the proven bound of ``Lip(g)`` that the certificate uses.
 
     Example:
         >>> import torch
-        >>> from pyro_iresnet import DenseContraction, solve
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.solvers import solve
         >>> solution = solve(DenseContraction(2), torch.ones(4, 2))
         >>> solution.result.name, solution.converged.tolist()
         ('CONVERGED', [True, True, True, True])
@@ -107,7 +109,7 @@ class Solution:
         return self.stats.results == int(Result.CONVERGED)
 
     def describe(self) -> str:
-        """What happened, with the numbers: how many samples, how far off, and what to do."""
+        """The result in words and numbers: the samples concerned, their errors, and the remedy."""
         stats = self.stats
         such = stats.results.reshape(-1) == int(self.result)
         if self.result is Result.CONVERGED:

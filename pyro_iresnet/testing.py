@@ -1,7 +1,7 @@
-"""The contract that a new contraction, estimator or solver must meet, as checks to run.
+"""Checks of the contract that a new contraction, estimator or solver must meet.
 
-Each check raises ``AssertionError`` with the figure that is off, and returns nothing. They are for
-your own test suite:
+Each check raises ``AssertionError`` with the figure that is off, and returns nothing. Use the
+checks in your own test suite:
 
     from pyro_iresnet import testing
 
@@ -16,25 +16,26 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from . import errors
-from .contractive import Contraction
-from .inverse import Solver, solve
-from .linearization import Linearization
-from .logdet import LogDet
+from .contractions.base import Contraction
+from .inverse.solve import solve
+from .inverse.solvers.base import Solver
+from .logdet.base import LogDet
+from .operators.linearization import Linearization
 
 ROUNDING = 1e-5
 
 
 def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
-    """All that a contraction promises, at the points ``x``: shapes, Jacobian, bound and purity.
+    """Check every promise of a contraction at the points ``x``: shapes, Jacobian, bound, purity.
 
     Arguments:
-        contraction: what to check; in float64, so that rounding does not hide a fault.
+        contraction: the contraction to check; in float64, so that rounding does not hide a fault.
         x: some 50 points, shape ``(n, *event)``.
         context: shape ``(n, size)``, for a conditional contraction.
 
     Raises:
-        AssertionError: a promise is broken; it says which, with the numbers.
-        ArgumentError, ArgumentTypeError: it is no contraction, or not a complete one.
+        AssertionError: a promise is broken; the message names it, with the numbers.
+        ArgumentError, ArgumentTypeError: ``contraction`` is no contraction, or an incomplete one.
 
     Example:
         >>> import torch
@@ -48,13 +49,13 @@ def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | Non
 
 
 def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
-    """``linearize`` agrees with ``forward`` and with automatic differentiation.
+    """Check that ``linearize`` agrees with ``forward`` and with automatic differentiation.
 
     Arguments:
         contraction, x, context: as in :func:`check_contraction`.
 
     Raises:
-        AssertionError: a promise is broken; it says which, with the numbers.
+        AssertionError: a promise is broken; the message names it, with the numbers.
 
     Example:
         >>> import torch
@@ -92,13 +93,13 @@ def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | N
 def check_lipschitz_bound(
     contraction: Contraction, x: Tensor, context: Tensor | None = None
 ) -> None:
-    """The proven bound is at most ``lipschitz``, and no pair of points is stretched by more.
+    """Check that the proven bound is at most ``lipschitz``, and that no stretch exceeds the bound.
 
     Arguments:
         contraction, x, context: as in :func:`check_contraction`.
 
     Raises:
-        AssertionError: a promise is broken; it says which, with the numbers.
+        AssertionError: a promise is broken; the message names it, with the numbers.
 
     Example:
         >>> import torch
@@ -128,13 +129,13 @@ def check_lipschitz_bound(
 
 
 def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
-    """Calls change neither the contraction nor their inputs, in train and in eval mode.
+    """Check that calls change neither the contraction nor their inputs, in train and eval mode.
 
     Arguments:
         contraction, x, context: as in :func:`check_contraction`.
 
     Raises:
-        AssertionError: a promise is broken; it says which, with the numbers.
+        AssertionError: a promise is broken; the message names it, with the numbers.
 
     Example:
         >>> import torch
@@ -162,19 +163,19 @@ def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = N
 def check_logdet(
     estimator: LogDet, linearization: Linearization, *, lipschitz: float, draws: int = 2000
 ) -> None:
-    """The mean of the estimator is the log-determinant, within four of its standard errors.
+    """Check that the mean of an estimator is the log-determinant, within four standard errors.
 
-    The bound ``4 / sqrt(draws)`` is per sample, so pass few: 10 samples fail by chance in one of
-    1,500 runs.
+    Four standard errors are the limit for each sample, so pass few samples: 10 samples fail by
+    chance in one of 1,500 runs.
 
     Arguments:
-        estimator: what to check.
-        linearization: of a contraction, in float64, shape ``(n, *event)``.
-        lipschitz: its bound.
-        draws: how many estimates to average.
+        estimator: the estimator to check.
+        linearization: the linearization of a contraction, in float64, shape ``(n, *event)``.
+        lipschitz: the bound of the contraction.
+        draws: the number of estimates to average.
 
     Raises:
-        AssertionError: a promise is broken; it says which, with the numbers.
+        AssertionError: a promise is broken; the message names it, with the numbers.
 
     Example:
         >>> import torch
@@ -200,15 +201,15 @@ def check_logdet(
 
 
 def check_solver(solver: Solver, contraction: Contraction, x: Tensor) -> None:
-    """The solver finds ``x`` again, and its certified error bound holds.
+    """Check that a solver finds ``x`` again, and that its certified error bound holds.
 
     Arguments:
-        solver: what to check.
-        contraction: of vectors or images without context.
+        solver: the solver to check.
+        contraction: a contraction of vectors or images, without context.
         x: shape ``(n, *event)``.
 
     Raises:
-        AssertionError: a promise is broken; it says which, with the numbers.
+        AssertionError: a promise is broken; the message names it, with the numbers.
 
     Example:
         >>> import torch
@@ -220,7 +221,7 @@ def check_solver(solver: Solver, contraction: Contraction, x: Tensor) -> None:
     solution = solve(contraction, y, solver)
     stats = solution.stats
     error = (solution.value - x).flatten(1).norm(dim=1)
-    # y is rounded as a residual is, which moves its exact solution by as much once more.
+    # Rounding moves y as much as a residual, so the exact solution for y moves by as much again.
     _require(
         bool((error <= 2 * stats.error_bound).all()),
         f"an error of {float(error.max()):.1e} exceeds its certified bound",

@@ -5,7 +5,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _fresh_state():
-    """Float64, a fixed seed and an empty parameter store for every test."""
+    """Set float64, a fixed seed and an empty parameter store for every test."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
@@ -16,5 +16,5 @@ def _fresh_state():
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """The tensors of the tests are small: threads only wait for each other."""
+    """Use one thread, because the tensors of the tests are small."""
     torch.set_num_threads(1)

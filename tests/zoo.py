@@ -1,4 +1,4 @@
-"""Named factories of what the properties are tested on. Each takes no argument and draws afresh."""
+"""Named factories of test objects. Each factory takes no argument and draws afresh."""
 
 from functools import partial
 
@@ -9,43 +9,18 @@ from torch.distributions import AffineTransform
 from torch.nn import functional
 
 from pyro_iresnet import (
-    ELU,
-    AlmostOrthogonal,
     Anderson,
-    Asinh,
-    Cholesky,
-    CLipSwish,
+    CayleyBlock,
     ConditionalIResNet,
-    ConditionalStack,
     ConvContraction,
     DenseContraction,
     DenseNetContraction,
-    Diagonal,
     FixedPoint,
-    Frobenius,
-    Gram,
-    GroupSort,
-    Hard,
     InverseIResNet,
     IResNet,
     IResNetTransform,
-    KrylovSolve,
-    LeakyReLU,
-    LipSwish,
-    MaxMin,
-    NeumannSolve,
     Newton,
-    NoFit,
-    PowerIteration,
     ResidualBlock,
-    Schur,
-    SequentialContraction,
-    Sine,
-    SingularValue,
-    Softplus,
-    SumContraction,
-    Tanh,
-    Triangular,
     actnorm,
     conditional_iresnet,
     conditional_iresnet_stack,
@@ -54,7 +29,32 @@ from pyro_iresnet import (
     iresnet_stack,
     wrap,
 )
-from pyro_iresnet.contractive.mlp import START
+from pyro_iresnet.activations import (
+    ELU,
+    CLipSwish,
+    GroupSort,
+    LeakyReLU,
+    LipSwish,
+    MaxMin,
+    Sine,
+    Softplus,
+    Tanh,
+)
+from pyro_iresnet.contractions import SequentialContraction, SumContraction
+from pyro_iresnet.contractions.dense import START
+from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
+from pyro_iresnet.hosts.pyro import ConditionalStack
+from pyro_iresnet.norms import (
+    AlmostOrthogonal,
+    Cholesky,
+    Frobenius,
+    Gram,
+    Hard,
+    PowerIteration,
+    Schur,
+    SingularValue,
+)
+from pyro_iresnet.operators import KrylovSolve, NeumannSolve
 
 DIM = 5
 PADDINGS = ("zeros", "circular")
@@ -62,7 +62,7 @@ CONTEXT = 3
 
 
 def trained(contraction, gain=4.0):
-    """Weights large enough that every bound is active, as after training."""
+    """Enlarge the weights until every bound is active, as after training."""
     with torch.no_grad():
         for name, parameter in contraction.named_parameters():
             if "conditioner" in name:
@@ -72,13 +72,13 @@ def trained(contraction, gain=4.0):
             if name.endswith("bias"):
                 parameter.normal_()
         if isinstance(contraction, DenseContraction):
-            # Which starts small.
+            # The last layer starts small.
             contraction.layers[-1].weight.div_(START)
     return contraction
 
 
 class Scaled(nn.Module):
-    """``factor * A x`` with a fixed matrix A."""
+    """Linear map ``factor * A x`` with a fixed matrix A."""
 
     def __init__(self, factor, matrix):
         super().__init__()
@@ -89,14 +89,14 @@ class Scaled(nn.Module):
 
 
 class Kink(nn.Module):
-    """``0.9 |x|``, a contraction that is not differentiable at 0."""
+    """Contraction ``0.9 |x|``, not differentiable at 0."""
 
     def forward(self, x):
         return 0.9 * x.abs()
 
 
 class SineNet(nn.Module):
-    """A user's network: layers of unit norm, context added, sines."""
+    """Network of a user: layers of unit norm, sines, and an added context."""
 
     def __init__(self, dim, context_dim=None):
         super().__init__()
@@ -137,7 +137,7 @@ def total_of_images(lipschitz=0.97):
 
 
 def operator(kernel, size, *, circular):
-    """A convolution of images of one size as a matrix."""
+    """Write a convolution of images of one size as a matrix."""
     _, channels, height, width = kernel.shape
     count = channels * size[0] * size[1]
     images = torch.eye(count, dtype=kernel.dtype).reshape(count, channels, *size)
@@ -149,7 +149,7 @@ def operator(kernel, size, *, circular):
 
 
 def near_minus(dim=DIM, lipschitz=0.97):
-    """``-L x`` near 0 and flat far away: slow to invert by plain iteration."""
+    """Make a slow case for plain iteration: ``-L x`` near 0, flat far away."""
     g = DenseContraction(
         dim, (dim, dim), lipschitz=lipschitz, activation=Tanh, norm=SingularValue()
     )
@@ -171,7 +171,7 @@ ACTIVATIONS = {
     "leaky_relu": LeakyReLU,
 }
 
-# Those that are no function of every entry by itself.
+# Activations of several entries at once.
 OTHER_ACTIVATIONS = {
     "clipswish": CLipSwish,
     "maxmin": MaxMin,
@@ -222,15 +222,15 @@ CONTRACTIONS = {
     "sequence": sequence,
     "sum": total,
     "sum_of_images": total_of_images,
-    "wrapped": lambda: wrap(SineNet(DIM), bound=0.9),
-    "wrapped_image": lambda: wrap(SineNet(4), bound=0.9, event_dim=3),
+    "wrapped": lambda: wrap(SineNet(DIM), lipschitz=0.9),
+    "wrapped_image": lambda: wrap(SineNet(4), lipschitz=0.9, event_dim=3),
 }
 
 SOLVERS = {
     "fixed_point": FixedPoint(),
     "anderson": Anderson(),
     "anderson_1": Anderson(history=1),
-    "anderson_plain": Anderson(preconditioner=NoFit()),
+    "anderson_plain": Anderson(preconditioner=None),
     "newton": Newton(),
     "newton_krylov": Newton(linear_solve=KrylovSolve(rtol=1.0)),
     "newton_neumann": Newton(linear_solve=NeumannSolve(rtol=1.0)),
@@ -251,7 +251,7 @@ CONDITIONAL = {
     "conditional_sum": lambda: SumContraction(
         dense(lipschitz=0.4), densenet(lipschitz=0.5, context_dim=CONTEXT)
     ),
-    "conditional_wrapped": lambda: wrap(SineNet(DIM, CONTEXT), bound=0.9, context_dim=CONTEXT),
+    "conditional_wrapped": lambda: wrap(SineNet(DIM, CONTEXT), lipschitz=0.9, context_dim=CONTEXT),
 }
 
 EVENT_SHAPES = {"scalar": (1,), "wrapped_image": (2, 3, 4)}
@@ -267,17 +267,21 @@ def block(dim=DIM, **options):
     return ResidualBlock(dense(dim), **options)
 
 
+def cayley(dim=DIM, **options):
+    return CayleyBlock(dense(dim), **options)
+
+
 COORDINATES = {
-    "diagonal": {"metric": Diagonal()},
-    "triangular": {"metric": Triangular()},
-    "asinh": {"chart": Asinh(0.5)},
-    "asinh_diagonal": {"chart": Asinh(0.5), "metric": Diagonal()},
-    "asinh_triangular": {"chart": Asinh(0.5), "metric": Triangular()},
+    "diagonal": {"coordinates": DiagonalScale()},
+    "triangular": {"coordinates": TriangularScale()},
+    "asinh": {"coordinates": Asinh(0.5)},
+    "asinh_diagonal": {"coordinates": (Asinh(0.5), DiagonalScale())},
+    "asinh_triangular": {"coordinates": (Asinh(0.5), TriangularScale())},
 }
 
 
 def bent(module):
-    """Coordinates that are far from the identity, as after training."""
+    """Move coordinates far from the identity, as after training."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "coordinates" in name:
@@ -286,7 +290,7 @@ def bent(module):
 
 
 def spread(transform):
-    """A stack whose ActNorms are no identity, and whose bounds are active."""
+    """Give a stack trained ActNorms and active bounds."""
     with torch.no_grad():
         for name, parameter in transform.named_parameters():
             if name.endswith("log_scale"):
@@ -305,7 +309,7 @@ def spread(transform):
 PYRO_TRANSFORMS = {
     "iresnet": lambda: IResNet(block()),
     "inverse": lambda: InverseIResNet(block()),
-    "wrapped": lambda: IResNet(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
+    "wrapped": lambda: IResNet(ResidualBlock(wrap(SineNet(DIM), lipschitz=0.9))),
     "actnorm": lambda: spread(actnorm(DIM)),
     "stack": lambda: spread(iresnet_stack(DIM, 2, [8, 8])),
     "implicit": lambda: spread(implicit_stack(DIM, 2, [8, 8])),
@@ -317,15 +321,18 @@ PYRO_TRANSFORMS = {
     "inverse_in_coordinates": lambda: InverseIResNet(
         bent(block(**COORDINATES["asinh_triangular"]))
     ),
+    "cayley": lambda: IResNet(cayley()),
+    "cayley_in_coordinates": lambda: IResNet(bent(cayley(**COORDINATES["asinh_triangular"]))),
+    "inverse_cayley": lambda: InverseIResNet(cayley()),
 }
 
 
-def conditional(name="conditional_dense", **options):
-    return bent(ConditionalIResNet(ResidualBlock(CONDITIONAL[name](), **options)))
+def conditional(name="conditional_dense", kind=ResidualBlock, **options):
+    return bent(ConditionalIResNet(kind(CONDITIONAL[name](), **options)))
 
 
 def mixed():
-    """A stack of every kind of part that a conditional stack may have."""
+    """Stack one part of every kind for a conditional stack."""
     parts = [actnorm(DIM), conditional(), InverseIResNet(block()), conditional().inv]
     return spread(ConditionalStack([*parts, AffineTransform(0.5, 2.0, event_dim=1)]))
 
@@ -336,6 +343,7 @@ CONDITIONAL_TRANSFORMS = {
     "wrapped": partial(conditional, "conditional_wrapped"),
     "in_coordinates": lambda: conditional(**COORDINATES["asinh_triangular"]),
     "inverse": lambda: conditional().inv,
+    "cayley": partial(conditional, kind=CayleyBlock),
     "default": partial(conditional_iresnet, DIM, CONTEXT),
     "stack": lambda: spread(conditional_iresnet_stack(DIM, CONTEXT, 2, [8, 8])),
     "inverse_stack": lambda: spread(conditional_iresnet_stack(DIM, CONTEXT, 2, [8, 8])).inv,
@@ -347,11 +355,14 @@ NFLOWS_TRANSFORMS = {
     "width": lambda: IResNetTransform(DIM, 8),
     "widths": lambda: IResNetTransform(DIM, [8]),
     "from_block": lambda: IResNetTransform.from_block(block()),
-    "wrapped": lambda: IResNetTransform.from_block(ResidualBlock(wrap(SineNet(DIM), bound=0.9))),
+    "wrapped": lambda: IResNetTransform.from_block(
+        ResidualBlock(wrap(SineNet(DIM), lipschitz=0.9))
+    ),
     **{
         name: lambda options=options: IResNetTransform.from_block(bent(block(**options)))
         for name, options in COORDINATES.items()
     },
+    "cayley": lambda: IResNetTransform.from_block(cayley()),
     "implicit": lambda: CompositeTransform(
         [IResNetTransform.from_block(block()), InverseTransform(IResNetTransform(DIM))]
     ),

@@ -1,17 +1,7 @@
-"""Coordinates in which ``g`` acts and its bound holds: a linear metric, a nonlinear chart."""
+"""Coordinates in which ``g`` acts and its bound holds: linear scales, a nonlinear scale."""
 
-from .base import Coordinates
-from .build import coordinates
-from .chart import Asinh, Chart
-from .metric import Diagonal, Identity, Metric, Triangular
+from .asinh import Asinh
+from .base import CoordinateMap, Coordinates, build
+from .scale import DiagonalScale, TriangularScale
 
-__all__ = [
-    "Asinh",
-    "Chart",
-    "Coordinates",
-    "Diagonal",
-    "Identity",
-    "Metric",
-    "Triangular",
-    "coordinates",
-]
+__all__ = ["Asinh", "CoordinateMap", "Coordinates", "DiagonalScale", "TriangularScale", "build"]

@@ -1,27 +1,54 @@
-"""What coordinates must know of themselves: there and back, their log-determinant, their error."""
+r"""Base classes of the coordinates :math:`z = \varphi(x)` of a block."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_instance
+from ..operators.linearization import vjp_of
 
 
-class Coordinates(nn.Module, ABC):
-    r"""An invertible map :math:`z = \varphi(x)` under which a residual block acts.
+@dataclass(frozen=True)
+class Coordinates(ABC):
+    r"""A strategy for the coordinates :math:`z = \varphi(x)` in which a block acts.
 
-    .. math:: y = \varphi^{-1}\big(\varphi(x) + g(\varphi(x))\big)
+    .. math:: y = \varphi^{-1}\big(f(\varphi(x))\big), \qquad
+              \log\Big|\det\frac{dy}{dx}\Big| = \log\Big|\det\frac{df}{dz}\Big|
+              + \log|\varphi'(x)| - \log|\varphi'(y)|
 
-    is a bijection for every contraction ``g``, since :math:`\varphi` and :math:`I + g` are.
+    A strategy holds settings and no parameters. To write one, define :meth:`build`.
+
+    Example:
+        >>> from pyro_iresnet.coordinates import Asinh
+        >>> coordinates = Asinh(scale=2.0).build((3,))
+        >>> coordinates.log_scale.exp().tolist()
+        [2.0, 2.0, 2.0]
+    """
+
+    @abstractmethod
+    def build(self, event_shape: tuple[int, ...]) -> "CoordinateMap":
+        """Make the coordinates, with parameters of their own.
+
+        ``event_shape`` is the shape of one event, with -1 for a size that may vary. The channels of
+        an image are its coordinates.
+        """
+
+
+class CoordinateMap(nn.Module, ABC):
+    r"""A bijection :math:`z = \varphi(x)` with parameters: the coordinates of one block.
 
     Attributes:
-        event_dim: how many trailing dimensions form one event.
+        event_dim: the number of trailing dimensions of one event.
+        strategy: the :class:`Coordinates` that built the map, or a tuple of strategies.
+        is_linear: True if the log-determinant is a constant.
 
     Example:
         >>> import torch
-        >>> from pyro_iresnet import Asinh
+        >>> from pyro_iresnet.coordinates import Asinh
         >>> coordinates = Asinh().build((2,))
         >>> x = torch.tensor([[0.5, -3.0]])
         >>> torch.allclose(coordinates.inverse(coordinates(x)), x)
@@ -29,83 +56,112 @@ class Coordinates(nn.Module, ABC):
     """
 
     event_dim: int
+    strategy: Coordinates | tuple[Coordinates, ...]
+    is_linear: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """``z``, shape ``(*batch, *event)``."""
+        """Return ``z``, shape ``(*batch, *event)``."""
 
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
-        """``x``, shape ``(*batch, *event)``."""
+        """Return ``x``, shape ``(*batch, *event)``."""
 
-    def logdet(self, x: Tensor) -> Tensor:
-        """``log|det dz/dx|`` less a constant, shape ``(*batch,)``; for a linear map all of it."""
+    def log_det(self, x: Tensor) -> Tensor:
+        """Return ``log|det dz/dx|`` up to a constant, shape ``(*batch,)``; 0 for a linear map."""
         return x.new_zeros(x.shape[: x.dim() - self.event_dim])
 
-    def pull(self, x: Tensor, w: Tensor) -> Tensor:
-        """A gradient at ``z`` as one at ``x``, by the transposed Jacobian there."""
-        return _transposed(self, x, w)
+    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+        r"""Carry a gradient at ``z`` to ``x``: :math:`(dz/dx)^\top w`."""
+        return vjp_of(self, x, w)
 
-    def push(self, z: Tensor, w: Tensor) -> Tensor:
-        """A gradient at ``x`` as one at ``z``, by the transposed Jacobian of the inverse there."""
-        return _transposed(self.inverse, z, w)
+    def inverse_vjp(self, z: Tensor, w: Tensor) -> Tensor:
+        r"""Carry a gradient at ``x`` to ``z``: :math:`(dx/dz)^\top w`."""
+        return vjp_of(self.inverse, z, w)
 
     @abstractmethod
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
-        r"""An upper bound of how much :math:`\varphi^{-1}` stretches, within ``radius`` of ``z``.
+        r"""Bound the stretch of :math:`\varphi^{-1}` within ``radius`` of ``z``, without gradient.
 
-        Arguments:
-            z: shape ``(*batch, *event)``.
-            radius: Euclidean, shape ``(*batch,)``.
-
-        Returns:
-            shape ``(*batch,)``, without gradient.
+        ``z`` has the shape ``(*batch, *event)``; the Euclidean radius and the bound have
+        ``(*batch,)``.
         """
 
 
-class Composed(Coordinates):
-    r"""One after the other, :math:`\varphi = \varphi_2 \circ \varphi_1`.
+class Composite(CoordinateMap):
+    r"""Coordinates in turn, :math:`\varphi = \varphi_n \circ \dots \circ \varphi_1`."""
 
-    Arguments:
-        first, second: :math:`\varphi_1` and :math:`\varphi_2`, of which the second is linear.
-    """
-
-    def __init__(self, first: Coordinates, second: Coordinates) -> None:
+    def __init__(self, maps: Sequence[CoordinateMap]) -> None:
         super().__init__()
-        self.first, self.second = first, second
-        self.event_dim = first.event_dim
+        self.maps = nn.ModuleList(maps)
+        self.event_dim = maps[0].event_dim
+        self.strategy = tuple([m.strategy for m in maps])  # pyright: ignore[reportAttributeAccessIssue]
+        self.is_linear = all(m.is_linear for m in maps)  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
+        for m in self.maps:
+            x = m(x)
+        return x
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.first.inverse(self.second.inverse(z))
+        for m in reversed(self._maps()):
+            z = m.inverse(z)
+        return z
 
-    def logdet(self, x: Tensor) -> Tensor:
-        return self.first.logdet(x)
+    def log_det(self, x: Tensor) -> Tensor:
+        total = super().log_det(x)
+        for m in self._maps():
+            total = total + m.log_det(x)
+            x = m(x)
+        return total
 
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
-        outer = self.second.stretch(z, radius)
-        return outer * self.first.stretch(self.second.inverse(z), outer * radius)
+        total = torch.ones_like(radius)
+        for m in reversed(self._maps()):
+            total = total * m.stretch(z, total * radius)
+            z = m.inverse(z)
+        return total
+
+    def _maps(self) -> list[CoordinateMap]:
+        return [m for m in self.maps if isinstance(m, CoordinateMap)]
 
 
-def _transposed(f: Callable[[Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(f(x), x, w)[0]
+def build(
+    coordinates: Coordinates | Sequence[Coordinates] | None, event_shape: tuple[int, ...]
+) -> CoordinateMap | None:
+    """Build the coordinates of a block; None for the coordinates of ``x`` itself.
+
+    Arguments:
+        coordinates: a strategy, a sequence of strategies that act in turn, or None.
+        event_shape: the shape of one event.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``coordinates`` is none of these, or an event has a
+            varying size, and so no parameter for each coordinate.
+    """
+    example = "DiagonalScale(), (Asinh(), DiagonalScale()) or None"
+    if coordinates is None:
+        return None
+    if not isinstance(coordinates, list | tuple):
+        return check_instance(coordinates, Coordinates, "coordinates", example).build(event_shape)
+    maps = [
+        check_instance(c, Coordinates, f"coordinates[{i}]", "DiagonalScale()").build(event_shape)
+        for i, c in enumerate(coordinates)
+    ]
+    return None if not maps else maps[0] if len(maps) == 1 else Composite(maps)
 
 
 def channels_of(event_shape: tuple[int, ...]) -> int:
-    """The coordinates of a vector or the channels of an image, or raise where they may vary."""
+    """Return the coordinates of a vector or the channels of an image, or raise if they may vary."""
     if event_shape[0] < 0:
         raise ArgumentError(
-            "Expected a contraction of a known size for a metric or a chart, which have a "
-            f"parameter for each coordinate; got one of event shape {event_shape}. Use "
-            "metric=Identity() and chart=None, or a contraction whose event_shape says its size."
+            "Expected a contraction of a known size for coordinates, which have a parameter for "
+            f"each coordinate of x; got one of event shape {event_shape}. Use coordinates=None, or "
+            "a contraction whose event_shape says its size."
         )
     return event_shape[0]
 
 
 def over_channels(parameter: Tensor, event_dim: int) -> Tensor:
-    """A vector, one entry for each coordinate or each channel, to broadcast against an event."""
+    """Shape a vector, one entry for each coordinate or channel, to broadcast against an event."""
     return parameter.reshape(-1, *(1,) * (event_dim - 1))

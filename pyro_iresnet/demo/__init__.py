@@ -1,10 +1,9 @@
-"""The main job on real data: ``python -m pyro_iresnet.demo``.
+"""A command that fits flows to real data: ``python -m pyro_iresnet.demo``, with the extra ``demo``.
 
-Two density estimators and a variational guide, each beside what a user would try first. The command
-needs the extra ``demo``.
+It fits two density estimators and a variational guide, each beside the model to try first.
 """
 
 import warnings
 
-# Said at every import of ArviZ, and nothing that a user of this command could act on.
+# ArviZ warns at every import, and a user of this command cannot act on the warning.
 warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)

@@ -7,7 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
-from ..flows import iresnet_stack
+from ..hosts.pyro import iresnet_stack
 from . import pictures
 from .data import checkerboard
 from .fit import fit

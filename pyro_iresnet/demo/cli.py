@@ -36,7 +36,7 @@ def demo(
 ) -> None:
     """Density estimation with nflows and with Pyro, and a variational guide: i-ResNets at work."""
     console = Console()
-    # A pipe says 80, which would cut the table.
+    # A pipe reports a width of 80, which would cut the table.
     console.width = max(console.width, WIDTH)
     try:
         rows, files = run(console, data, output, seed, steps)
@@ -53,7 +53,7 @@ def demo(
 def run(
     console: Console, data: Path | None, output: Path, seed: int, steps: int | None
 ) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The three parts, each from the same seed: their rows, and the files written."""
+    """Run the three parts, each from the same seed; return their rows and the files written."""
     pyro.set_rng_seed(seed)
     table = digits() if data is None else load_table(data)
     shape = f"{len(table.train)} rows to train, {len(table.test)} held out"

@@ -15,23 +15,22 @@ from ..errors import ArgumentError
 
 LEVELS = 17
 HELD_OUT_DIGITS = 297
-# What a table says for a cell without a value; in a first row it tells neither name nor number.
+# Texts for a cell without a value; in a first row they count neither as names nor as numbers.
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to model, split in two, and how they reach the space where the flows work.
+    """Rows to model, split in two, and their maps to and from model space, where the flows work.
 
     Arguments:
-        name: for the report.
+        name, names: the names in the report, of the table and of its columns.
         train, test: the rows, shape ``(n, D)``, in the data's own units.
-        names: of the columns.
-        encode: rows to model space, drawing noise afresh where the data are discrete.
+        encode: maps rows to model space; draws fresh noise if the data are discrete.
         log_slope: the sum over columns of ``log |d encode / d row|``, shape ``(n,)``, from encoded
-            rows; in bits per dimension it turns a density of model space into one of the data.
-        decode: model space to rows.
-        image_shape: of one row, if it is a picture.
+            rows; turns a density in model space into a density of the data.
+        decode: maps model space to rows.
+        image_shape: the shape of one row, if it is a picture.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Table:
 
 
 def digits() -> Table:
-    """The 1,797 handwritten 8x8 digits of scikit-learn, with 17 grey levels: 1,500 to train.
+    """The 1,797 handwritten 8x8 digits of scikit-learn, with 17 grey levels; 1,500 are to train.
 
     Model space is ``0.5 logit(0.05 + 0.9 (x + u) / 17)`` with ``u`` uniform in [0, 1).
     """
@@ -80,13 +79,11 @@ def digits() -> Table:
 
 
 def load_table(path: Path) -> Table:
-    """A table of numbers from a ``.csv`` (header row or not) or ``.npy`` file, a sixth held out.
+    """Read a table of numbers, a ``.csv`` (header row or not) or ``.npy`` file, a sixth held out.
 
-    Model space is the standardised one. The split follows torch's seed.
-
-    Raises:
-        ArgumentError: no such file, another ending, text or missing numbers (with their rows),
-            constant columns (by name), too few rows.
+    Model space holds the standardised rows. The split follows torch's seed. Raises
+    :class:`ArgumentError`: no such file, another ending, text or missing numbers (with their rows),
+    constant columns (by name), too few rows.
     """
     frame = read_table(path)
     rows = torch.tensor(frame.to_numpy(dtype=np.float64))
@@ -103,7 +100,7 @@ def load_table(path: Path) -> Table:
             f"Expected columns of {path} that vary; these are constant over the training rows: "
             f"{_some(constant)}. Drop them."
         )
-    # In double precision to here: time stamps keep their seconds.
+    # Double precision up to here, so that time stamps keep their seconds.
     dtype = torch.get_default_dtype()
     if not bool(std.isfinite().all() and ((rows - mean) / std).to(dtype).isfinite().all()):
         raise ArgumentError(
@@ -122,7 +119,7 @@ def load_table(path: Path) -> Table:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """The columns of a file, all numbers and none missing, or an error that names what is wrong."""
+    """Read the columns of a file; raises, and names the fault, unless every cell is a number."""
     frame = _read(path)
     if len(frame) < 12 or frame.shape[1] < 1:
         raise ArgumentError(
@@ -179,7 +176,7 @@ def _read_array(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
-            # Said where a row is longer than the header, and cells would be lost.
+            # Pandas warns if a row is longer than the header, when cells would be lost.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
             header = _is_header(first.iloc[0].tolist(), path)
@@ -194,7 +191,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _is_header(cells: list[str], path: Path) -> bool:
-    """Whether the first row names the columns: all of it text, or the numbers 0, 1, 2, ..."""
+    """Return True if the first row names the columns: all text, or the numbers 0, 1, 2, ..."""
     if [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
         return True
     said = [cell for cell in cells if cell.strip().lower() not in MISSING]
@@ -224,7 +221,7 @@ def _some(items: Iterable[object]) -> str:
 
 
 def checkerboard(n: int) -> Tensor:
-    """``n`` points of the checkerboard, ``(n, 2)``: eight squares of side 2, entropy ln 32."""
+    """Draw ``n`` points of the checkerboard, ``(n, 2)``: eight squares of side 2, entropy ln 32."""
     a = 4 * torch.rand(n) - 2
     b = torch.rand(n) - 2 * torch.randint(0, 2, (n,)) + a.floor() % 2
     return 2 * torch.stack([a, b], dim=1)

@@ -13,16 +13,15 @@ from nflows.nn.nets import ResidualNet
 from nflows.transforms import ActNorm, AffineCouplingTransform, CompositeTransform
 from torch import Tensor, nn
 
-from ..adapters import IResNetTransform
-from ..contractive import Cholesky
-from ..coordinates import Identity
+from ..hosts.nflows import IResNetTransform
+from ..norms import Cholesky
 from . import pictures
 from .data import Table
 from .fit import fit
 
 NUM_BLOCKS = 4
 BATCH = 256
-# Dequantisation noise is drawn afresh at each use; the held-out score averages over as many draws.
+# The held-out score averages over this many draws of the dequantisation noise.
 TEST_DRAWS = 4
 CHUNK = 2000
 
@@ -35,7 +34,7 @@ def run(table: Table, steps: int, output: Path) -> tuple[list[Row], list[Path]]:
     ours = iresnet_flow(table.features)
     size = _size(ours)
     if table.features > 1:
-        # A coupling layer transforms one part of the coordinates given the other.
+        # A coupling layer transforms some coordinates given the others, so it needs two.
         rows.append(_flow("RealNVP", realnvp(table.features, size), table, steps, lr=1e-3))
     rows.append(_flow("i-ResNet", ours, table, steps, lr=2e-3))
     with torch.no_grad():
@@ -46,21 +45,21 @@ def run(table: Table, steps: int, output: Path) -> tuple[list[Row], list[Path]]:
 
 
 def iresnet_flow(features: int) -> Flow:
-    """Residual blocks with an ActNorm before each and at the end."""
+    """Make a flow of residual blocks, with an ActNorm before each block and at the end."""
     parts: list[nn.Module] = []
     for _ in range(NUM_BLOCKS):
         parts += [
             ActNorm(features),
-            IResNetTransform(features, norm=Cholesky(damping=1.0), metric=Identity()),
+            IResNetTransform(features, norm=Cholesky(damping=1.0), coordinates=None),
         ]
     return Flow(CompositeTransform([*parts, ActNorm(features)]), StandardNormal([features]))
 
 
 def realnvp(features: int, size: int) -> Flow:
-    """Six affine coupling layers, as wide as brings them nearest to ``size`` parameters.
+    """Make a flow of six affine coupling layers, of about ``size`` parameters.
 
-    With the ActNorms, the dropout and the learning rate that score best on the digits, of those
-    tried: without dropout it memorises the 1,500 rows.
+    ActNorms, dropout and learning rate are the choices that scored best on the digits. Without
+    dropout the flow memorises the 1,500 rows.
     """
 
     def make(width: int) -> Flow:
@@ -83,7 +82,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _flow(name: str, flow: Flow, table: Table, steps: int, *, lr: float) -> Row:
-    # ActNorm starts from its first batch; a large one gives it good statistics.
+    # ActNorm starts from its first batch; a large batch gives good statistics.
     with torch.no_grad():
         flow.log_prob(table.encode(table.train[:CHUNK]))
 
@@ -100,7 +99,7 @@ def _gaussian(table: Table) -> Row:
     start = time.perf_counter()
     rows = torch.cat([table.encode(table.train) for _ in range(TEST_DRAWS)]).double()
     covariance = rows.T.cov().reshape(table.features, table.features)
-    # Keeps the factorisation possible where columns depend on each other.
+    # A ridge keeps the factorisation possible where columns depend on each other.
     ridge = 1e-6 * covariance.diagonal().mean() * torch.eye(table.features, dtype=rows.dtype)
     gaussian = torch.distributions.MultivariateNormal(rows.mean(0), covariance + ridge)
     size = table.features + table.features * (table.features + 1) // 2

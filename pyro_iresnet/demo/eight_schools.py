@@ -20,7 +20,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from ..diagnostics import KHatWarning, guide_to_inference_data, psis
-from ..guides import AutoIResNet
+from ..hosts.pyro import AutoIResNet
 from . import pictures
 from .fit import repeat
 
@@ -31,7 +31,7 @@ DRAWS = 20_000
 
 
 def model() -> None:
-    """``mu ~ N(0, 5)``, ``tau ~ HalfCauchy(5)``, ``theta_i ~ N(mu, tau)``, effects given errors."""
+    """Model ``mu ~ N(0, 5)``, ``tau ~ HalfCauchy(5)``, ``theta_i ~ N(mu, tau)``, effects given errors."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
     with pyro.plate("school", len(EFFECTS)):
@@ -41,13 +41,13 @@ def model() -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A guide, and how it is trained.
+    """A guide and its training.
 
     Arguments:
-        make: the guide.
-        lr: the learning rate at the start; a hundredth of it at the end.
-        share: steps for each step of the flow guide. The Gaussian guides take less time for a
-            step, so they get more of them.
+        make: makes the guide.
+        lr: the learning rate at the start; it falls to a hundredth by the end.
+        share: the number of steps for each step of the flow guide. A step of a Gaussian guide takes
+            less time, so Gaussian guides get more steps.
     """
 
     make: Callable[[], AutoGuide]
@@ -64,7 +64,7 @@ RECIPES = {
 
 
 def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.DataFrame]:
-    """Fit each guide; its ELBO, its KL to the posterior, PSIS k-hat, and an ArviZ summary."""
+    """Fit each guide; return rows (ELBO, KL to the posterior, k-hat), pictures, ArviZ summary."""
     log_evidence, exact = exact_posterior(4000)
     truth = torch.stack([exact["theta"][:, 0], exact["tau"]], dim=1)
     rows, fits, guides = [], {}, {}
@@ -73,7 +73,7 @@ def run(steps: int, output: Path) -> tuple[list[dict[str, Any]], list[Path], pd.
         guide = guides[name] = recipe.make()
         seconds = _train(name, guide, recipe.lr, steps * recipe.share)
         with warnings.catch_warnings():
-            # The table tells k-hat of all guides, those that fail too.
+            # The table shows the k-hat of every guide, also of guides that fail.
             warnings.simplefilter("ignore", KHatWarning)
             fits[name] = psis(guide, model, num_samples=DRAWS)
         rows.append(
@@ -109,10 +109,10 @@ def _train(name: str, guide: AutoGuide, lr: float, steps: int) -> float:
 
 
 def exact_posterior(n: int) -> tuple[float, dict[str, Tensor]]:
-    r"""The log-evidence, and ``n`` exact draws by site, in float64.
+    r"""Return the log-evidence, and ``n`` exact draws by site, in float64.
 
-    Given ``mu`` and ``tau`` the effects are normal with variance :math:`\sigma_i^2 + \tau^2`, so
-    what is left is a quadrature over a plane, here on a grid in ``mu`` and ``log tau``.
+    Given ``mu`` and ``tau`` the effects are normal with variance :math:`\sigma_i^2 + \tau^2`. The
+    rest is a quadrature over a plane, on a grid in ``mu`` and ``log tau``.
     """
     mu = torch.linspace(-40, 40, 801, dtype=torch.float64)[:, None]
     log_tau = torch.linspace(math.log(1e-4), math.log(1e4), 1601, dtype=torch.float64)[None]

@@ -16,11 +16,7 @@ def fit(
     steps: int,
     lr: float,
 ) -> float:
-    """Minimise ``loss()`` by Adam with a one-cycle learning rate, and a progress bar.
-
-    Returns:
-        The seconds it took.
-    """
+    """Minimise ``loss()`` by Adam with a one-cycle learning rate; return the seconds taken."""
     held = list(parameters)
     optimizer = torch.optim.Adam(held, lr=lr, fused=True)
     # The first phase needs a step of its own, or the schedule divides by zero.
@@ -39,11 +35,7 @@ def fit(
 
 
 def repeat(name: str, step: Callable[[], Tensor | float], steps: int) -> float:
-    """Call ``step()``, which returns its loss, ``steps`` times under a progress bar.
-
-    Returns:
-        The seconds it took.
-    """
+    """Call ``step()``, which returns its loss, under a progress bar; return the seconds taken."""
     start = time.perf_counter()
     with trange(steps, desc=name, unit="step", mininterval=0.5) as progress:
         for i in progress:

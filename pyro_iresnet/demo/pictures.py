@@ -32,8 +32,8 @@ STYLE: dict[Any, Any] = {
 
 
 def samples_beside_data(table: Table, samples: Tensor, path: Path) -> None:
-    """Held-out rows on the left, samples of the flow on the right."""
-    # A dollar in a name is no mathematics.
+    """Draw held-out rows on the left and samples of the flow on the right."""
+    # A dollar sign in a name must not start mathematics.
     title = table.name.replace("$", r"\$")
     names = [name.replace("$", r"\$") for name in table.names]
     with mpl.rc_context(STYLE):
@@ -62,7 +62,7 @@ def samples_beside_data(table: Table, samples: Tensor, path: Path) -> None:
 def data_density_samples(
     data: Tensor, samples: Tensor, density: Callable[[Tensor], Tensor], path: Path
 ) -> None:
-    """Points of the data, the density of the flow, and points of the flow."""
+    """Draw points of the data, the density of the flow, and points of the flow."""
     line = torch.linspace(-4.6, 4.6, 160)
     grid = torch.cartesian_prod(line, line)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def data_density_samples(
 
 
 def tau_against_theta(truth: Tensor, draws: dict[str, Tensor], path: Path) -> None:
-    """The pair that mean-field guides get wrong: each guide over exact draws of the posterior."""
+    """Draw each guide over exact posterior draws, for the pair that mean-field guides get wrong."""
     with mpl.rc_context(STYLE):
         figure = _figure(9.0, 3.2)
         panels: list[Axes] = list(figure.subplots(1, len(draws), sharex=True, sharey=True))

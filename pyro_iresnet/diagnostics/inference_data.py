@@ -1,4 +1,4 @@
-"""Draws from a guide as ArviZ reads them."""
+"""Draws from a guide in the format of ArviZ."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, check_instance
+from .importance import PSIS, warn, weigh
 from .particles import Particles
-from .psis import PSIS, warn, weigh
 from .sites import event_dim, listed, site_value
 
 
@@ -29,24 +29,24 @@ def guide_to_inference_data(
     batch_size: int | None = None,
     **kwargs: Any,
 ) -> arviz.InferenceData:
-    """Draws from a guide, as the one chain that the plots and tables of ArviZ read.
+    """Return draws from a guide as one chain, for the plots and tables of ArviZ.
 
-    Groups: ``posterior`` (latent and deterministic sites), ``sample_stats`` (``log_weight``,
-    ``lp`` = log p(x, z), ``log_q``), ``posterior_predictive``, ``observed_data`` and
-    ``log_likelihood``, the last three if the model observes something. Dimensions are named after
-    the plates. ``k_hat`` and ``ess`` of the draws are attributes.
+    Groups: ``posterior`` (latent and deterministic sites), ``sample_stats`` (``log_weight``, ``lp``
+    = log p(x, z), ``log_q``), ``posterior_predictive``, ``observed_data`` and ``log_likelihood``;
+    the last three only if the model has observed sites. Dimensions are named after the plates.
+    ``k_hat`` and ``ess`` of the draws are attributes.
 
     Arguments:
         guide, model, *args, **kwargs, max_plate_nesting, batch_size: as in :func:`psis`.
-        num_samples: how many draws; default 1000, or as many as ``result`` has.
-        result: of :func:`psis` for the same guide and model, to use its draws.
-        resample: whether to take the draws by their smoothed weights, so that they are of the
-            posterior as far as k-hat allows, and not of the guide.
-        posterior_predictive: whether to draw what the model observes anew.
-        log_likelihood: whether to store that of each observation, for ``arviz.loo``, which wants
-            draws from the posterior: resample.
+        num_samples: the number of draws; by default 1000, or as many as ``result`` has.
+        result: a result of :func:`psis` for the same guide and model, whose draws to use.
+        resample: if True, resample the draws by their smoothed weights. They then follow the
+            posterior, as far as k-hat allows, and not the guide.
+        posterior_predictive: if True, draw the observed sites anew.
+        log_likelihood: if True, store the log-likelihood of each observation for ``arviz.loo``,
+            which needs draws from the posterior: set ``resample``.
         coords: labels, by dimension.
-        dims: names of the dimensions, by site, instead of those of the plates.
+        dims: names of the dimensions, by site, instead of the names of the plates.
 
     Raises:
         ArgumentError, ArgumentTypeError: as :func:`psis`; or ``num_samples`` is set with a
@@ -132,12 +132,12 @@ def guide_to_inference_data(
 
 
 def _dims(site: Any) -> list[str | None]:
-    """A name for each dimension of a site: its plate's, or None."""
+    """Name each dimension of a site by its plate, or None."""
     shape = site_value(site).shape
     dims: list[str | None] = [None] * len(shape)
     for frame in site["cond_indep_stack"]:
         axis = len(shape) - event_dim(site) + frame.dim if frame.vectorized else -1
-        # ArviZ takes "chain" and "draw" for its own.
+        # ArviZ reserves "chain" and "draw".
         if axis >= 0 and shape[axis] == frame.size and frame.name not in ("chain", "draw"):
             dims[axis] = frame.name
     return dims

@@ -1,4 +1,4 @@
-"""Model and guide, run on many draws at once."""
+"""Runs of a model and a guide on many draws at once."""
 
 import math
 import warnings
@@ -12,14 +12,9 @@ from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from ..anatomy import evaluating, modules_behind
-from ..errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    IResNetError,
-    check_int,
-    check_positive_int,
-)
+from .._modules import evaluating
+from ..errors import ArgumentError, ArgumentTypeError, IResNetError, check_int, check_positive_int
+from ..hosts.pyro.guide.log_joint import modules_behind
 from .sites import (
     LogProb,
     by_kind,
@@ -37,7 +32,7 @@ from .sites import (
 
 
 class Particles:
-    """Model and guide on their arguments: run once to see their sites, then on many draws."""
+    """A model and a guide with their arguments: run once to see the sites, then on many draws."""
 
     def __init__(
         self, guide: Any, model: Any, args: Any, kwargs: Any, nesting: Any, batch_size: Any
@@ -68,7 +63,7 @@ class Particles:
         self.eps = max(torch.finfo(site["log_prob"].dtype).eps for site in sites)
 
     def draw(self, size: int) -> tuple[LogProb, LogProb, dict[str, Tensor]]:
-        """log p(x, z) and log q(z) of ``size`` draws from the guide, and the draws by site."""
+        """Return ``log p(x, z)`` and ``log q(z)`` of ``size`` draws from the guide, and the draws."""
         parts = []
         for _, n in self._batches(size):
             traces = self._traces(n)
@@ -94,7 +89,7 @@ class Particles:
         return log_joint, _joined(guides), found
 
     def evaluate(self, draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The deterministic sites, and the log-likelihood of the observed ones."""
+        """Return the deterministic sites, and the log-likelihood of the observed sites."""
         deterministic, likelihood = [], []
         size = len(next(iter(draws.values())))
         for rows, n in self._batches(size):
@@ -108,7 +103,7 @@ class Particles:
         return found, joined(likelihood)
 
     def predict(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The observed sites, drawn anew."""
+        """Draw the observed sites anew."""
         model, parts = poutine.uncondition(self.model), []
         for rows, n in self._batches(len(next(iter(draws.values())))):
             trace = self._replay(model, {k: v[rows] for k, v in draws.items()}, n)
@@ -116,7 +111,7 @@ class Particles:
         return joined(parts)
 
     def _batches(self, size: int) -> Iterator[tuple[slice, int | None]]:
-        """Rows, and how many of them run at once; None for one without the plate."""
+        """Yield the rows of a batch and their number, or None for one row without the plate."""
         step = self.batch_size or size
         for start in range(0, size, step):
             rows = slice(start, min(start + step, size))
@@ -135,7 +130,7 @@ class Particles:
             )
 
     def _replay(self, model: Any, draws: dict[str, Tensor], n: int | None) -> Any:
-        """The trace of the model at these draws."""
+        """Return the trace of the model at the given draws."""
         data = {}
         for name, value in draws.items():
             gap = 0 if n is None else self.nesting + 1 + event_dim(self.latent[name]) - value.dim()
@@ -151,17 +146,17 @@ class Particles:
 
     @contextmanager
     def _running(self, n: int | None) -> Iterator[None]:
-        """Eval mode, without gradients: an estimator in train mode draws, an ActNorm starts."""
+        """Run in eval mode without gradients: in train mode estimators draw and ActNorms start."""
         modules = [*modules_behind(self.guide), *modules_behind(self.model)]
         try:
             with evaluating(modules), torch.no_grad(), warnings.catch_warnings():
-                # Of sites that do not match, which is an error here.
+                # Pyro warns of sites that do not match, which is an error here.
                 warnings.filterwarnings("ignore", message="Found ")
                 yield
         except (IResNetError, NotImplementedError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            # What torch says of a value it refuses is of the value, not of its shape.
+            # If torch refuses a value, the shape is not the cause.
             if n is None or "satisfy the constraint" in str(error):
                 raise
             raise unvectorized(
@@ -169,7 +164,7 @@ class Particles:
             ) from error
 
     def _checked(self, size: int) -> slice:
-        """The last draw of the first batch: where rows are mixed up, the first is often right."""
+        """Return the last draw of the first batch: if rows are mixed up, the first is often right."""
         last = min(self.batch_size or size, size)
         return slice(last - 1, last)
 

@@ -1,4 +1,4 @@
-"""The sites of a model and a guide: which they are, whether they match, what they hold."""
+"""The sites of a model and a guide: checks, kinds, values and log-densities."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ def check_match(model: Any, guide: Any) -> None:
 
 
 def check_full(frames: Any) -> None:
-    """Raise if a plate takes a part of its rows."""
+    """Raise if a plate takes only a part of its rows."""
     for frame in frames:
         if frame.full_size not in (None, frame.size):
             raise ArgumentError(
@@ -65,7 +65,7 @@ def check_unscaled(model: Any, guide: Any) -> None:
 
 
 def unvectorized(seen: str) -> ArgumentError:
-    """The error of what is right for one draw and not for many."""
+    """Make the error for a model or guide that runs on one draw but not on many."""
     return ArgumentError(
         f"Expected model and guide to run on many draws at once, in a plate to the left of their "
         f"own; they {seen}. Index and sum from the right (z[..., 0], z.sum(-1)), draw nothing "
@@ -74,12 +74,12 @@ def unvectorized(seen: str) -> ArgumentError:
 
 
 def samples(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace."""
+    """Return the sample sites of a trace."""
     return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
 def by_kind(trace: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Latent, deterministic and observed sites; factors are none of them."""
+    """Return the latent, the deterministic and the observed sites; factors are left out."""
     kinds: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
     for name, site in samples(trace).items():
         if not site_is_factor(site):
@@ -89,7 +89,7 @@ def by_kind(trace: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def _is_point(site: Any) -> bool:
-    """Whether it is of ``pyro.deterministic``, or what a reparametrisation leaves."""
+    """Return True if the site is from ``pyro.deterministic`` or a reparametrisation."""
     fn = site["fn"]
     while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
@@ -97,12 +97,10 @@ def _is_point(site: Any) -> bool:
 
 
 class LogProb(NamedTuple):
-    """The log-density of draws, float64.
+    """The log-density of draws, float64, shape ``(n,)``: the sum ``value`` over all sites.
 
-    Arguments:
-        value: over all sites, shape ``(n,)``.
-        size: the root of the sum of the squared terms, to whose rounding that of ``value`` is
-            proportional, shape ``(n,)``.
+    ``size`` is the root of the sum of the squared terms; the rounding error of ``value`` is
+    proportional to ``size``.
     """
 
     value: Tensor
@@ -110,7 +108,7 @@ class LogProb(NamedTuple):
 
 
 def log_prob(trace: Any, n: int | None) -> LogProb:
-    """Of each draw, over all sites."""
+    """Return the log-density of each draw, over all sites."""
     terms = [site["log_prob"].cpu().double() for site in samples(trace).values()]
     flat = [t.reshape(n or 1, -1) for t in terms] or [torch.zeros(n or 1, 1).double()]
     total = torch.stack([t.sum(1) for t in flat]).sum(0)
@@ -118,7 +116,7 @@ def log_prob(trace: Any, n: int | None) -> LogProb:
 
 
 def site_value(site: Any) -> Tensor:
-    """What a site of one run holds, data in the shape its distribution has."""
+    """Return the value of a site in one run; data take the shape of their distribution."""
     value = torch.as_tensor(site["value"])
     data = site["is_observed"] and not _is_point(site)
     return value.expand(site["fn"].shape()) if data else value
@@ -127,13 +125,13 @@ def site_value(site: Any) -> Tensor:
 def site_values(
     trace: Any, sites: dict[str, Any], n: int | None, key: str = "value"
 ) -> dict[str, Tensor]:
-    """Values of sites in draws, shape ``(n, *site)``, where ``sites`` are of one run."""
+    """Return the values of sites in draws, shape ``(n, *site)``; ``sites`` come from one run."""
     found = {}
     for name, site in sites.items():
         shape = (site_value(site) if key == "value" else site[key]).shape
         value = torch.as_tensor(trace.nodes[name][key])
         if value.shape == shape:
-            # Of a run alone, or the same in every draw.
+            # The value of one run, or the same value in every draw.
             found[name] = value.expand(n or 1, *shape)
         elif n is not None and value.shape[:1] == (n,) and value.numel() == n * shape.numel():
             found[name] = value.reshape(n, *shape)
@@ -145,17 +143,17 @@ def site_values(
 
 
 def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The batches, one after the other."""
+    """Join the batches, one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def event_dim(site: Any) -> int:
-    """How many dimensions on the right belong to no plate."""
-    # A deterministic site that says nothing is all event, even in a plate.
+    """Return the number of dimensions on the right that belong to no plate."""
+    # A deterministic site without an event_dim is all event, even in a plate.
     whole = site["infer"].get("_deterministic") and site["fn"].event_dim == site["value"].dim()
     return 0 if whole else site["fn"].event_dim
 
 
 def listed(names: Any) -> str:
-    """For an error."""
+    """List the names, sorted and quoted, for an error."""
     return ", ".join(map(repr, sorted(names)))

@@ -1,25 +1,29 @@
 """The inverse of ``y = x + g(x)``: solvers, the loop that runs them, gradients through it."""
 
-from .anderson import Anderson
-from .auto import auto_solver
-from .base import Point, Problem, Solver, Stateless, Step
-from .carried import solve_in
-from .fixed_point import FixedPoint
 from .implicit import implicit_inverse
-from .newton import Newton
-from .preconditioner import Affine, AffineFit, NoFit, Preconditioner
-from .solve import solve
+from .in_coordinates import solve_in
+from .solve import SolveKeywords, solve, solve_map
+from .solvers import (
+    AffinePreconditioner,
+    Anderson,
+    FixedPoint,
+    Newton,
+    Point,
+    Problem,
+    Solver,
+    Stateless,
+    Step,
+    auto_solver,
+)
 
 __all__ = [
-    "Affine",
-    "AffineFit",
+    "AffinePreconditioner",
     "Anderson",
     "FixedPoint",
     "Newton",
-    "NoFit",
     "Point",
-    "Preconditioner",
     "Problem",
+    "SolveKeywords",
     "Solver",
     "Stateless",
     "Step",
@@ -27,4 +31,5 @@ __all__ = [
     "implicit_inverse",
     "solve",
     "solve_in",
+    "solve_map",
 ]

@@ -1,8 +1,8 @@
 r"""Gradients through the inverse, by the implicit function theorem.
 
 From :math:`x + g(x) = y` follows :math:`dx = (I + J)^{-1} (dy - dg)`, with :math:`dg` the change of
-g at fixed x through parameters and context. So a backward pass is one linear solve with
-:math:`(I + J)^\top` at the solution; no step of the solver is recorded.
+g at fixed x through parameters and context. A backward pass is one linear solve with
+:math:`(I + J)^\top` at the solution. No step of the solver is recorded.
 """
 
 from collections.abc import Callable
@@ -14,38 +14,47 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call, vjp
 
+from .._torch import full_precision, undifferentiable
 from ..errors import HigherOrderError, TracingError
-from ..linear_solve import DENSE, DenseSolve, LinearSolve, auto_linear_solve
-from ..linearization import Acting, Linearization
-from ..torch_modes import full_precision, undifferentiable
+from ..operators import (
+    DENSE,
+    ContractionMap,
+    DenseSolve,
+    Linearization,
+    LinearSolve,
+    auto_linear_solve,
+)
 
 Adjoint = Callable[..., tuple[Tensor | None, ...]]
 
 
 def implicit_inverse(
     contraction: nn.Module,
-    g: Acting,
+    g: ContractionMap,
     solution: Tensor,
     y: Tensor,
     context: Tensor | None,
     *,
     lipschitz: float,
+    sign: int = 1,
 ) -> Tensor:
-    r"""The solution of ``x + g(x) = y``, differentiable in y, parameters and context.
+    r"""Make the solution of ``x + g(x) = y`` differentiable in y, parameters and context.
 
-    To second order for every D, to any order up to 16 coordinates; what is not, raises.
+    The solution has derivatives of second order for every D, and of any order up to 16 coordinates.
+    Higher derivatives raise.
 
     Arguments:
-        contraction: ``g`` as a module, called as ``contraction(x, context)``.
-        g: the same with the weights that act in place.
+        contraction: ``g`` or ``-g`` as a module, called as ``contraction(x, context)``.
+        g: the map ``g``, with its acting weights.
         solution: ``x``, solved without gradients; receives none.
         y: shape ``(*batch, *event)``.
         context: shape ``(*batch, size)``, or None.
         lipschitz: the proven bound of ``Lip(g)``.
+        sign: 1 if the module is ``g``, -1 if the module is ``-g``.
     """
     at_solution = g.linearize(solution.detach(), context)
     linear_solve = auto_linear_solve(at_solution.event_size)
-    # All tensors of g as they are now: a functional call may have put them there for a moment.
+    # The tensors of this moment: a functional call may have put them in place for one call.
     state = {**dict(contraction.named_parameters()), **dict(contraction.named_buffers())}
     named = {name: t for name, t in state.items() if t.requires_grad}
     fixed = {name: t for name, t in state.items() if not t.requires_grad}
@@ -55,7 +64,8 @@ def implicit_inverse(
     def minus_g(x: Tensor, *held: Tensor) -> Tensor:
         parameters = dict(zip(named, held, strict=False))
         its_context = held[-1] if needs_context else context
-        return -functional_call(contraction, {**fixed, **parameters}, (x, its_context))
+        value = functional_call(contraction, {**fixed, **parameters}, (x, its_context))
+        return -sign * value
 
     def adjoint(grad: Tensor, x: Tensor, *held: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
@@ -66,9 +76,9 @@ def implicit_inverse(
                 "A second derivative through the inverse needs every tensor of g that requires a "
                 "gradient to be a parameter or a buffer of its module; one is not. Register it."
             )
-        # A second derivative is under way, so J has to be a function of x, not numbers only.
+        # A second derivative is under way, so J must be a function of x.
         w = _solve_transposed(g.linearize(x, context), grad, lipschitz=lipschitz, by=linear_solve)
-        # The gradient reaches parameters and context through z, at x held fixed. What x adds to
+        # The gradient reaches parameters and context through z, at x held fixed. The share of x in
         # its derivative is the same gradient as a function of x, less its value.
         moving, still = (vjp(partial(minus_g, p), *held)[1](w) for p in (x, x.detach()))
         return w, *(a - b for a, b in zip(moving, still, strict=True))
@@ -86,7 +96,7 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
     def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
         value = _linear_solve(j, grad, transpose=False, lipschitz=lipschitz, by=by)
         if torch.is_grad_enabled():
-            # Linear in the gradient, which is no derivative of J; in J it is not followed.
+            # The value is linear in the gradient. Its dependence on J is not followed.
             value = value + undifferentiable(
                 torch.zeros_like(value),
                 j.value,
@@ -112,7 +122,7 @@ def _linear_solve(
 
 
 class _Implicit(Function):
-    """A known solution of ``x + A(x) = z`` as a function of ``z = y - A(x)`` at fixed ``x``.
+    """Known solution of ``x + A(x) = z`` as a function of ``z = y - A(x)`` at fixed ``x``.
 
     ``adjoint(grad, x, *held)`` gives the gradients of ``z`` and of the tensors ``held``.
     """

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Point, Problem, Solver, Step, norm, per_sample
-from .certificate import PATIENCE, Ending, Samples, Tolerance, Verdict
+from .solvers.base import Point, Problem, Solver, Step, row_norm
+from .stopping import PATIENCE, BatchState, Outcome, StopDecision, Tolerance
 
 
 def iterate(
@@ -14,29 +14,29 @@ def iterate(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Iterate until every sample is done or ``limit`` steps are: values, and figures by row.
 
-    An iterate is certified before ``g`` is evaluated there; see :class:`Verdict`.
+    An iterate is certified before ``g`` is evaluated there; see :class:`StopDecision`.
     """
     x, state = solver.init(problem, x0)
     report = _Report(x)
     if len(x) == 0:
         return report.value, report.figures
     point = problem.at(x, linearized=solver.linearizes)
-    noise = problem.g.rounding(x, problem.context)
-    samples = Samples.start(point, norm(problem.y), noise, tolerance)
+    noise = problem.g.rounding(x.reshape(-1, *problem.event_shape), problem.context)
+    samples = BatchState.start(point, row_norm(problem.y), noise, tolerance)
     taken = 0
     while True:
         samples = samples.seen(point)
         # A step that needs no Jacobian costs no evaluation: it is certified before it is tried.
-        ahead = Step(point.banach, state)
+        ahead = Step(point.picard, state)
         if not solver.linearizes:
             ahead = _step(problem, solver, point, state, samples.forced)
-        verdict = Verdict.of(problem.lipschitz, tolerance, point, ahead.x, samples)
+        verdict = StopDecision.of(problem.lipschitz, tolerance, point, ahead.x, samples)
         if limit is None:
             limit = _limit(solver, problem.lipschitz, tolerance, point, verdict)
         ended = verdict.ended if taken < limit else torch.ones_like(verdict.ended)
         if bool(ended.any()):
             done = torch.nonzero(ended).reshape(-1)
-            end = Ending.of(
+            end = Outcome.of(
                 problem.lipschitz,
                 point.size.index_select(0, done),
                 ahead.x.index_select(0, done),
@@ -65,7 +65,7 @@ def _step(problem: Problem, solver: Solver, point: Point, state: Any, forced: Te
     step = solver.step(problem, point, state)
     if not solver.safeguarded or not bool(forced.any()):
         return step
-    return step._replace(x=torch.where(per_sample(forced, step.x), point.banach, step.x))
+    return step._replace(x=torch.where(forced[:, None], point.picard, step.x))
 
 
 class _Report:
@@ -73,12 +73,12 @@ class _Report:
 
     def __init__(self, x: Tensor) -> None:
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        size = torch.zeros_like(norm(x))
+        size = x.new_zeros(len(x))
         self.value = x.clone()
         self.figures = {name: count.clone() for name in ("results", "steps", "evaluations")}
         self.figures |= {name: size.clone() for name in ("residual", "error_bound", "tolerance")}
 
-    def write(self, rows: Tensor, end: Ending, taken: int) -> None:
+    def write(self, rows: Tensor, end: Outcome, taken: int) -> None:
         self.value[rows] = end.value
         self.figures["steps"][rows] = taken
         for name in ("results", "evaluations", "residual", "error_bound", "tolerance"):
@@ -86,7 +86,7 @@ class _Report:
 
 
 def _limit(
-    solver: Solver, lipschitz: float, tolerance: Tolerance, point: Point, verdict: Verdict
+    solver: Solver, lipschitz: float, tolerance: Tolerance, point: Point, verdict: StopDecision
 ) -> int:
     """The solver's own number of steps for the worst ratio of error bound to tolerance."""
     # Where y is 0 the solution is about as large as the first residual, g(0).

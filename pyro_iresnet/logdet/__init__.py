@@ -1,26 +1,28 @@
-"""Estimators of ``log|det(I + J)|``: exact, truncated series, unbiased roulette."""
+"""Estimators of ``log|det dy/dx|``: exact, truncated series, unbiased roulette."""
 
 from .auto import auto_logdet
 from .base import ByMode, LogDet
+from .control_variate import ControlVariate, MeanJacobian
 from .exact import Exact
-from .reference import MeanJacobian, Reference, Zero
 from .roulette import Roulette
-from .series import ConvergedSeries, PowerSeries
+from .series import LogOnePlus, Series
+from .truncated import ConvergedSeries, PowerSeries
 from .truncation import Adaptive, Geometric, Poisson, Truncation
 
 __all__ = [
     "Adaptive",
     "ByMode",
+    "ControlVariate",
     "ConvergedSeries",
     "Exact",
     "Geometric",
     "LogDet",
+    "LogOnePlus",
     "MeanJacobian",
     "Poisson",
     "PowerSeries",
-    "Reference",
     "Roulette",
+    "Series",
     "Truncation",
-    "Zero",
     "auto_logdet",
 ]

@@ -4,7 +4,7 @@ from ..errors import check_positive_int
 from .base import ByMode
 from .exact import Exact
 from .roulette import Roulette
-from .series import ConvergedSeries
+from .truncated import ConvergedSeries
 
 # Up to here the dense Jacobian costs no more than a stochastic series, and has no variance.
 EXACT_IN_TRAINING = 8

@@ -1,4 +1,4 @@
-"""What an estimator of ``log|det(I + J)|`` is, and the choice of one."""
+"""Base class of the estimators of ``log|det dy/dx|``, and the choice by mode."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..errors import check_instance
-from ..linearization import Linearization
+from ..operators import Linearization
+from .series import LogOnePlus, Series
 
 
 @dataclass(frozen=True)
@@ -16,42 +17,51 @@ class LogDet(ABC):
 
     To write one, define :meth:`__call__`. It holds settings and no network, so it is a frozen
     dataclass. What it returns is an estimate of the log-determinant itself, not only something
-    with the right gradient. One that draws at random in each call says so by ``draws = True``.
+    with the right gradient. One that draws at random in each call says so by ``stochastic = True``.
 
     Example:
         >>> import torch
         >>> from dataclasses import dataclass
-        >>> from pyro_iresnet import LogDet, iresnet
+        >>> from pyro_iresnet import iresnet
+        >>> from pyro_iresnet.logdet import LogDet
         >>> @dataclass(frozen=True)
         ... class FirstTerm(LogDet):
-        ...     def __call__(self, linearization, *, lipschitz):
-        ...         return linearization.as_matrix().diagonal(dim1=-2, dim2=-1).sum(-1)
+        ...     def __call__(self, linearization, *, lipschitz, series):
+        ...         trace = linearization.as_matrix().diagonal(dim1=-2, dim2=-1).sum(-1)
+        ...         return series.coefficient(1) * trace
         >>> transform = iresnet(3, logdet=FirstTerm())
         >>> x = torch.zeros(5, 3)
         >>> transform.log_abs_det_jacobian(x, transform(x)).shape
         torch.Size([5])
     """
 
-    draws: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
+    def __call__(
+        self,
+        linearization: Linearization,
+        *,
+        lipschitz: float,
+        series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
+    ) -> Tensor:
         """The log-determinant of each sample.
 
         Arguments:
-            linearization: ``g`` at ``x``.
+            linearization: ``g`` at a point.
             lipschitz: the bound of ``||J||_2`` that the contraction promises.
+            series: the log-determinant as a function of ``J``; by default that of ``x + g(x)``.
 
         Returns:
             shape ``(*batch,)``.
         """
 
     def for_mode(self, training: bool) -> "LogDet":
-        """The estimator that acts in train or in eval mode: this one in both."""
+        """Return the estimator that acts in train mode, or in eval mode: by default this one."""
         return self
 
     def with_seed(self, seed: int) -> "LogDet":
-        """The same estimator with other fixed probes, where it has such; else itself."""
+        """Return the estimator with other fixed probes; itself if it has none."""
         return self
 
 
@@ -59,8 +69,8 @@ class LogDet(ABC):
 class ByMode(LogDet):
     """One estimator in train mode, another in eval mode of the block that holds it.
 
-    Training wants an unbiased estimate that is cheap; evaluation, MCMC and importance weights want
-    a deterministic value.
+    Training needs a cheap unbiased estimate. Evaluation, MCMC and importance weights need a
+    deterministic value.
 
     Arguments:
         train: the estimator in train mode.
@@ -81,8 +91,14 @@ class ByMode(LogDet):
         check_instance(self.train, LogDet, "train", "Roulette()")
         check_instance(self.evaluate, LogDet, "evaluate", "Exact()")
 
-    def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
-        return self.evaluate(linearization, lipschitz=lipschitz)
+    def __call__(
+        self,
+        linearization: Linearization,
+        *,
+        lipschitz: float,
+        series: Series = LogOnePlus(),  # noqa: B008
+    ) -> Tensor:
+        return self.evaluate(linearization, lipschitz=lipschitz, series=series)
 
     def for_mode(self, training: bool) -> LogDet:
         return (self.train if training else self.evaluate).for_mode(training)

@@ -1,17 +1,17 @@
-"""Random probes ``u`` with ``E[u u^T] = I``, for traces (reading report Eq. 22-24)."""
+"""Random probes ``u`` with ``E[u u^T] = I``, for estimates of traces."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..counter import BITS, signs
+from .._counter_rng import BITS, signs
 
 
 def rademacher(shape: tuple[int, ...], like: Tensor) -> Tensor:
     r"""Independent signs, +1 or -1 with equal chance, from torch's generator.
 
-    Of all probes with independent entries they give :math:`u^\top A u` the least variance: the
+    Among probes with independent entries, signs give :math:`u^\top A u` the least variance: the
     diagonal of A enters without noise (Hutchinson, 1990).
 
     Arguments:

@@ -7,47 +7,57 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._torch import disable_compiler, is_compiling, refuse_forward_mode, refuse_transforms
 from ..errors import ContractionError, check_instance, check_lipschitz, check_positive_int
-from ..linear_maps import LinearMap, unpack
-from ..linearization import Linearization
-from ..torch_modes import disable_compiler, is_compiling, refuse_forward_mode, refuse_transforms
+from ..operators import Linearization, LinearMap, unpack
+from ..operators.linear_map import row_norm
 from .base import LogDet
+from .control_variate import ControlVariate, Expansion, MeanJacobian
 from .probe import rademacher
-from .reference import Expansion, MeanJacobian, Reference
+from .series import LogOnePlus, Series
 from .surrogate import value_with_gradient_of
-from .truncation import Adaptive, Truncation, pack, unpack_truncation
+from .truncation import (
+    Adaptive,
+    Truncation,
+    pack,
+    qualified_name,
+    subclass_named,
+    unpack_truncation,
+)
 
 
 @dataclass(frozen=True)
 class Roulette(LogDet):
     r"""The whole series, unbiased, by Russian roulette that each sample plays for itself.
 
-    The log-determinant is expanded at a reference :math:`\bar J`, the same for the whole batch:
+    The log-determinant :math:`\mathrm{tr} f(J)` is expanded at the matrix :math:`\bar J` of a
+    control variate, the same for the whole batch:
 
-    .. math:: \log\det(I + J) = \log\det(I + \bar J)
-              + \mathrm{tr}\big((I + \bar J)^{-1} (J - \bar J)\big) + \text{rest}
+    .. math:: \mathrm{tr} f(J) = \mathrm{tr} f(\bar J)
+              + \mathrm{tr}\big(f'(\bar J)\, (J - \bar J)\big) + \text{rest}
 
-    where all but the rest is exact. With probes ``u``, :math:`v_k = (J^\top)^k u`,
-    :math:`\bar v_k = (\bar J^\top)^k u`, :math:`z_k = \bar J^k u` and the weight :math:`w_k` that
-    undoes the survival probabilities, the value of the rest is
+    All but the rest is exact. With :math:`f(z) = \sum_k c_k z^k`, probes ``u``,
+    :math:`v_k = (J^\top)^k u`, :math:`\bar v_k = (\bar J^\top)^k u`, :math:`z_k = \bar J^k u` and
+    the weight :math:`w_k` that undoes the survival probabilities, the value of the rest is
 
-    .. math:: \sum_{k \ge 2} \frac{(-1)^{k-1}}{k}\, w_k
+    .. math:: \sum_{k \ge 2} c_k\, w_k
               \big(u^\top (v_k - \bar v_k) - k\, (v_1 - \bar v_1)^\top z_{k-1}\big)
 
-    and its gradient that of
+    and its gradient is the gradient of
 
-    .. math:: \sum_{k \ge 1} (-1)^k\, w_k\, (v_k - \bar v_k)^\top (J u)
+    .. math:: \sum_{k \ge 1} (k + 1)\, c_{k+1}\, w_k\, (v_k - \bar v_k)^\top (J u)
 
-    with ``w, v`` held fixed: each is an unbiased estimate, of the log-determinant and of its
-    gradient :math:`\mathrm{tr}((I + J)^{-1} dJ)`. With :math:`\bar J = 0` it is the plain series
-    with an exact first trace. The gradient is not the derivative of the sampled value. Both come
-    from the same products, and memory does not grow with the number of terms. Where the
-    linearization does not know its trace, a probe gives it. First derivatives only.
+    with ``w, v`` held fixed. Each is an unbiased estimate: one of the log-determinant, one of its
+    gradient :math:`\mathrm{tr}(f'(J)\, dJ)`. A residual block has :math:`f(z) = \log(1 + z)`. With
+    :math:`\bar J = 0` the series is plain, with an exact first trace. The gradient is not the
+    derivative of the sampled value. Both come from the same products, and memory does not grow with
+    the number of terms. A linearization that does not know its trace takes the trace by a probe.
+    First derivatives only.
 
     Arguments:
         truncation: how a sample decides to go on.
-        probes: how many ``u`` to average over, at least 1.
-        reference: what to expand at.
+        probes: the number of probes ``u`` to average over, at least 1.
+        control_variate: makes the matrix to expand at; None for 0.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -64,82 +74,96 @@ class Roulette(LogDet):
         torch.Size([5])
     """
 
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
 
     truncation: Truncation = Adaptive()  # noqa: RUF009  (frozen, so safe to share)
     probes: int = 1
-    reference: Reference = MeanJacobian()  # noqa: RUF009
+    control_variate: ControlVariate | None = MeanJacobian()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         check_instance(self.truncation, Truncation, "truncation", "Adaptive(threshold=0.15)")
-        check_instance(self.reference, Reference, "reference", "MeanJacobian()")
+        if self.control_variate is not None:
+            check_instance(
+                self.control_variate, ControlVariate, "control_variate", "MeanJacobian()"
+            )
         check_positive_int(self.probes, "probes")
 
-    def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
+    def __call__(
+        self,
+        linearization: Linearization,
+        *,
+        lipschitz: float,
+        series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
+    ) -> Tensor:
         refuse_transforms("Roulette", linearization.value)
         refuse_forward_mode("Roulette", linearization.value)
         check_lipschitz(lipschitz)
-        expansion = Expansion.of(linearization, self.reference)
+        expansion = Expansion.of(linearization, self.control_variate, series)
         exact = expansion.exact
-        series = Series(self.truncation, self.probes, exact is not None, lipschitz)
+        sampler = Sampler(self.truncation, self.probes, exact is not None, lipschitz, series)
         with torch.no_grad():
-            u, sampled, direction = series.sample(linearization, expansion.reference)
+            u, sampled, direction = sampler.sample(linearization, expansion.matrix)
         if torch.is_grad_enabled() and linearization.value.requires_grad:
-            # The gradient of sum_k (-1)^k w_k v_k . (J u) asks for one differentiable product.
+            # The gradient of the direction times J u takes one differentiable product.
             sampled = value_with_gradient_of(sampled, linearization.bilinear(direction, u))
         estimate = sampled.mean(0) if self.probes > 1 else sampled[0]
         return estimate if exact is None else estimate + exact
 
 
 @dataclass(frozen=True)
-class Series:
-    """The sampling of the series, without gradients.
+class Sampler:
+    """The sampling of a series, without gradients.
 
     Arguments:
         truncation: how a sample decides to go on.
-        probes: how many ``u`` for each sample.
-        first_is_exact: whether the first term is known, and left out of value and direction.
+        probes: the number of probes ``u`` for each sample.
+        first_is_exact: True if the first term is known, and left out of value and direction.
         lipschitz: the bound of ``||J||_2`` that the contraction promises.
+        series: the coefficients.
     """
 
     truncation: Truncation
     probes: int
     first_is_exact: bool
     lipschitz: float
+    series: Series
 
     def sample(
-        self, linearization: Linearization, reference: Tensor | None
+        self, linearization: Linearization, matrix: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`run`; in a compiled graph as one opaque operation, since its length varies."""
+        """Sample as :meth:`run`; in a compiled graph as one opaque operation of varying length."""
         j, like, event_dim = linearization.jacobian, linearization.value, linearization.event_dim
         packed = j.packed() if is_compiling() else None
         truncation = pack(self.truncation) if is_compiling() else None
         if packed is None or truncation is None:
-            return self.run(j, like, event_dim, reference)
+            return self.run(j, like, event_dim, matrix)
         kinds, tensors = packed
         return _opaque_series(
             tensors,
             ",".join(kinds),
             like,
             event_dim,
-            reference,
+            matrix,
             *truncation,
             self.probes,
             self.first_is_exact,
             self.lipschitz,
+            qualified_name(type(self.series)),
         )
 
     @disable_compiler("its number of terms depends on the draws")
     def run(
-        self, jacobian: LinearMap, like: Tensor, event_dim: int, reference: Tensor | None
+        self, jacobian: LinearMap, like: Tensor, event_dim: int, matrix: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The probes ``u``, the sampled rest, and the direction ``sum_k (-1)^k w_k (v_k - ...)``.
+        r"""Draw the probes, the sampled rest and its direction.
+
+        The direction is :math:`\sum_k (k + 1)\, c_{k+1}\, w_k\, (v_k - \bar v_k)`.
 
         Arguments:
             jacobian: one for each sample.
             like: has the shape ``(*batch, *event)`` of one probe for each sample.
             event_dim: how many trailing dimensions form one event.
-            reference: the matrix expanded at, or None for 0.
+            matrix: the matrix to expand at, or None for 0.
 
         Returns:
             shapes ``(probes, *batch, *event)``, ``(probes, *batch)`` and as the first.
@@ -155,30 +179,34 @@ class Series:
         if batch != rows.shape:
             # The probes of one sample lie a whole batch apart.
             jacobian = jacobian.select(rows % count if count else rows)
-        value, direction = self._play(jacobian, flat, rows, reference)
+        value, direction = self._play(jacobian, flat, rows, matrix)
         return u, value.reshape(shape[: len(shape) - event_dim]), direction.reshape(shape)
 
     def _play(
-        self, jacobian: LinearMap, u: Tensor, rows: Tensor, reference: Tensor | None
+        self, jacobian: LinearMap, u: Tensor, rows: Tensor, matrix: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         unit = math.sqrt(u.shape[1:].numel())
         column = (-1, *(1,) * (u.dim() - 1))
-        alive = _Chains.start(jacobian, u, reference)
-        direction = -alive.apart if self.first_is_exact else u - alive.apart
-        value = u.new_zeros(len(u)) if self.first_is_exact else _dot(u, alive.v)
+        series = self.series
+        alive = _Powers.start(jacobian, u, matrix)
+        direction = series.slope_coefficient(1) * alive.apart
+        value = u.new_zeros(len(u))
+        if not self.first_is_exact:
+            direction = direction + series.coefficient(1) * u
+            value = series.coefficient(1) * _dot(u, alive.v)
         weight = torch.ones_like(value)
-        limit = self.truncation.longest(self.lipschitz)
+        limit = self.truncation.max_terms(self.lipschitz)
         for k in range(1, limit + 1):
             if k > 1:
-                sign = -1.0 if k % 2 else 1.0
                 term = alive.step(k)
-                value.index_add_(0, rows, weight * term, alpha=-sign / k)
-                direction.index_add_(0, rows, alive.apart * weight.reshape(column), alpha=sign)
+                value.index_add_(0, rows, weight * term, alpha=series.coefficient(k))
+                apart = alive.apart * weight.reshape(column)
+                direction.index_add_(0, rows, apart, alpha=series.slope_coefficient(k))
             if k < self.truncation.exact_terms:
                 continue
             magnitude = alive.size().mul_(weight).div_(unit)
             survival = self.truncation.survival(k, magnitude).clamp(max=1.0)
-            # A value that is not finite dies here, and stays visible in what was added above.
+            # A value that is not finite ends here, and stays visible in the sums above.
             lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
             kept = torch.nonzero(lives).reshape(-1)
             if len(kept) == 0:
@@ -196,22 +224,21 @@ class Series:
 
 
 @dataclass
-class _Chains:
-    """The powers of J, and of the reference, on the probes of the samples that are alive.
+class _Powers:
+    """The powers of J, and of the matrix expanded at, on the probes of the samples still alive.
 
     Arguments:
         jacobian: J of these samples.
-        reference: the matrix expanded at and its transpose, shape ``(2, D, D)``, or None for 0.
+        matrix: the matrix expanded at and its transpose, shape ``(2, D, D)``, or None for 0.
         u: the probes.
         v: ``(J^T)^k u``.
-        apart: what the gradient needs of term k: how far the two powers are apart. Not kept: it
-            is made anew at every step.
-        first: ``(J - reference)^T u``; None without a reference, as the next.
-        back_forth: ``(reference^T)^k u`` and ``reference^k u``, shape ``(2, n, D)``.
+        apart: the difference of the two powers, for the gradient of term k; made anew at each step.
+        first: ``(J - matrix)^T u``; None without a matrix, as the next.
+        back_forth: ``(matrix^T)^k u`` and ``matrix^k u``, shape ``(2, n, D)``.
     """
 
     jacobian: LinearMap
-    reference: Tensor | None
+    matrix: Tensor | None
     u: Tensor
     v: Tensor
     apart: Tensor
@@ -219,44 +246,40 @@ class _Chains:
     back_forth: Tensor | None = None
 
     @classmethod
-    def start(cls, jacobian: LinearMap, u: Tensor, reference: Tensor | None) -> "_Chains":
+    def start(cls, jacobian: LinearMap, u: Tensor, matrix: Tensor | None) -> "_Powers":
         """At k = 1."""
         v = jacobian.vm(u)
-        if reference is None:
+        if matrix is None:
             return cls(jacobian, None, u, v, v)
-        both = torch.stack([reference, reference.mT])
+        both = torch.stack([matrix, matrix.mT])
         back_forth = u @ both
         apart = v - back_forth[0]
         return cls(jacobian, both, u, v, apart, apart, back_forth)
 
     def step(self, k: int) -> Tensor:
-        """On to k: the sampled term, without its sign, weight and ``1 / k``."""
+        """Go on to power k, and return the sampled term without its coefficient and weight."""
         self.v = self.jacobian.vm(self.v)
-        if self.reference is None or self.back_forth is None or self.first is None:
+        if self.matrix is None or self.back_forth is None or self.first is None:
             self.apart = self.v
             return _dot(self.u, self.v)
         tangent = self.first * self.back_forth[1]
-        self.back_forth = self.back_forth @ self.reference
+        self.back_forth = self.back_forth @ self.matrix
         self.apart = self.v - self.back_forth[0]
         return torch.addcmul(tangent.mul_(-k), self.u, self.apart).sum(1)
 
     def size(self) -> Tensor:
-        """A scale of the terms to come: they are 0 where it is."""
+        """A scale of the terms to come, 0 if they are 0."""
         if self.back_forth is None:
-            return _norm(self.v)
+            return row_norm(self.v)
         others = torch.linalg.vector_norm(self.back_forth, dim=2).amax(0)
-        return torch.maximum(_norm(self.apart), others)
+        return torch.maximum(row_norm(self.apart), others)
 
     def keep(self, index: Tensor) -> None:
-        """Only these samples from here on."""
+        """Keep only the samples ``index``."""
         self.jacobian = self.jacobian.select(index)
         self.u, self.v = self.u[index], self.v[index]
         if self.first is not None and self.back_forth is not None:
             self.first, self.back_forth = self.first[index], self.back_forth[:, index]
-
-
-def _norm(a: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(a.flatten(1), dim=1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -269,15 +292,22 @@ def _opaque_series(
     kinds: str,
     like: Tensor,
     event_dim: int,
-    reference: Tensor | None,
+    matrix: Tensor | None,
     truncation: str,
     settings: list[float],
     probes: int,
     first_is_exact: bool,
     lipschitz: float,
+    series: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    series = Series(unpack_truncation(truncation, settings), probes, first_is_exact, lipschitz)
-    return series.run(unpack(kinds.split(","), tensors), like, event_dim, reference)
+    sampler = Sampler(
+        truncation=unpack_truncation(truncation, settings),
+        probes=probes,
+        first_is_exact=first_is_exact,
+        lipschitz=lipschitz,
+        series=subclass_named(Series, series)(),
+    )
+    return sampler.run(unpack(kinds.split(","), tensors), like, event_dim, matrix)
 
 
 @_opaque_series.register_fake
@@ -286,13 +316,14 @@ def _(
     kinds: str,
     like: Tensor,
     event_dim: int,
-    reference: Tensor | None,
+    matrix: Tensor | None,
     truncation: str,
     settings: list[float],
     probes: int,
     first_is_exact: bool,
     lipschitz: float,
+    series: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    del tensors, kinds, reference, truncation, settings, first_is_exact, lipschitz
+    del tensors, kinds, matrix, truncation, settings, first_is_exact, lipschitz, series
     u = like.new_empty((probes, *like.shape))
     return u, like.new_empty(u.shape[: u.dim() - event_dim]), torch.empty_like(u)

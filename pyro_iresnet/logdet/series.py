@@ -1,162 +1,100 @@
-r"""The power series of the log-determinant with fixed probes: cut, or taken to convergence.
+r"""Power series :math:`f(z) = \sum_k c_k z^k` with :math:`\log|\det dy/dx| = \mathrm{tr} f(J)`."""
 
-.. math:: \log\det(I + J) = \mathrm{tr}\log(I + J)
-          = \sum_{k=1}^\infty \frac{(-1)^{k-1}}{k}\,\mathrm{tr}(J^k)
-
-(reading report Eq. 18-21; Behrmann et al. 2019, Eq. 4), each trace as ``E[u^T J^k u]`` (Eq. 22-24).
-"""
-
-import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..counter import fixed_signs
-from ..errors import (
-    ContractionError,
-    check_int,
-    check_lipschitz,
-    check_positive,
-    check_positive_int,
-)
-from ..linearization import Linearization
-from ..torch_modes import disable_compiler, refuse_transforms
-from .base import LogDet
+from .._torch import in_torch_func
 
 
 @dataclass(frozen=True)
-class PowerSeries(LogDet):
-    r"""The series cut after a fixed number of terms, with fixed probes: deterministic, and biased.
+class Series(ABC):
+    r"""The series of a block: its log-determinant as a function of the Jacobian of ``g``.
 
-    .. math:: \mathrm{tr} J + \sum_{k=2}^{n} \frac{(-1)^{k-1}}{k}\, u^\top J^k u
+    .. math:: \log\Big|\det\frac{dy}{dx}\Big| = \mathrm{tr} f(J) = \sum_{k \ge 1} c_k\,
+              \mathrm{tr}(J^k), \qquad d\,\mathrm{tr} f(J) = \mathrm{tr}(f'(J)\, dJ)
 
-    The first trace is exact where the linearization knows it. The probes are the same for every
-    sample and every call, a function of the seed alone, so the value is a smooth function of
-    ``x`` and its gradient is the derivative of that value, as HMC needs. Memory grows with the
-    terms. Reading report Eq. 21-24; the cut is off by at most :meth:`truncation_error`.
-
-    Arguments:
-        terms: ``n``, at least 1.
-        probes: how many ``u`` to average over, at least 1.
-        seed: decides the probes.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: an argument out of range or no integer.
-
-    Example:
-        >>> import torch
-        >>> from pyro_iresnet import DenseContraction
-        >>> g = DenseContraction(20)
-        >>> PowerSeries(terms=8)(g.linearize(torch.zeros(5, 20)), lipschitz=g.lipschitz).shape
-        torch.Size([5])
+    To write one, define :meth:`coefficient`, :meth:`log_det`, :meth:`expand` and :meth:`tail`. A
+    series has no fields, so that a compiled graph can name it.
     """
 
-    terms: int = 10
-    probes: int = 1
-    seed: int = 0
+    @abstractmethod
+    def coefficient(self, k: int) -> float:
+        """``c_k``, for ``k`` of at least 1."""
 
-    def __post_init__(self) -> None:
-        check_positive_int(self.terms, "terms")
-        check_positive_int(self.probes, "probes")
-        check_int(self.seed, "seed")
+    def slope_coefficient(self, k: int) -> float:
+        r"""The coefficient :math:`(k + 1)\, c_{k+1}` of :math:`z^k` in :math:`f'`."""
+        return (k + 1) * self.coefficient(k + 1)
 
-    def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
-        trace = linearization.trace()
-        if trace is not None and self.terms == 1:
-            return trace
-        u = _probes(linearization, self.probes, self.seed)
-        total = linearization.value.new_zeros(()) if trace is None else trace
-        v = u
-        for k in range(1, self.terms + 1):
-            v = linearization.vm(v)
-            if k > 1 or trace is None:
-                total = total + _term(linearization, k, u, v)
-        return total.expand(linearization.batch_shape)
+    @abstractmethod
+    def log_det(self, matrix: Tensor) -> Tensor:
+        """``tr f(A)``, differentiable, shapes ``(*batch, D, D)`` to ``(*batch,)``."""
 
-    def with_seed(self, seed: int) -> "PowerSeries":
-        return PowerSeries(self.terms, self.probes, seed)
+    @abstractmethod
+    def expand(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """``tr f(A)`` and the matrix ``f'(A)``, for one matrix of norm below 1."""
 
-    def truncation_error(self, lipschitz: float, event_size: int) -> float:
-        r"""The bound :math:`D \sum_{k>n} L^k / k \le D L^{n+1} / ((n+1)(1-L))` of the cut, nats."""
-        n = self.terms + 1
-        return event_size * lipschitz**n / (n * (1 - lipschitz))
+    @abstractmethod
+    def tail(self, terms: int, lipschitz: float) -> float:
+        r"""A bound of :math:`\sum_{k > n} |c_k| L^{k-n}` after ``n`` terms."""
 
 
 @dataclass(frozen=True)
-class ConvergedSeries(LogDet):
-    r"""The series with fixed probes, to a certified error of the cut: deterministic.
+class LogOnePlus(Series):
+    r""":math:`\log(1 + z) = z - z^2/2 + z^3/3 - \dots`, the series of :math:`y = x + g(x)`.
 
-    As :class:`PowerSeries`, with as many terms as it takes. After n terms the rest is at most
-
-    .. math:: \frac{L}{(n + 1)(1 - L)}\, \lVert u \rVert\, \lVert (J^\top)^n u \rVert
-
-    for each probe, and the series ends when that is below the tolerance for every sample. What is
-    left is the noise of the probes, which :func:`logdet_with_error` states. For evaluation in more
-    dimensions than :class:`Exact` can afford.
-
-    Arguments:
-        tolerance: of the cut, in nats, above 0.
-        probes: how many ``u`` to average over, at least 1.
-        seed: decides the probes.
-
-    Raises:
-        ContractionError: the series does not converge, since the Jacobian exceeds ``lipschitz``.
+    References:
+        Invertible Residual Networks (Behrmann et al., 2019), Equation 4.
 
     Example:
-        >>> import torch
-        >>> from pyro_iresnet import DenseContraction
-        >>> g = DenseContraction(20)
-        >>> ConvergedSeries(1e-3)(g.linearize(torch.zeros(5, 20)), lipschitz=g.lipschitz).shape
-        torch.Size([5])
+        >>> series = LogOnePlus()
+        >>> [series.coefficient(k) for k in (1, 2)], series.slope_coefficient(1)
+        ([1.0, -0.5], -1.0)
     """
 
-    tolerance: float = 1e-3
-    probes: int = 8
-    seed: int = 0
+    def coefficient(self, k: int) -> float:
+        # Not a power of -1: torch.compile takes that power wrongly for a symbolic k (torch 2.13).
+        return (1.0 if k % 2 else -1.0) / k
 
-    def __post_init__(self) -> None:
-        check_positive(self.tolerance, "tolerance")
-        check_positive_int(self.probes, "probes")
-        check_int(self.seed, "seed")
+    def slope_coefficient(self, k: int) -> float:
+        return -1.0 if k % 2 else 1.0
 
-    @disable_compiler("its number of terms depends on the data")
-    def __call__(self, linearization: Linearization, *, lipschitz: float) -> Tensor:
-        refuse_transforms("ConvergedSeries", linearization.value)
-        check_lipschitz(lipschitz)
-        trace = linearization.trace()
-        u = _probes(linearization, self.probes, self.seed)
-        total = linearization.value.new_zeros(()) if trace is None else trace
-        length = math.sqrt(linearization.event_size)
-        # ||v_n|| <= L^n ||u||, so a contraction needs no more terms than this.
-        limit = math.ceil(
-            max(1.0, math.log(self.tolerance * (1 - lipschitz) / length**2) / math.log(lipschitz))
-        )
-        v = u
-        for k in range(1, limit + 2):
-            v = linearization.vm(v)
-            if k > 1 or trace is None:
-                total = total + _term(linearization, k, u, v)
-            rest = lipschitz / ((k + 1) * (1 - lipschitz)) * length
-            size = linearization.norm(v.detach())
-            # What is not finite will not get smaller; it stays visible in the total.
-            if not bool((size.nan_to_num(0.0, 0.0) * rest > self.tolerance).any()):
-                return total.expand(linearization.batch_shape)
-        raise ContractionError(
-            f"The series did not converge to {self.tolerance} nats in {limit} terms: the Jacobian "
-            f"of g has norm 1 or more, where lipschitz {lipschitz} was promised. Correct the "
-            "bound, or use a norm strategy that proves it, such as Gram()."
-        )
+    def log_det(self, matrix: Tensor) -> Tensor:
+        return log_det_one_plus(matrix)
 
-    def with_seed(self, seed: int) -> "ConvergedSeries":
-        return ConvergedSeries(self.tolerance, self.probes, seed)
+    def expand(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        factors, pivots = torch.linalg.lu_factor(eye + matrix)
+        log_det = factors.diagonal().abs().log().sum()
+        return log_det, torch.linalg.lu_solve(factors, pivots, eye)
+
+    def tail(self, terms: int, lipschitz: float) -> float:
+        return lipschitz / ((terms + 1) * (1 - lipschitz))
 
 
-def _probes(linearization: Linearization, probes: int, seed: int) -> Tensor:
-    ones = (1,) * len(linearization.batch_shape)
-    return fixed_signs((probes, *ones, *linearization.event_shape), seed, linearization.value)
+def log_det_one_plus(a: Tensor) -> Tensor:
+    """``log|det(I + A)|``, in closed form for sides 1, 2 and 3, else by LU factors."""
+    match a.shape[-1]:
+        case 1:
+            return torch.log1p(a[..., 0, 0])
+        case 2:
+            return torch.log((1 + a[..., 0, 0]) * (1 + a[..., 1, 1]) - a[..., 0, 1] * a[..., 1, 0])
+        case 3:
+            return torch.log(_det3(a))
+    b = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    if in_torch_func():
+        # Forward mode under vmap, the way of torch.func.hessian over a batch, gives wrong numbers
+        # for slogdet and solve (torch 2.13), and right ones for LU factors.
+        factors, _ = torch.linalg.lu_factor(b)
+        return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return torch.linalg.slogdet(b).logabsdet
 
 
-def _term(linearization: Linearization, k: int, u: Tensor, v: Tensor) -> Tensor:
-    # Not (-1)**k: where torch.compile makes k symbolic, it takes that power wrongly (torch 2.13).
-    sign = 1.0 if k % 2 else -1.0
-    return sign / k * linearization.sum_event(u * v).mean(0)
+def _det3(a: Tensor) -> Tensor:
+    """``det(I + A)`` of 3 x 3 matrices, along the first row."""
+    p, q, r = 1 + a[..., 0, 0], a[..., 0, 1], a[..., 0, 2]
+    d, e, f = a[..., 1, 0], 1 + a[..., 1, 1], a[..., 1, 2]
+    g, h, i = a[..., 2, 0], a[..., 2, 1], 1 + a[..., 2, 2]
+    return p * (e * i - f * h) - q * (d * i - f * g) + r * (d * h - e * g)

@@ -1,22 +1,22 @@
-"""A value with the gradient of something else, to first order and no further."""
+"""A value with the gradient of a surrogate, to first order only."""
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..torch_modes import undifferentiable
+from .._torch import undifferentiable
 
 
 def value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     """``value``, with the first derivatives of ``surrogate``; a second derivative raises.
 
     Arguments:
-        value: what is returned; receives no gradient.
-        surrogate: what receives the gradient, of the same shape.
+        value: the tensor to return; receives no gradient.
+        surrogate: the tensor that receives the gradient, of the same shape.
 
     Raises:
-        HigherOrderError: when differentiated twice, since the surrogate's second derivative is not
-            that of the log-determinant.
+        HigherOrderError: when differentiated twice, since the second derivative of the surrogate
+            is not the second derivative of the log-determinant.
     """
     return _ValueWithGradientOf.apply(value, surrogate)
 

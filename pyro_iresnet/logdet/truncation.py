@@ -1,30 +1,36 @@
-"""When to end a random series: the survival probability of each term."""
+"""Truncations of a random series: the survival probability of each term."""
 
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import Field, dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import VarianceWarning, check_positive, check_positive_int, check_probability
 
+T = TypeVar("T")
+
 
 class Truncation(ABC):
-    """Russian roulette played by each sample after each term but the first ones.
+    """Base class of Russian roulette, played by each sample after each term but the first ones.
 
-    To write one, define :meth:`survival`. With the weight divided by the survival probability the
-    series stays unbiased whatever the probabilities are; they only decide its cost and variance.
-    Make it a frozen dataclass whose fields are numbers, so that a compiled graph can hold it.
+    To write one, define :meth:`survival` in a frozen dataclass whose fields are numbers, so that a
+    compiled graph can hold it. The weight of a term is divided by the survival probability, so the
+    series is unbiased for every choice of probabilities. The probabilities decide only the cost
+    and the variance.
 
     Attributes:
-        exact_terms: terms that are always taken, at least 1.
+        exact_terms: the number of terms that are always taken, at least 1.
 
     Example:
         >>> import torch
         >>> from dataclasses import dataclass
-        >>> from pyro_iresnet import Roulette, Truncation
+        >>> from pyro_iresnet import Roulette
+        >>> from pyro_iresnet.logdet import Truncation
         >>> @dataclass(frozen=True)
         ... class Half(Truncation):
         ...     exact_terms: int = 4
@@ -49,31 +55,31 @@ class Truncation(ABC):
         """
 
     def warn(self, lipschitz: float) -> None:  # noqa: B027  (most have nothing to say)
-        """Warn where the variance is infinite, or may be, for ``||J||_2`` up to ``lipschitz``."""
+        """Warn if the variance is infinite, or may be, for ``||J||_2`` up to ``lipschitz``."""
 
-    def longest(self, lipschitz: float) -> int:
-        """A number of terms that no sample of a true contraction exceeds but by a freak chance."""
+    def max_terms(self, lipschitz: float) -> int:
+        """A number of terms that a sample of a true contraction exceeds only by a freak chance."""
         return self.exact_terms + math.ceil(SURELY_ENDED / -math.log(lipschitz))
 
 
-# A true contraction outlives -log(L) k = 100 under Adaptive with a chance below e^-98.
+# Under Adaptive the chance that a true contraction goes on past -log(L) k = 100 is below e^-98.
 SURELY_ENDED = 100.0
 
 
 @dataclass(frozen=True)
 class Adaptive(Truncation):
-    r"""Survival that follows the term itself, as weight windows do in particle transport.
+    r"""A survival probability that follows the term, as weight windows do in particle transport.
 
     .. math:: q_k = \min(1, m_k / \tau), \qquad m_k = w_k \lVert v_k \rVert / \sqrt{D}
 
-    Terms above the threshold are all taken; below it, a survivor is lifted back to it. So no
-    weighted term exceeds :math:`D \max(m_k, \tau) / k`, and the variance is finite for every
-    contraction, where a fixed survival probability has infinite variance as soon as an eigenvalue
-    of J exceeds its square root.
+    Every term above the threshold is taken. Below the threshold, the weight lifts a surviving term
+    back to the threshold. So no weighted term exceeds :math:`D \max(m_k, \tau) / k`, and the
+    variance is finite for every contraction. A fixed survival probability has infinite variance
+    once an eigenvalue of J exceeds its square root.
 
     Arguments:
-        threshold: :math:`\tau`, above 0; smaller costs more terms and has less variance.
-        exact_terms: terms that are always taken, at least 1.
+        threshold: :math:`\tau`, above 0; a smaller one takes more terms and has less variance.
+        exact_terms: the number of terms that are always taken, at least 1.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or no number.
@@ -93,23 +99,23 @@ class Adaptive(Truncation):
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         return (magnitude / self.threshold).clamp_(max=1.0)
 
-    def longest(self, lipschitz: float) -> int:
-        # Above the threshold no term is left out.
+    def max_terms(self, lipschitz: float) -> int:
+        # No term above the threshold is left out.
         certain = max(0.0, math.log(self.threshold) / math.log(lipschitz))
-        return super().longest(lipschitz) + math.ceil(certain)
+        return super().max_terms(lipschitz) + math.ceil(certain)
 
 
 @dataclass(frozen=True)
 class Geometric(Truncation):
-    r"""A geometric number of terms: the choice of the published residual flows, for comparison.
+    r"""A geometric number of terms, as in the published residual flows, for comparison.
 
-    Each sample goes on with probability :math:`q = 1 - p`. The variance is infinite as soon as an
-    eigenvalue of J has :math:`|\lambda|^2 \ge q`, so a warning says so where :math:`L^2 \ge q`.
+    Each sample goes on with probability :math:`q = 1 - p`. The variance is infinite once an
+    eigenvalue of J has :math:`|\lambda|^2 \ge q`, so :math:`L^2 \ge q` gives a warning.
     :class:`Adaptive` has finite variance for every contraction.
 
     Arguments:
         p: the probability to end after each further term, in (0, 1).
-        exact_terms: terms that are always taken, at least 1.
+        exact_terms: the number of terms that are always taken, at least 1.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or no number.
@@ -143,21 +149,21 @@ class Geometric(Truncation):
                 stacklevel=2,
             )
 
-    def longest(self, lipschitz: float) -> int:
+    def max_terms(self, lipschitz: float) -> int:
         return self.exact_terms + math.ceil(SURELY_ENDED / -math.log1p(-self.p))
 
 
 @dataclass(frozen=True)
 class Poisson(Truncation):
-    r"""A Poisson number of further terms, as also published: infinite variance, always.
+    r"""A Poisson number of further terms, a published choice whose variance is infinite.
 
     The chance to reach term k falls like :math:`r^k / k!`, faster than any power of an eigenvalue
-    of J, so the variance is infinite for every J that is not nilpotent; a warning says so.
+    of J. So the variance is infinite for every J that is not nilpotent, and the class warns of it.
     :class:`Adaptive` has finite variance for every contraction.
 
     Arguments:
         rate: the mean number of further terms, above 0.
-        exact_terms: terms that are always taken, at least 1.
+        exact_terms: the number of terms that are always taken, at least 1.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or no number.
@@ -195,34 +201,43 @@ class Poisson(Truncation):
             stacklevel=2,
         )
 
-    def longest(self, lipschitz: float) -> int:
+    def max_terms(self, lipschitz: float) -> int:
         # P(N >= n) <= (e r / n)^n, which is below e^-100 from here on.
         return self.exact_terms + math.ceil(math.e**2 * self.rate + SURELY_ENDED)
 
 
 def pack(truncation: Truncation) -> tuple[str, list[float]] | None:
-    """A truncation as the name of its class and its fields, as :func:`unpack_truncation` takes
-    them; None if it is no dataclass of numbers."""
+    """Return a truncation as the name of its class and its fields, for :func:`unpack_truncation`.
+
+    None if the truncation is no dataclass of numbers.
+    """
     values = [getattr(truncation, f.name) for f in _fields(type(truncation))]
     if not values or not all(isinstance(value, int | float) for value in values):
         return None
-    return _name(type(truncation)), [float(value) for value in values]
+    return qualified_name(type(truncation)), [float(value) for value in values]
 
 
 def unpack_truncation(name: str, settings: list[float]) -> Truncation:
-    """The truncation that :func:`pack` took apart."""
-    kinds, found = [Truncation], {}
-    while kinds:
-        for kind in kinds.pop().__subclasses__():
-            kinds.append(kind)
-            found[_name(kind)] = kind
-    whole = [f.type in (int, "int") for f in _fields(found[name])]
+    """Return the truncation that :func:`pack` took apart."""
+    kind: Any = subclass_named(Truncation, name)
+    whole = [f.type in (int, "int") for f in _fields(kind)]
     values = [int(v) if w else v for v, w in zip(settings, whole, strict=True)]
-    return found[name](*values)
+    return kind(*values)
 
 
-def _name(kind: type[Truncation]) -> str:
+def qualified_name(kind: type) -> str:
+    """Return the name of a class with its module."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def subclass_named(base: type[T], name: str) -> Callable[..., T]:
+    """Return the subclass of ``base`` with a qualified name."""
+    waiting, found = [base], {}
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            found[qualified_name(kind)] = kind
+    return found[name]
 
 
 def _fields(kind: type[Truncation]) -> list[Field]:

@@ -1,0 +1,1 @@
+"""Tools of every script: timing, memory, training, kept runs, reports."""

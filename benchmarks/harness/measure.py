@@ -1,0 +1,87 @@
+"""Timing, memory and the machine: the measurement of every figure of this folder."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    inner: int,
+    warmup: int = 4,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Return the median milliseconds of each step, all steps in turn in every round.
+
+    Arguments:
+        steps: the functions to time, by name.
+        rounds: the number of rounds, over which the median is taken.
+        inner: calls of one step in a round.
+        warmup: calls of each step before the first round.
+        clock: tells the time; ``time.process_time`` leaves out all other work of the machine.
+    """
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = clock()
+            for _ in range(inner):
+                step()
+            times[name].append((clock() - start) / inner * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(function: Callable[..., object], *arguments: object) -> float:
+    """Return the MiB that ``function(*arguments)`` adds to the peak of a fresh process.
+
+    Arguments:
+        function: a function of a module, which another process can import. The imports of the
+            module do not count; imports inside the function do.
+        arguments: arguments of the function.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_of, function, arguments).result()
+
+
+def _peak_of(function: Callable[..., object], arguments: tuple[object, ...]) -> float:
+    before = _high_water()
+    function(*arguments)
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    # getrusage would count the memory that the parent had when it started this process.
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def machine() -> str:
+    """Describe processor, cores and versions in one line."""
+    packages = ("torch", "pyro-ppl", "nflows", "normflows", "flowcon", "torchflows", "zuko")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python "
+        f"{platform.python_version()}, {versions}"
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

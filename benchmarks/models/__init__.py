@@ -1,0 +1,1 @@
+"""Flows of this project: variants, prototypes, and flows trained before a measurement."""

@@ -1,0 +1,1 @@
+"""Other packages as contenders: their flows, their defaults, their inverses."""

@@ -1,0 +1,1 @@
+"""Results: one Markdown page for each script, and the pictures."""

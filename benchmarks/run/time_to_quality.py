@@ -1,0 +1,215 @@
+"""Seconds of training until a density is reached, each package at its own best setting.
+
+Adam under a one-cycle learning rate. For each package the peak rate is chosen from the same grid
+by its score after a short run; then the number of steps grows by 1.4 until a run reaches the
+target. The score is the exact log-density of held-out data, from the dense Jacobian of the whole
+flow, by one judge for all; its time is not counted. Seconds are those of the processor, without
+other work of the machine; with one thread they are those of a quiet machine.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from pyro_iresnet.demo.data import checkerboard, digits
+
+from ..harness.report import Fast, Threads, Write, publish, table
+from ..peers import contenders
+from ..peers.contenders import Contender, Work
+
+BATCH = 256
+RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+CHECKS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """Density to learn.
+
+    Arguments:
+        name: the name in the report.
+        work: the flow.
+        batch: draws a batch of a given size to train on.
+        held_out: the points of the score.
+        target: the negative log-likelihood to reach, nats.
+        short: steps of the runs that choose the rate.
+        first: steps of the first attempt.
+        most: seconds of training after which the race gives a package up.
+    """
+
+    name: str
+    work: Work
+    batch: Callable[[int], Tensor]
+    held_out: Tensor
+    target: float
+    short: int
+    first: int
+    most: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Run: the seconds until the target, or None, the last score, and all its seconds."""
+
+    reached: float | None
+    score: float
+    seconds: float
+
+
+def tasks() -> list[Task]:
+    """Make the tasks of the goals: the checkerboard, and the digits."""
+    torch.manual_seed(0)
+    board = checkerboard(5000)
+    table_of_digits = digits()
+    rows = torch.cat([table_of_digits.encode(table_of_digits.test) for _ in range(4)])
+
+    def batch_of_digits(size: int) -> Tensor:
+        chosen = torch.randint(0, len(table_of_digits.train), (size,))
+        return table_of_digits.encode(table_of_digits.train[chosen])
+
+    return [
+        Task(
+            name="checkerboard",
+            work=Work(2, (64, 64, 64), actnorm=True),
+            batch=checkerboard,
+            held_out=board,
+            target=3.75,
+            short=1000,
+            first=1000,
+            most=150,
+        ),
+        Task(
+            name="digits",
+            work=Work(64, (128, 128), blocks=4, actnorm=True),
+            batch=batch_of_digits,
+            held_out=rows,
+            target=10.0,
+            short=500,
+            first=100,
+            most=100,
+        ),
+    ]
+
+
+def makers(work: Work) -> dict[str, Callable[[], Contender]]:
+    """Return the makers of all packages, each with the best estimator for the dimension."""
+    small = work.dim == 2
+    return {
+        "this project": partial(contenders.this_project, work),
+        "normflows": partial(contenders.normflows_residual, work, brute_force=small),
+        "flowcon": partial(contenders.flowcon_iresblock, work, brute_force=small),
+        "torchflows": partial(contenders.torchflows_resflow, work),
+    }
+
+
+def score(contender: Contender, x: Tensor) -> float:
+    """Return the exact mean negative log-density of ``x``, in eval mode."""
+    training = contender.module.training
+    contender.module.eval()
+    total = 0.0
+    for part in x.split(500):
+        leaf = part.detach().requires_grad_()
+        z = contender.to_noise(leaf)
+        rows = [torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in z.unbind(-1)]
+        logdet = torch.linalg.slogdet(torch.stack(rows, -2).double()).logabsdet
+        base = torch.distributions.Normal(0.0, 1.0).log_prob(z.double()).sum(-1)
+        total -= float((base + logdet).detach().sum())
+    contender.module.train(training)
+    return total / len(x)
+
+
+def attempt(
+    task: Task, make: Callable[[], Contender], rate: float, steps: int, *, seed: int
+) -> Attempt:
+    """Train once, with a look at the score a few times in the second half."""
+    torch.manual_seed(seed)
+    contender = make()
+    contender.module.train()
+    with torch.no_grad():
+        contender.to_noise(task.batch(2000))  # an ActNorm starts from this batch
+    parameters = list(contender.module.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    seconds, last = 0.0, float("inf")
+    for done in range(1, steps + 1):
+        start = time.process_time()
+        loss = -contender.log_prob(task.batch(BATCH)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 10.0)
+        optimizer.step()
+        contender.after_step()
+        schedule.step()
+        seconds += time.process_time() - start
+        if not bool(loss.isfinite()):
+            return Attempt(None, float("inf"), seconds)
+        if done == steps or (done > steps // 2 and done % (steps // CHECKS) == 0):
+            last = score(contender, task.held_out)
+            if last <= task.target:
+                return Attempt(seconds, last, seconds)
+        if seconds > task.most:
+            break
+    return Attempt(None, last, seconds)
+
+
+def race(task: Task, make: Callable[[], Contender], seed: int) -> list[str]:
+    """Find the best setting of one package and its time; return the cells of a row."""
+    tried = {rate: attempt(task, make, rate, task.short, seed=seed) for rate in RATES}
+    rate = min(tried, key=lambda r: (tried[r].reached or float("inf"), tried[r].score))
+    steps = task.first
+    run = attempt(task, make, rate, steps, seed=seed)
+    while run.reached is None and run.seconds < task.most:
+        steps = round(1.4 * steps)
+        run = attempt(task, make, rate, steps, seed=seed)
+    found = f"{run.reached:.1f}" if run.reached is not None else f"> {run.seconds:.1f}"
+    return [found, f"{rate:g}", str(steps), f"{run.score:.3f}"]
+
+
+def main(
+    fast: Fast = False,
+    write: Write = False,
+    threads: Threads = 1,
+    seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
+    only: Annotated[
+        str, typer.Option(help="One task, checkerboard or digits; never written.")
+    ] = "",
+    skip: Annotated[str, typer.Option(help="A package to leave out; never written.")] = "",
+) -> None:
+    """Race to 3.75 nats on the checkerboard and to 10 nats on held-out digits."""
+    torch.set_num_threads(threads)
+    body = []
+    for task in tasks():
+        if only not in ("", task.name):
+            continue
+        if fast:
+            few = task.held_out[:200]
+            task = replace(task, held_out=few, target=1e3, short=20, first=20, most=5)
+        rows = []
+        for name, make in makers(task.work).items():
+            if name == skip:
+                continue
+            rows.append([name, *race(task, make, seed)])
+            print(task.name, rows[-1], flush=True)
+        ours = rows[0][1]
+        others = [float(row[1].removeprefix("> ")) for row in rows[1:]]
+        ratio = (
+            "not reached" if ours.startswith(">") else f"{float(ours) / max(min(others), 0.1):.2f}"
+        )
+        head = ["", "CPU seconds", "peak rate", "steps", "nats"]
+        body.append(
+            f"## {task.name}: seconds to {task.target} nats\n\n{table(head, rows)}\n\n"
+            f"This project over the fastest package: {ratio} (goal <= 0.4). `>` means that the "
+            "target was not reached when the run was given up."
+        )
+    part = bool(fast or only or skip)
+    publish("time_to_quality", "Time to quality", "\n\n".join(body), fast=part, write=write)
+
+
+if __name__ == "__main__":
+    typer.run(main)

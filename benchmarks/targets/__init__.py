@@ -1,0 +1,1 @@
+"""Posteriors, densities and toy data to fit."""

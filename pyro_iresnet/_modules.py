@@ -1,0 +1,88 @@
+"""The parts of a flow, whoever built the stack around them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import nn
+from torch.distributions import ComposeTransform, Transform, TransformedDistribution
+from torch.distributions.transforms import _InverseTransform
+
+from .contractions import Contraction
+from .errors import ArgumentTypeError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def modules_of(flow: object) -> list[nn.Module]:
+    """List every module in a flow once, each before its parts.
+
+    ``flow`` is a block, a module that holds blocks (an nflows ``Flow`` or ``Transform``, a guide, a
+    Pyro transform), a torch or Pyro transform or transformed distribution, conditional or not, or a
+    list of such. Anything else raises :class:`ArgumentTypeError`.
+    """
+    # By identity: torch.compile cannot follow the hash of a Pyro transform.
+    seen: dict[int, nn.Module] = {}
+    waiting = list(_modules(flow))[::-1]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen[id(module)] = module
+        begin = len(waiting)
+        if isinstance(module, ComposeTransform):
+            # A part such as an inverse is no module, and so not registered.
+            waiting += _modules(module.parts)
+        for child in module._modules.values():
+            if child is not None:
+                waiting.append(child)
+        waiting[begin:] = waiting[begin:][::-1]
+    return list(seen.values())
+
+
+def contractions_of(flow: object) -> list[Contraction]:
+    """List every contraction in a flow that is no part of another, once, in the order of the flow."""
+    return outermost([m for m in modules_of(flow) if isinstance(m, Contraction)])
+
+
+def outermost(modules: Sequence[M]) -> list[M]:
+    """List the modules that are no part of another of them."""
+    parts = {id(part) for m in modules for part in m.modules() if part is not m}
+    return [m for m in modules if id(m) not in parts]
+
+
+@contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into eval mode, each without its parts; then back into the mode before."""
+    modes = [m.training for m in modules]
+    try:
+        for m in modules:
+            m.training = False
+        yield
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
+
+
+def _modules(flow: object) -> Iterable[nn.Module]:
+    if isinstance(flow, nn.Module):
+        return [flow]
+    if isinstance(flow, TransformedDistribution):
+        return _modules([flow.base_dist, *flow.transforms])
+    if isinstance(flow, _InverseTransform):
+        return _modules(flow.inv)
+    if isinstance(flow, ComposeTransform):
+        return _modules(flow.parts)
+    if hasattr(flow, "condition"):
+        # A conditional object of Pyro, unknown to the core, keeps its parts by these names.
+        held = ("base_dist", "transforms", "transform")
+        return _modules([getattr(flow, name) for name in held if hasattr(flow, name)])
+    if isinstance(flow, list | tuple):
+        return [module for part in flow for module in _modules(part)]
+    if isinstance(flow, Transform) or hasattr(flow, "log_prob"):
+        # A transform or a base distribution without modules has no parts to find.
+        return []
+    raise ArgumentTypeError(
+        "Expected flow to be a module, a transform, a distribution or a list of them; got "
+        f"{type(flow).__name__}."
+    )

@@ -1,0 +1,135 @@
+"""Modes of torch in which a call runs, and refusals; every private name of torch is here."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import Function, forward_ad
+
+from .errors import HigherOrderError, TracingError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+# Names of torch under the words of this package. An alias costs no call.
+is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+is_compiling = torch.compiler.is_compiling
+# True inside vmap, grad, jvp and the other transforms of torch.func.
+in_torch_func = torch._C._are_functorch_transforms_active
+
+
+def in_forward_mode() -> bool:
+    """Return True if forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0
+
+
+def in_plain_autograd() -> bool:
+    """Return True if reverse mode alone looks at a call: no recorder, no transform of torch.func.
+
+    A fused rule pays and is safe only then: a compiler fuses by itself, the others have to see the
+    operations.
+    """
+    if is_compiling() or is_tracing() or in_torch_func():
+        return False
+    return forward_ad._current_level < 0
+
+
+def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that keeps ``torch.compile`` out of a function, and gives the reason.
+
+    ``torch.compiler.disable`` does the same, but imports the compiler, which takes longer than the
+    import of this package.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        disabled: list[Any] = []
+
+        @wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            if not disabled:
+                disabled.append(torch.compiler.disable(function, reason=reason))
+            return disabled[0](*args, **kwargs)
+
+        # The mark at which the compiler ends a graph.
+        vars(guarded).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+        return guarded
+
+    return decorate
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Return a context without autocast, since no bound would hold for rounded weights."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def undifferentiable(value: Tensor, of: Tensor, message: str) -> Tensor:
+    """Return ``value``, a function of ``of``, whose derivative raises ``HigherOrderError(message)``.
+
+    The derivative in ``value`` or ``of`` would be wrong.
+    """
+    return _Undifferentiable.apply(value, of, message)
+
+
+class _Undifferentiable(Function):
+    """The identity of the first argument; the second argument only joins the graph."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, of: Tensor, message: str) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.message = inputs[2]
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        raise HigherOrderError(ctx.message)
+
+
+def refuse_forward_mode(what: str, tensor: Tensor) -> None:
+    """Raise under forward-mode differentiation, which would go through a random draw."""
+    if is_compiling():
+        return
+    if in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise HigherOrderError(
+            f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
+            "mode (grad, jacrev, vjp), or Exact() for the log-determinant."
+        )
+
+
+def refuse_transforms(what: str, tensor: Tensor) -> None:
+    """Raise under ``torch.jit.trace`` and ``torch.func.vmap``; a compiler refuses by itself.
+
+    A trace would record one run as if every run were the same. ``vmap`` knows no loop whose length
+    depends on the data.
+    """
+    if is_compiling():
+        return
+    if is_tracing():
+        raise TracingError(
+            f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
+            "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
+            "inverse out of the trace."
+        )
+    if functorch.is_legacy_batchedtensor(tensor):
+        raise TracingError(
+            f"{what} cannot run under is_grads_batched or vectorize: its steps depend on the data. "
+            "Take one vector at a time."
+        )
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise TracingError(
+                f"{what} cannot run under torch.func.vmap, nor under what is made of it (jacrev, "
+                "hessian) where that runs it again: its steps depend on the data. It takes a batch "
+                "as it is: call it without vmap, or use Exact() for the log-determinant."
+            )
+        tensor = functorch.get_unwrapped(tensor)

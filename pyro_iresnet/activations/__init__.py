@@ -1,0 +1,22 @@
+"""Activations with a proven bound of their slope."""
+
+from .base import Activation, Elementwise, Factors, make_activations
+from .elementwise import ELU, LeakyReLU, Sine, Softplus, Tanh
+from .sorting import GroupSort, MaxMin
+from .swish import CLipSwish, LipSwish
+
+__all__ = [
+    "ELU",
+    "Activation",
+    "CLipSwish",
+    "Elementwise",
+    "Factors",
+    "GroupSort",
+    "LeakyReLU",
+    "LipSwish",
+    "MaxMin",
+    "Sine",
+    "Softplus",
+    "Tanh",
+    "make_activations",
+]

@@ -1,0 +1,150 @@
+"""Base classes of activations: a value, a Jacobian and a proven bound of the slope."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentTypeError
+from ..operators import Diagonal, LinearMap
+
+
+class Activation(nn.Module, ABC):
+    """Base class of functions between the layers of ``g``, which stretch by at most ``bound``.
+
+    To write one that acts on every entry by itself, subclass :class:`Elementwise`. Otherwise define
+    :meth:`forward` and :meth:`linearize`, and set ``bound``.
+
+    Attributes:
+        bound: the largest stretch, proven; belongs to the class, not learned.
+        signs: factors of the input. The results for several signs stand side by side.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.activations import Activation
+        >>> from pyro_iresnet.operators import Permutation
+        >>> class Reversed(Activation):
+        ...     def forward(self, x):
+        ...         return x.flip(-1)
+        ...     def linearize(self, x, event_dim=1):
+        ...         last = torch.arange(x.shape[-1] - 1, -1, -1).expand(x.shape)
+        ...         return self(x), Permutation(last)
+        >>> g = DenseContraction(2, [16], activation=Reversed)
+    """
+
+    bound: float = 1.0
+    signs: tuple[float, ...] = (1.0,)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The value at ``x``, shape ``(*batch, width)``, or ``(*batch, *event)`` for images."""
+
+    @abstractmethod
+    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
+        """The value and the Jacobian at ``x``, whose last ``event_dim`` dimensions are an event."""
+
+    def check_width(self, width: int) -> None:
+        """Raise :class:`ArgumentError` unless the activation can follow a layer of this width."""
+
+    def factors(self) -> "Factors":
+        """Return the activation as a scaled core.
+
+        Override this method if the scales are learned: a network then puts the scales into its weights,
+        which are fewer numbers than a batch.
+        """
+        return Factors(self, None, None, self.bound, self.signs)
+
+
+class Elementwise(Activation):
+    """An activation that acts on every entry by itself, with ``|slope| <= bound`` everywhere.
+
+    To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.activations import Elementwise
+        >>> class Arctan(Elementwise):
+        ...     def forward(self, x):
+        ...         return x.atan()
+        ...     def value_and_slope(self, x):
+        ...         return x.atan(), 1 / (1 + x * x)
+        >>> g = DenseContraction(2, [16], activation=Arctan)
+    """
+
+    @abstractmethod
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and the derivative at ``x``, each of the shape of ``x``."""
+
+    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
+        value, slope = self.value_and_slope(x)
+        return value, Diagonal(slope, event_dim)
+
+
+class Factors(NamedTuple):
+    r"""An activation as :math:`\phi(x) = b\,\psi(a s x)`, for each of its signs s.
+
+    Arguments:
+        core: :math:`\psi`, without parameters, and with one sign.
+        inner: :math:`a`, a scalar; None for 1.
+        outer: :math:`b`, a scalar; None for 1.
+        bound: the largest stretch of the core, over all signs together.
+        signs: the values of s.
+    """
+
+    core: Activation
+    inner: Tensor | None
+    outer: Tensor | None
+    bound: float
+    signs: tuple[float, ...] = (1.0,)
+
+    def fold(self, v: Tensor, dim: int = 0, *, scaled: bool = True) -> Tensor:
+        """Return ``v`` times ``a`` and each of the signs, side by side along ``dim``.
+
+        ``v`` is a weight, a bias or a shift before the activation; ``scaled=False`` if it has the scale
+        ``a`` already.
+        """
+        if scaled and self.inner is not None:
+            v = self.inner * v
+        return v if len(self.signs) == 1 else torch.cat([sign * v for sign in self.signs], dim)
+
+
+def make_activations(
+    activation: Callable[[], Activation], widths: Sequence[int], kind: type[Activation] = Activation
+) -> nn.ModuleList:
+    """Make one activation for each width.
+
+    Arguments:
+        activation: a class, or a callable that makes an activation.
+        widths: the widths of the hidden layers.
+        kind: the class that the core of an activation must have.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``activation`` makes no activation of this kind, or one that
+            cannot follow a layer of its width.
+    """
+    example = "LipSwish, or functools.partial(Sine, frequency=2.0)"
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise ArgumentTypeError(
+            f"Expected activation to be a class or a callable that makes one, such as {example}; "
+            f"got {activation!r}. Each layer needs its own, so pass the class."
+        )
+    made = nn.ModuleList()
+    for width in widths:
+        one = activation()
+        if not isinstance(one, Activation):
+            raise ArgumentTypeError(
+                f"Expected activation to make an Activation, such as {example}; "
+                f"it made a {type(one).__name__}."
+            )
+        if not isinstance(one.factors().core, kind):
+            raise ArgumentTypeError(
+                f"Expected activation to act on every entry by itself, such as {example}; "
+                f"got {type(one).__name__}."
+            )
+        one.check_width(width)
+        made.append(one)
+    return made

@@ -1,0 +1,124 @@
+"""Activations that act on every entry by itself."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import ArgumentError, check_positive
+from .base import Elementwise
+
+
+class ELU(Elementwise):
+    r"""Exponential linear unit: :math:`x` above 0, :math:`e^x - 1` below; slope in (0, 1].
+
+    Example:
+        >>> import torch
+        >>> value, slope = ELU().value_and_slope(torch.tensor([0.0, 2.0]))
+        >>> value, slope
+        (tensor([0., 2.]), tensor([1., 1.]))
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.elu(x)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # The clamp keeps the unused branch finite, or its gradient would be inf * 0 = NaN.
+        return functional.elu(x), torch.where(x > 0, torch.ones_like(x), x.clamp(max=0).exp())
+
+
+class Softplus(Elementwise):
+    r""":math:`\log(1 + e^x)`; its slope is the logistic function.
+
+    Example:
+        >>> import torch
+        >>> value, slope = Softplus().value_and_slope(torch.tensor([0.0]))
+        >>> round(value.item(), 4), slope.item()
+        (0.6931, 0.5)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch's default threshold, 20, would jump by 2e-9, which float64 resolves.
+        return functional.softplus(x, threshold=50)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x), torch.sigmoid(x)
+
+
+class Tanh(Elementwise):
+    r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`.
+
+    Example:
+        >>> import torch
+        >>> Tanh().value_and_slope(torch.tensor([0.0]))
+        (tensor([0.]), tensor([1.]))
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = torch.tanh(x)
+        return value, 1 - value * value
+
+
+class Sine(Elementwise):
+    r""":math:`\sin(\omega x) / \omega`; its slope is :math:`\cos(\omega x)`.
+
+    Arguments:
+        frequency: :math:`\omega`, above 0, fixed; else :class:`ArgumentError`.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.activations import Sine
+        >>> g = DenseContraction(2, [16], activation=partial(Sine, frequency=3.0))
+        >>> g(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, frequency: float = 1.0) -> None:
+        super().__init__()
+        self.frequency = check_positive(frequency, "frequency")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.frequency * x) / self.frequency
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.frequency * x
+        return torch.sin(t) / self.frequency, torch.cos(t)
+
+    def extra_repr(self) -> str:
+        return f"frequency={self.frequency}"
+
+
+class LeakyReLU(Elementwise):
+    """The larger of :math:`x` and :math:`a x`: piecewise linear, with a kink at 0.
+
+    The slope changes only at the kink, so the gradient of a log-determinant does not see how the slopes
+    depend on ``x``. LeakyReLU is for networks that are trained by another loss; to learn a density take
+    a smooth activation, such as :class:`LipSwish`.
+
+    Arguments:
+        slope: ``a``, the slope below 0, in (0, 1); else :class:`ArgumentError`.
+
+    Example:
+        >>> import torch
+        >>> LeakyReLU(slope=0.1)(torch.tensor([-1.0, 2.0]))
+        tensor([-0.1000,  2.0000])
+    """
+
+    def __init__(self, slope: float = 0.1) -> None:
+        super().__init__()
+        self.slope = check_positive(slope, "slope")
+        if self.slope >= 1:
+            raise ArgumentError(f"Expected slope in (0, 1); got {slope}.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.leaky_relu(x, self.slope)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x), torch.where(x > 0, 1.0, self.slope).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"slope={self.slope}"

@@ -1,0 +1,174 @@
+"""The smooth activations of residual flows: LipSwish, and its concatenated form."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+from .._torch import in_plain_autograd, is_compiling
+from ..errors import ArgumentError, check_positive
+from ..operators import Chain, Dense, Diagonal, LinearMap
+from .base import Activation, Elementwise, Factors
+
+
+class LipSwish(Elementwise):
+    r"""Swish divided by 1.1, :math:`x\,\sigma(\beta x) / 1.1` with a learned :math:`\beta > 0`.
+
+    The slope is :math:`\sigma(t)\,(1 + t\,(1 - \sigma(t))) / 1.1` with :math:`t = \beta x`. Its
+    numerator lies in [-0.0999, 1.0999] for every :math:`\beta`, so the slope is below 1. A density
+    needs an activation that is smooth and whose slope does not saturate; LipSwish is both.
+
+    Arguments:
+        beta: the initial :math:`\beta`, above 0; stored as its inverse softplus.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.
+
+    References:
+        Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Section 3.
+
+    Example:
+        >>> import torch
+        >>> value, slope = LipSwish().value_and_slope(torch.tensor([0.0]))
+        >>> round(slope.item() * 1.1, 6)
+        0.5
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        start = torch.tensor(check_positive(beta, "beta"), dtype=torch.float64)
+        inverse_softplus = start + torch.log(-torch.expm1(-start))
+        self.raw_beta = nn.Parameter(inverse_softplus.to(torch.get_default_dtype()))
+
+    @property
+    def beta(self) -> Tensor:
+        return functional.softplus(self.raw_beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x) / 1.1
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.beta * x
+        s = torch.sigmoid(t)
+        gate = s / 1.1
+        return x * gate, gate * (1 + t * (1 - s))
+
+    def factors(self) -> Factors:
+        if is_compiling():
+            # A compiler fuses the scales into passes that it makes anyway.
+            return super().factors()
+        # Below 1e-12 the function is linear up to rounding, and no longer depends on beta.
+        beta = functional.softplus(self.raw_beta).clamp(min=1e-12)
+        return Factors(SILU, beta, 1 / (1.1 * beta), SiLU.bound)
+
+
+class CLipSwish(Activation):
+    r"""The concatenation of swish at :math:`x` and at :math:`-x`, which doubles the width.
+
+    .. math:: \phi(x) = \big(x\,\sigma(\beta x),\; -x\,\sigma(-\beta x)\big) / 1.1044
+
+    Let p and q be the slopes of swish at :math:`\pm \beta x`. Then :math:`p + q = 1` and
+    :math:`p \le 1.09984`, so the stretch :math:`\sqrt{p^2 + q^2}` is at most 1.10437, and the two
+    parts never saturate together. More of the Lipschitz budget arrives than through
+    :class:`LipSwish`, at twice the columns of the next layer.
+
+    Arguments:
+        beta: the initial value of the learned :math:`\beta`, as in :class:`LipSwish`.
+
+    References:
+        Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz, Tomczak and Bhulai, 2021).
+
+    Example:
+        >>> import torch
+        >>> CLipSwish()(torch.zeros(5, 8)).shape
+        torch.Size([5, 16])
+    """
+
+    signs = (1.0, -1.0)
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        self.swish = LipSwish(beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SHARE * self.swish(_both(x))
+
+    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
+        if event_dim != 1:
+            raise ArgumentError(f"Expected events of one dimension for {self}; got {event_dim}.")
+        value, slope = self.swish.value_and_slope(_both(x))
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        copies = Dense(torch.cat([sign * eye for sign in self.signs]))
+        return SHARE * value, Chain((copies, Diagonal(SHARE * slope)))
+
+    def factors(self) -> Factors:
+        core, inner, outer, bound, _ = self.swish.factors()
+        share = self.swish.raw_beta.new_tensor(SHARE)
+        return Factors(
+            core, inner, share if outer is None else share * outer, bound / SHARE, self.signs
+        )
+
+
+# LipSwish at x and -x together stretches by 1.1044 / 1.1, and CLipSwish itself by 1.
+SHARE = 1.1 / 1.1044
+
+
+def _both(x: Tensor) -> Tensor:
+    return torch.cat([x, -x], -1)
+
+
+class SiLU(Elementwise):
+    r""":math:`x\,\sigma(x)`, the core of :class:`LipSwish`; its slope lies in [-0.0999, 1.0999]."""
+
+    bound = 1.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.silu(x)
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _FusedSiLU.apply(x) if in_plain_autograd() else _silu(x)[:2]
+
+
+# One module for all layers: SiLU has neither parameters nor settings.
+SILU = SiLU()
+
+
+def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the value and the slope of SiLU, and the logistic function."""
+    s = torch.sigmoid(x)
+    value = x * s
+    return value, s + value * (1 - s), s
+
+
+class _FusedSiLU(Function):
+    r"""Value and slope with their derivatives in closed form: fewer passes over memory.
+
+    With :math:`s = \sigma(x)` and slope :math:`p`, the derivative of the slope is :math:`s + p - 2sp`.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        s = torch.sigmoid(x)
+        value = x * s
+        # s + value (1 - s), in one pass.
+        slope = torch.lerp(value, value.new_ones(()), s)
+        ctx.save_for_backward(x, slope, s)
+        ctx.set_materialize_grads(False)
+        return value, slope
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor | None) -> Tensor | None:
+        x, slope, s = ctx.saved_tensors
+        of_value, of_slope = grad_outputs
+        second = torch.is_grad_enabled()
+        if second:
+            # A second derivative is under way: slope and s must be functions of x again.
+            _, slope, s = _silu(x)
+        if of_slope is None:
+            return None if of_value is None else of_value * slope
+        if second:
+            curvature = s + slope - 2 * s * slope
+        else:
+            curvature = torch.add(s, slope).addcmul_(s, slope, value=-2)
+        grad = curvature * of_slope
+        return grad if of_value is None else torch.addcmul(grad, of_value, slope)

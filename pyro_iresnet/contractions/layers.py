@@ -1,0 +1,250 @@
+"""Layers with the weights that act: value, linearization, bound and rounding of each.
+
+Learned scales stand in the weights, so a layer holds tensors only, and an activation has no
+parameters.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..activations import Activation, Elementwise, Factors
+from ..norms import NormalizedWeight
+from ..operators import Append as AppendMap
+from ..operators import Chain, Convolution, Dense, Diagonal, LinearMap, convolve
+from ..operators.linear_map import row_norm
+from .film import Modulation
+
+
+class Layer(ABC):
+    """A layer with the weights that act.
+
+    To write one, define :meth:`__call__`, :meth:`linearize`, :meth:`bound`, :meth:`rounding`, and
+    :meth:`modulated` if a context acts on the layer.
+    """
+
+    @abstractmethod
+    def __call__(self, h: Tensor) -> Tensor:
+        """Return the value, shapes ``(*batch, *event_in)`` to ``(*batch, *event_out)``."""
+
+    @abstractmethod
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        """Return the value and the Jacobian at ``h``."""
+
+    @abstractmethod
+    def bound(self) -> Tensor | float:
+        """Return a proven upper bound of the Lipschitz constant, a scalar."""
+
+    @abstractmethod
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        r"""Estimate how far rounding moves the value, in units of :math:`\epsilon / 2`, shape ``(n,)``.
+
+        Arguments:
+            h: shape ``(n, *event_in)``.
+            value: the value at ``h``.
+        """
+
+    def modulated(self, modulations: Sequence[Modulation]) -> "Layer":
+        """Return the layer under a context."""
+        return self
+
+
+@dataclass(frozen=True)
+class Affine(Layer):
+    """:math:`W h + b + s`, with a shift s from a context.
+
+    Arguments:
+        weight: the normalized weight, before scales and signs; its norm is the bound.
+        matrix: ``W``, with scales and signs.
+        bias: ``b``, with scales and signs.
+        factors: of the activation that follows, for the shift; None if none follows.
+        index: the number of the modulation that shifts the layer; None for no shift.
+        shift: ``s``, shape ``(*batch, width)``, or None.
+    """
+
+    weight: NormalizedWeight
+    matrix: Tensor
+    bias: Tensor
+    factors: Factors | None = None
+    index: int | None = None
+    shift: Tensor | None = None
+
+    def __call__(self, h: Tensor) -> Tensor:
+        z = nn.functional.linear(h, self.matrix, self.bias)
+        return z if self.shift is None else z + self.shift
+
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        return self(h), Dense(self.matrix)
+
+    def bound(self) -> Tensor:
+        known = self.weight.known
+        return self.weight.norm() if known is None else known
+
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        constant = torch.linalg.vector_norm(self.bias)
+        return self.bound() * row_norm(h) + constant + row_norm(value)
+
+    def modulated(self, modulations: Sequence[Modulation]) -> "Affine":
+        if self.index is None:
+            return self
+        shift = modulations[self.index].shift
+        if self.factors is not None:
+            shift = self.factors.fold(shift, -1)
+        return replace(self, shift=shift)
+
+
+@dataclass(frozen=True)
+class Conv(Affine):
+    """A convolution of images that keeps their size; arguments as :class:`Affine`.
+
+    ``circular`` is True if an image goes on at its other side; else zeros stand around it.
+    """
+
+    circular: bool = False
+
+    def __call__(self, h: Tensor) -> Tensor:
+        z = convolve(h, self.matrix, self.bias, circular=self.circular)
+        return z if self.shift is None else z + self.shift[..., None, None]
+
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        return self(h), Convolution(self.matrix, self.circular)
+
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        constant = torch.linalg.vector_norm(self.bias[:, None, None].expand(value.shape[1:]))
+        return self.bound() * row_norm(h) + constant + row_norm(value)
+
+
+@dataclass(frozen=True)
+class Activate(Layer):
+    """An activation, its scales in the weights around it.
+
+    Arguments:
+        core: the activation without scales.
+        stretch: the largest stretch of the core, at all signs together.
+        event_dim: the number of trailing dimensions of one event.
+    """
+
+    core: Activation
+    stretch: float
+    event_dim: int = 1
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return self.core(h)
+
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        if isinstance(self.core, Elementwise):
+            value, slope = self.core.value_and_slope(h)
+            return value, Diagonal(slope, self.event_dim)
+        return self.core.linearize(h, self.event_dim)
+
+    def bound(self) -> float:
+        return self.stretch
+
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        return self.stretch * row_norm(value)
+
+
+@dataclass(frozen=True)
+class Gate(Layer):
+    r"""A product with a gate :math:`\gamma` in (0, 1) from a context.
+
+    Arguments:
+        index: the number of the modulation that has the gate.
+        event_dim: the number of trailing dimensions of one event.
+        gate: shape ``(*batch, width)``; None before a context is known.
+    """
+
+    index: int
+    event_dim: int = 1
+    gate: Tensor | None = None
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return h if self.gate is None else h * self._spread()
+
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        gate = torch.ones_like(h) if self.gate is None else self._spread().expand_as(h)
+        return self(h), Diagonal(gate, self.event_dim)
+
+    def bound(self) -> float:
+        return 1.0
+
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        return row_norm(value)
+
+    def modulated(self, modulations: Sequence[Modulation]) -> "Gate":
+        return replace(self, gate=modulations[self.index].gate)
+
+    def _spread(self) -> Tensor:
+        gate = self.gate
+        if gate is None:
+            raise TypeError("A gate multiplies under a context.")
+        return gate.reshape(*gate.shape, *(1,) * (self.event_dim - 1))
+
+
+@dataclass(frozen=True)
+class Append(Layer):
+    r"""The input, and behind it the output of layers: :math:`h \mapsto (h, f(h))`.
+
+    The bound is :math:`\sqrt{\cos^2\theta + (\sin\theta\, L_f)^2}`, since the layers that read the
+    output multiply its two parts by :math:`\cos\theta` and :math:`\sin\theta`.
+
+    Arguments:
+        layers: ``f``, of vectors.
+        angle: :math:`\theta`, a scalar without gradient.
+    """
+
+    layers: tuple[Layer, ...]
+    angle: Tensor
+
+    def __call__(self, h: Tensor) -> Tensor:
+        added = h
+        for layer in self.layers:
+            added = layer(added)
+        return torch.cat([h, added], -1)
+
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        added, maps = linearize_layers(self.layers, h)
+        return torch.cat([h, added], -1), AppendMap(Chain(maps), h.shape[-1])
+
+    def bound(self) -> Tensor:
+        return torch.hypot(self.angle.cos(), self.angle.sin() * bound_of(self.layers))
+
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        total = row_norm(value)
+        for layer in self.layers:
+            out = layer(h)
+            total = total + layer.rounding(h, out)
+            h = out
+        return total
+
+    def modulated(self, modulations: Sequence[Modulation]) -> "Append":
+        layers = tuple([layer.modulated(modulations) for layer in self.layers])
+        return replace(self, layers=layers)
+
+
+def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[LinearMap, ...]]:
+    """Return the value of layers in turn, and the Jacobian of each.
+
+    Diagonal maps in a row are merged, so that a gate leaves the exact trace of a network as it is.
+    """
+    maps: list[LinearMap] = []
+    last: LinearMap | None = None
+    for layer in layers:
+        h, jacobian = layer.linearize(h)
+        if isinstance(jacobian, Diagonal) and isinstance(last, Diagonal):
+            maps.pop()
+            jacobian = Diagonal(last.diagonal * jacobian.diagonal, jacobian.event_dim)
+        maps.append(jacobian)
+        last = jacobian
+    return h, tuple(maps)
+
+
+def bound_of(layers: Sequence[Layer]) -> Tensor | float:
+    """Return the product of the bounds of layers."""
+    bound: Tensor | float = 1.0
+    for layer in layers:
+        bound = bound * layer.bound()
+    return bound

@@ -1,0 +1,89 @@
+"""Contraction of a user's own network."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_instance,
+    check_lipschitz,
+    check_positive_int,
+)
+from .base import Contraction
+
+
+class Wrapped(Contraction):
+    """A module with a Lipschitz constant that the user knows; :func:`wrap` makes one."""
+
+    def __init__(
+        self, module: nn.Module, lipschitz: float, event_dim: int, context_dim: int | None
+    ) -> None:
+        super().__init__()
+        self.module = check_instance(module, nn.Module, "module", "torch.nn.Linear(2, 2)")
+        self.lipschitz = check_lipschitz(lipschitz)
+        self.event_shape = (-1,) * check_positive_int(event_dim, "event_dim")
+        self.context_dim = (
+            None if context_dim is None else check_positive_int(context_dim, "context_dim")
+        )
+        # A module without parameters needs a dtype and a device for its bound.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x, context = self.check(x, context)
+        # A tensor of inference mode counts no versions.
+        version = None if x.is_inference() else x._version
+        value = self.module(x) if context is None else self.module(x, context)
+        if version is not None and x._version != version:
+            raise ArgumentError(
+                "Expected module to leave x as it is; it changed it in place. Build its layers "
+                "with inplace=False."
+            )
+        if not isinstance(value, Tensor):
+            raise ArgumentTypeError(
+                f"Expected module to return a tensor; it returned {type(value).__name__}."
+            )
+        if value.shape != x.shape:
+            raise ArgumentError(
+                f"Expected module to keep the shape {tuple(x.shape)} of x; "
+                f"it returned {tuple(value.shape)}."
+            )
+        return value
+
+    def lipschitz_bound(self) -> Tensor:
+        like = self._floating()
+        return (self.get_buffer("_like") if like is None else like).new_tensor(self.lipschitz)
+
+
+def wrap(
+    module: nn.Module, *, lipschitz: float, event_dim: int = 1, context_dim: int | None = None
+) -> Contraction:
+    r"""Make a contraction of your own network and its Lipschitz constant.
+
+    The constant is taken on your word: :math:`\mathrm{Lip}(g) \le L` in ``x`` for every context.
+    The inverse raises if it sees a pair of points stretched by more. The Jacobian comes from
+    automatic differentiation, so the gradient of a log-determinant needs operations that are
+    differentiable twice.
+
+    Arguments:
+        module: called as ``module(x)``, or ``module(x, context)`` with a ``context_dim``. The
+            module keeps the shape ``(*batch, *event)`` and does not mix samples.
+        lipschitz: the Lipschitz constant of the module, in (0, 1).
+        event_dim: the number of trailing dimensions of one event: 1 for vectors, 3 for images.
+        context_dim: the size of the context, or None for no context.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``lipschitz`` outside (0, 1), or ``module`` is no ``Module``.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import ResidualBlock, wrap
+        >>> class HalfSine(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return 0.5 * x.sin()
+        >>> block = ResidualBlock(wrap(HalfSine(), lipschitz=0.5))
+        >>> y, logdet = block.forward_and_log_det(torch.zeros(1, 3))
+        >>> torch.allclose(logdet, 3 * torch.tensor([1.5]).log())
+        True
+    """
+    return Wrapped(module, lipschitz, event_dim, context_dim)

@@ -1,0 +1,30 @@
+"""Blocks in turn with the transforms between them, in either framework."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import ArgumentTypeError
+
+
+def interleave(
+    blocks: Iterable[Any],
+    between: Callable[[int], Any] | None,
+    size: int,
+    example: str,
+) -> list[Any]:
+    """List a transform before each block and behind the last, made by ``between(size)``, and the blocks.
+
+    ``between`` is None for no transform; :class:`ArgumentTypeError` shows the ``example`` of a
+    right one.
+    """
+    if between is not None and not callable(between):
+        raise ArgumentTypeError(
+            f"Expected between to be a callable that makes a transform, such as {example}, or "
+            f"None; got {between!r}."
+        )
+    if between is None:
+        return list(blocks)
+    parts = [between(size)]
+    for block in blocks:
+        parts += [block, between(size)]
+    return parts

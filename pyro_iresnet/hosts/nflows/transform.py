@@ -1,0 +1,115 @@
+"""The block as an nflows ``Transform``."""
+
+from collections.abc import Sequence
+from typing import SupportsIndex, Unpack
+
+from nflows.transforms.base import Transform
+from torch import Tensor
+
+from ...blocks import Block
+from ...errors import check_dims, check_instance, check_positive_int
+from ...options import BlockKeywords, BlockOptions
+
+
+class IResNetTransform(Transform):
+    """An invertible block, such as :math:`y = x + g(x)`, as an nflows transform.
+
+    ``forward(inputs, context=None)`` and ``inverse(inputs, context=None)`` return
+    ``(outputs, logabsdet)`` of shapes ``(batch, features)`` and ``(batch,)``. As with nflows' own
+    transforms, a context is ignored if ``context_features`` is None, so that conditional and
+    unconditional transforms stack.
+
+    Arguments:
+        features: the number of coordinates.
+        hidden_features: the width of two hidden layers, or a sequence of widths; default ``2 *
+            features``, at least 64 and at most 512.
+        context_features: the size of the context, or None.
+        options: ``block``, ``lipschitz``, ``activation``, ``norm``, ``coordinates``, ``logdet`` and
+            ``solver`` as in :class:`BlockOptions`, and ``options``, a record to start from.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
+    References:
+        Invertible Residual Networks (Behrmann et al., 2019).
+
+    Example:
+        >>> import torch
+        >>> from nflows.distributions import StandardNormal
+        >>> from nflows.flows import Flow
+        >>> from nflows.transforms import CompositeTransform, LULinear
+        >>> from pyro_iresnet import IResNetTransform
+        >>> transform = CompositeTransform([IResNetTransform(5), LULinear(5), IResNetTransform(5)])
+        >>> flow = Flow(transform, StandardNormal([5]))
+        >>> flow.log_prob(torch.randn(3, 5)).shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int | Sequence[int] | None = None,
+        context_features: int | None = None,
+        **options: Unpack[BlockKeywords],
+    ) -> None:
+        super().__init__()
+        size = check_positive_int(features, "features")
+        if context_features is not None:
+            check_positive_int(context_features, "context_features")
+        hidden = widths(hidden_features)
+        self.block = BlockOptions.of(options, hidden_dims=hidden).build(size, context_features)
+
+    @classmethod
+    def from_block(cls, block: Block) -> "IResNetTransform":
+        """Make the transform of any :class:`Block`: a wrapped network, a user's own contraction or block.
+
+        Raises :class:`ArgumentTypeError` if ``block`` is no ``Block``.
+        """
+        transform = cls.__new__(cls)
+        Transform.__init__(transform)
+        example = "ResidualBlock(DenseContraction(2))"
+        transform.block = check_instance(block, Block, "block", example)
+        return transform
+
+    @property
+    def options(self) -> object:
+        """Return the :class:`BlockOptions` of the block, or None if no builder made the block."""
+        return self.block.options
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate the block at ``inputs``; return the outputs and ``log|det|``.
+
+        Arguments:
+            inputs: shape ``(batch, features)``.
+            context: shape ``(batch, context_features)``.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: a tensor of another shape, dtype or device.
+        """
+        evaluation = self.block.evaluate(*self._checked(inputs, context))
+        return evaluation.y, evaluation.log_det()
+
+    def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Invert the block, to the solver's tolerance; arguments, results and errors as :meth:`forward`.
+
+        Raises:
+            InversionError: a sample did not reach the tolerance, or is NaN or infinite.
+        """
+        evaluation = self.block.evaluate_inverse(*self._checked(inputs, context))
+        return evaluation.x, -evaluation.log_det()
+
+    def _checked(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Check both by nflows' names; nflows hands a context to every transform."""
+        g = self.block.contraction
+        return g.check(inputs, None if g.context_dim is None else context, "inputs")
+
+
+def widths(hidden_features: int | Sequence[int] | None) -> Sequence[int] | None:
+    """Return the widths of the hidden layers; one number stands for two layers of that width."""
+    if hidden_features is None:
+        return None
+    if isinstance(hidden_features, SupportsIndex):
+        return 2 * [check_positive_int(hidden_features, "hidden_features")]
+    return check_dims(hidden_features, "hidden_features")

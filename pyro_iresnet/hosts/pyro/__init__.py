@@ -1,0 +1,34 @@
+"""Blocks, stacks and guides for Pyro."""
+
+from .actnorm import ActNorm, actnorm
+from .affine import TriangularAffine
+from .builders import (
+    conditional_iresnet,
+    conditional_iresnet_stack,
+    implicit_stack,
+    iresnet,
+    iresnet_stack,
+)
+from .conditional import ConditionalIResNet, ConditionedIResNet
+from .guide import AutoIResNet, PathDistribution
+from .stack import ConditionalStack, Stack
+from .transform import InverseIResNet, IResNet
+
+__all__ = [
+    "ActNorm",
+    "AutoIResNet",
+    "ConditionalIResNet",
+    "ConditionalStack",
+    "ConditionedIResNet",
+    "IResNet",
+    "InverseIResNet",
+    "PathDistribution",
+    "Stack",
+    "TriangularAffine",
+    "actnorm",
+    "conditional_iresnet",
+    "conditional_iresnet_stack",
+    "implicit_stack",
+    "iresnet",
+    "iresnet_stack",
+]

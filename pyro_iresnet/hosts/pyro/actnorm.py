@@ -1,0 +1,118 @@
+"""ActNorm for Pyro: an affine map of each coordinate, started from data."""
+
+import torch
+from pyro.distributions import TransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..._torch import disable_compiler, in_torch_func
+from ...blocks import Evaluation
+from ...errors import check_positive_int, check_tensor
+from ..data_dependent_init import DataDependentInit
+from .cached_transform import CachedTransform
+
+
+class ActNorm(CachedTransform, DataDependentInit, TransformModule):
+    r"""A scale and a shift for each coordinate, :math:`y = e^{s} \circ x + t`, started from data.
+
+    The first forward call in train mode decides the start. With a batch of 16 rows or more, ``s``
+    and ``t`` are set so that the output has mean 0 and standard deviation 1 in each coordinate (a
+    constant coordinate keeps scale 1). Fewer rows do not tell a scale (of two standard normal
+    points the deviation is below a tenth in one case of nine), so they leave the identity. After
+    that call only training changes ``s`` and ``t``. Call :meth:`eval` to look before you start.
+
+    Arguments:
+        input_dim: the number of coordinates.
+        cache_size: 1 to remember the last call, 0 for no memory.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``input_dim`` is not an integer of at least 1; in a call
+            also an input of another shape, dtype or device.
+
+    References:
+        Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
+
+    Example:
+        >>> import torch
+        >>> x = 3 + 2 * torch.randn(100, 2)
+        >>> y = ActNorm(2)(x)
+        >>> torch.allclose(y.std(0), torch.ones(2), atol=1e-4)
+        True
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, input_dim: int, *, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        self.input_dim = check_positive_int(input_dim, "input_dim")
+        self.log_scale = nn.Parameter(torch.zeros(input_dim))
+        self.shift = nn.Parameter(torch.zeros(input_dim))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.evaluation(x=x).y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.evaluation(y=y).x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``log|det dy/dx|``, the same for every ``x``, shape ``(*batch,)``."""
+        return self.evaluation(x, y).log_det()
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one event."""
+        return (self.input_dim,)
+
+    def check(self, x: Tensor, name: str) -> Tensor:
+        check_tensor(x, (self.input_dim,), self.log_scale, name)
+        return x
+
+    def evaluate(self, x: Tensor) -> Evaluation:
+        if self.training and not in_torch_func() and not self.has_started():
+            self._start(x.detach().reshape(-1, self.input_dim))
+        return self._evaluation(x, x * self.log_scale.exp() + self.shift)
+
+    def evaluate_inverse(self, y: Tensor) -> Evaluation:
+        return self._evaluation((y - self.shift) * torch.exp(-self.log_scale), y)
+
+    def with_cache(self, cache_size: int = 1) -> "ActNorm":
+        """Return the transform, parameters and buffer shared, with another cache."""
+        if cache_size == self._cache_size:
+            return self
+        other = ActNorm(self.input_dim, cache_size=cache_size)
+        other._parameters, other._buffers = self._parameters, self._buffers
+        other.training = self.training
+        return other
+
+    def extra_repr(self) -> str:
+        return f"input_dim={self.input_dim}"
+
+    @disable_compiler("ActNorm starts from the data of its first call: make that call uncompiled")
+    @torch.no_grad()
+    def _start(self, rows: Tensor) -> None:
+        if not bool(self.initialized):
+            self.standardise(rows)
+            self.settle()
+
+    def _evaluation(self, x: Tensor, y: Tensor) -> Evaluation:
+        log_scale, batch = self.log_scale, x.shape[:-1]
+        slope = log_scale.detach()
+        return Evaluation(
+            x,
+            y,
+            log_det=lambda: log_scale.sum().expand(batch),
+            vjp=lambda w: w * slope.exp(),
+            inverse_vjp=lambda w: w * torch.exp(-slope),
+        )
+
+
+def actnorm(input_dim: int) -> ActNorm:
+    """Make an :class:`ActNorm` transform of ``input_dim`` coordinates.
+
+    Example:
+        >>> actnorm(3)
+        ActNorm(input_dim=3)
+    """
+    return ActNorm(input_dim)

@@ -1,0 +1,198 @@
+"""Base class of the Pyro transforms here: one remembered evaluation, used only while it holds.
+
+Torch's own cache knows a call by the identity of its tensor. It returns a stale ``y`` after a step
+of the optimiser, and a ``y`` without gradients after a call under ``no_grad``.
+"""
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ..._fingerprint import Fingerprint
+from ..._torch import in_torch_func, is_compiling
+from ...blocks import Evaluation
+from ...errors import ArgumentError, ArgumentTypeError
+
+
+class CachedTransform:
+    """A bijective Pyro transform with one remembered evaluation, before a host's transform class.
+
+    To write one, define ``domain``, :meth:`check`, :meth:`evaluate`, :meth:`evaluate_inverse` and
+    ``with_cache``, and the three methods of a torch transform by :meth:`evaluation`. The last call
+    is found by the identity of its tensors, as in torch: ``log_abs_det_jacobian(x, y)`` after
+    ``y = t(x)`` costs no second pass, and ``t.inv(y)`` no inversion. A write to ``x``, ``y`` or a
+    parameter, and another mode, end the memory. A stack evaluates its parts by :meth:`evaluate`,
+    and so only the outermost transform remembers.
+    """
+
+    bijective = True
+    # True if `check` may widen the batch of a tensor, to the batch of a context.
+    widens = False
+    _memory: "_Memory | None" = None
+    _cache_size: int
+    _call: Callable[[Tensor], Tensor]
+    _inverse: Callable[[Tensor], Tensor]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, PyroModule):
+            raise ArgumentTypeError(
+                "Expected a torch module; PyroModule cannot be mixed into "
+                f"{cls.__bases__[0].__name__}. Its weights are read several times in a call, and "
+                "as random variables would be drawn anew each time. Leave it out of "
+                "to_pyro_module_; a PyroModule may hold it as it is."
+            )
+
+    @property
+    def sign(self) -> int:
+        return 1
+
+    @abstractmethod
+    def check(self, x: Tensor, name: str) -> Tensor:
+        """Return ``x``, or raise if it has another shape, dtype or type.
+
+        ``name`` is ``"x"`` on the way forward, ``"y"`` on the way back.
+        """
+
+    @abstractmethod
+    def evaluate(self, x: Tensor) -> Evaluation:
+        """Evaluate the transform at ``x``, without the memory."""
+
+    @abstractmethod
+    def evaluate_inverse(self, y: Tensor) -> Evaluation:
+        """Evaluate the transform at the ``x`` of ``y``, without the memory."""
+
+    def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
+        """Evaluate the transform at a pair that no call has left."""
+        return self.evaluate(x)
+
+    def evaluation(self, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation:
+        """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
+        memory = None if is_compiling() else self._memory
+        if memory is not None and memory.is_of(self, x, y):
+            return memory.evaluation
+        if y is None:
+            x = self.check(x, "x")  # pyright: ignore[reportArgumentType]  (None raises)
+            evaluation = self.evaluate(x)
+            return self._remember(evaluation, evaluation.y)
+        y = self.check(y, "y")
+        if x is None:
+            evaluation = self.evaluate_inverse(y)
+            return self._remember(evaluation, evaluation.x)
+        return self.evaluate_pair(*_of_one_shape(self.check(x, "x"), y, self.domain.event_dim))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._call(x)
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        return self._inverse(y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A remembered evaluation holds an autograd graph, and a graph neither copies nor pickles.
+        forget_the_store(self)  # pyright: ignore[reportArgumentType]
+        return {**super().__getstate__(), "_memory": None}  # pyright: ignore[reportGeneralTypeIssues]
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)  # pyright: ignore[reportArgumentType]
+
+    def _remember(self, evaluation: Evaluation, made: Tensor) -> Evaluation:
+        """Keep an evaluation until a gradient has passed ``made``, a tensor of its own making."""
+        # A compiler sees that a second call repeats the first, and computes it once by itself.
+        if not self._cache_size or is_compiling():
+            return evaluation
+        by_value = not in_torch_func()
+        pair = evaluation.x, evaluation.y
+        fingerprint = Fingerprint.of(self, *pair, by_value=by_value)  # pyright: ignore[reportArgumentType]
+        memory = _Memory(evaluation, _modes(evaluation.x), fingerprint)
+        memory.end_after(made)
+        memory.watch_log_det()
+        self._memory = memory
+        return memory.evaluation
+
+
+def forget_the_store(module: nn.Module) -> None:
+    """Make the parameters of a module pickle after Pyro has trained them.
+
+    Pyro hangs a weak reference on each parameter, which does not pickle. Pyro sets it when needed.
+    """
+    for parameter in module.parameters():
+        vars(parameter).pop("unconstrained", None)
+
+
+def _of_one_shape(x: Tensor, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+    """Return both with the batch of both: a context may have widened the batch of one."""
+    if x.shape == y.shape:
+        return x, y
+    if x.shape[x.dim() - event_dim :] == y.shape[y.dim() - event_dim :]:
+        with suppress(RuntimeError):
+            return torch.broadcast_tensors(x, y)
+    raise ArgumentError(
+        f"Expected x and y of one shape; got {tuple(x.shape)} and {tuple(y.shape)}."
+    )
+
+
+def _modes(x: Tensor) -> tuple[bool, ...]:
+    """Return the modes that an evaluation depends on.
+
+    Inside a transform of torch.func values cannot be compared, and every call has its own tensors.
+    """
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(x.device.type),
+        in_torch_func(),
+    )
+
+
+@dataclass(eq=False)
+class _Memory:
+    """An evaluation, and the modes and fingerprint (transform and pair) that it rests on.
+
+    ``spent`` is True after a backward pass, which frees the graph.
+    """
+
+    evaluation: Evaluation
+    modes: tuple[bool, ...]
+    fingerprint: Fingerprint
+    spent: bool = False
+
+    def is_of(self, transform: Any, x: Tensor | None, y: Tensor | None) -> bool:
+        """Return True if the evaluation is that of ``x``, of ``y`` or of the pair, and holds."""
+        pair = self.evaluation.x, self.evaluation.y
+        if self.spent or (x is None and y is None):
+            return False
+        if (x is not None and x is not pair[0]) or (y is not None and y is not pair[1]):
+            return False
+        return _modes(pair[0]) == self.modes and self.fingerprint.holds(transform, *pair)
+
+    def end_after(self, made: Tensor) -> None:
+        """End the memory once a gradient reaches ``made``, a tensor of this call's own making."""
+        if made.grad_fn is None or in_torch_func():
+            return
+        # A weak reference, since the tensor would hold the memory that holds the tensor.
+        memory = weakref.ref(self)
+
+        def spend(grad: Tensor) -> None:
+            if (alive := memory()) is not None:
+                alive.spent = True
+
+        made.register_hook(spend)
+
+    def watch_log_det(self) -> None:
+        """End the memory also after a gradient has passed a log-determinant of the evaluation."""
+        compute, memory = self.evaluation.log_det, weakref.ref(self)
+
+        def log_det() -> Tensor:
+            value = compute()
+            if (alive := memory()) is not None:
+                alive.end_after(value)
+            return value
+
+        self.evaluation = replace(self.evaluation, log_det=log_det)

@@ -1,0 +1,6 @@
+"""An automatic guide of residual blocks, its start, and its gradients."""
+
+from .auto import AutoIResNet
+from .path_gradients import PathDistribution
+
+__all__ = ["AutoIResNet", "PathDistribution"]

@@ -1,0 +1,294 @@
+"""A guide that is one line: blocks inside a learned location and scale."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_feasible
+from pyro.params import param_with_module_name
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ...._modules import modules_of
+from ....blocks import Block
+from ....errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    LaplaceError,
+    check_positive,
+    check_positive_int,
+)
+from ....logdet import Exact
+from ....options import BlockKeywords, BlockOptions
+from ..affine import TriangularAffine
+from ..builders import iresnet_stack
+from ..stack import Stack
+from .laplace import Normal, laplace, laplace_or, plain
+from .log_joint import LogJoint
+from .path_gradients import PathDistribution
+
+STARTS = ("auto", "laplace", "plain")
+# Up to this number of coordinates a guide's log-determinant is exact in training too: for a few
+# particles exactness costs less than the noise of a draw.
+EXACT = 32
+
+
+class AutoIResNet(AutoNormalizingFlow):
+    r"""A Pyro guide of invertible blocks inside a learned location and triangular scale.
+
+    On the unconstrained scale of all continuous sites together it is
+
+    .. math:: z = m + C\,(f_n \circ \dots \circ f_1)(u), \qquad u \sim N(0, I),
+
+    where each :math:`f_i` is a block, and :math:`m, C` are a location and a lower-triangular scale.
+    Location and scale take care of the Gaussian part of the posterior, so that the blocks only
+    bend. The blocks start near the identity, so the guide starts near a normal distribution.
+
+    Change first: ``num_blocks``, then the steps and particles of SVI. Judge the fit with
+    :func:`pyro_iresnet.diagnostics.psis`. For :class:`~pyro.infer.reparam.NeuTraReparam` call
+    ``guide.eval()`` first.
+
+    Arguments:
+        model: a Pyro model whose latent sites are continuous.
+        num_blocks: the number of blocks.
+        hidden_dims: the widths of the hidden layers of each; default one of twice the number of
+            coordinates, at least 64 and at most 512.
+        init_loc_fn: gives the start of a site, one of Pyro's ``init_to_...``.
+        init: ``"plain"`` starts at the point of ``init_loc_fn`` with ``init_scale``; ``"laplace"``
+            from the Laplace approximation; ``"auto"`` from the start with the larger ELBO (and
+            plainly above 200 coordinates, or if the model subsamples its data).
+        init_scale: the standard deviation of the plain start, on the unconstrained scale.
+        path_gradients: True for a gradient of the ELBO without the part of the log-density that is
+            zero on average, as in :class:`PathDistribution`.
+        options: of each block, as in :func:`iresnet_stack`: ``block``, ``lipschitz``,
+            ``activation``, ``norm``, ``coordinates``, ``logdet``, ``solver``, ``options``.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+        LaplaceError: ``init="laplace"``, and the posterior has no usable mode.
+
+    References:
+        Invertible Residual Networks (Behrmann et al., 2019). Variational Inference with Normalizing
+        Flows (Rezende and Mohamed, 2015).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_iresnet import AutoIResNet
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x**2, 0.3))
+        >>> guide = AutoIResNet(model)
+        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+        >>> losses = [svi.step() for _ in range(3)]
+        >>> sorted(guide.median())
+        ['x', 'y']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_blocks: int = 8,
+        *,
+        hidden_dims: Sequence[int] | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
+        init: str = "auto",
+        init_scale: float = 1.0,
+        path_gradients: bool = True,
+        **options: Unpack[BlockKeywords],
+    ) -> None:
+        if not callable(model):
+            raise ArgumentTypeError(f"Expected model to be a callable; got {model!r}.")
+        if not callable(init_loc_fn):
+            raise ArgumentTypeError(
+                "Expected init_loc_fn to be a callable, such as init_to_median; "
+                f"got {init_loc_fn!r}."
+            )
+        if not isinstance(path_gradients, bool):
+            raise ArgumentTypeError(
+                f"Expected path_gradients to be True or False; got {path_gradients!r}."
+            )
+        if init not in STARTS:
+            raise ArgumentError(f"Expected init to be one of {', '.join(STARTS)}; got {init!r}.")
+        # AutoNormalizingFlow's own would fix init_loc_fn and register a parameter twice.
+        AutoContinuous.__init__(self, model, init_loc_fn=init_loc_fn)
+        self._users_model = (model,)
+        self.num_blocks = check_positive_int(num_blocks, "num_blocks")
+        self.options = BlockOptions.records(options, hidden_dims=hidden_dims)
+        # Wrong options raise here, and not at the first step of SVI.
+        self._blocks(2)
+        self.init, self.init_scale = init, check_positive(init_scale, "init_scale")
+        self.path_gradients = path_gradients
+        self.num_draws = 10_000
+        self.transform: Stack | None = None
+
+    def get_base_dist(self) -> Any:
+        """Return a standard normal distribution over all coordinates."""
+        like = self._outer().shift
+        normal: Any = dist.Normal(like.new_zeros(1), like.new_ones(1))
+        return normal.expand([self.latent_dim]).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Stack:
+        """Return the flow from the base distribution to the unconstrained scale, as NeuTra takes it.
+
+        Raises :class:`ArgumentError` in train mode with a log-determinant that is drawn anew in
+        each call, which no HMC could follow.
+        """
+        stack = self._stack()
+        for block in (m for m in modules_of(stack) if isinstance(m, Block)):
+            logdet = block.estimator(self.latent_dim)
+            if logdet.stochastic:
+                raise ArgumentError(
+                    "Expected the guide in eval mode; in train mode its log-determinant is drawn "
+                    f"by {type(logdet).__name__}, so that the density of one point differs from "
+                    "call to call, which HMC, NUTS and NeuTra cannot follow. Call guide.eval() "
+                    "first, or make it with logdet=Exact()."
+                )
+        return stack
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
+        """Return the distribution over the unconstrained scale."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        kind = PathDistribution if self.path_gradients else dist.TransformedDistribution
+        base = self.get_base_dist()
+        # By its name, once: here Pyro learns of the parameters.
+        return kind(base, [self.transform])
+
+    def median(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return the median of each coordinate of each site, from ``num_draws`` draws.
+
+        Each median is that of a marginal distribution. Together the medians need not be a likely
+        point, nor lie in a support that ties coordinates to each other, such as a simplex.
+        """
+        return {name: q[0] for name, q in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return quantiles of each coordinate, by site, shape ``(len(quantiles), *site)``.
+
+        ``num_draws`` draws give the quantiles; ``args`` and ``kwargs`` are those of the model. A
+        quantile outside [0, 1] raises :class:`ArgumentError`.
+        """
+        if not isinstance(quantiles, Tensor | Sequence) or isinstance(quantiles, str):
+            raise ArgumentTypeError(
+                "Expected quantiles to be a list or a tensor such as [0.05, 0.95]; "
+                f"got {quantiles!r}."
+            )
+        latent = self.get_posterior(*args, **kwargs).sample((self.num_draws,))
+        levels = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
+        if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
+            raise ArgumentError(f"Expected quantiles to be numbers in [0, 1]; got {quantiles!r}.")
+        found, begin = {}, 0
+        trace: Any = self.prototype_trace
+        for name, site in trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            part = latent[:, begin : begin + shape.numel()].reshape(-1, *shape)
+            begin += shape.numel()
+            value = biject_to(site["fn"].support)(part)
+            columns = value.reshape(len(value), -1)
+            # In parts, since torch takes no more than 16 million numbers at once.
+            parts = [torch.quantile(c, levels, dim=0) for c in columns.split(1000, dim=1)]
+            found[name] = torch.cat(parts, dim=1).reshape(-1, *value.shape[1:])
+        return found
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        loc = self._init_loc()
+        stack = Stack([*self._blocks(self.latent_dim), TriangularAffine(len(loc))])
+        if not bool(loc.isfinite().all()):
+            raise ArgumentError(
+                "Expected init_loc_fn to give finite values inside the support of each site; on "
+                f"the unconstrained scale it gave {loc.tolist()}."
+            )
+        self.transform = stack.to(device=loc.device, dtype=loc.dtype).train(self.training)
+        start = self._start(loc, args, kwargs)
+        self._outer().start_at(start.loc, start.scale_tril)
+        self._take_from_the_store()
+
+    @torch.no_grad()
+    def _take_from_the_store(self) -> None:
+        """Begin with the values that Pyro's store holds under these names, as after its ``load``.
+
+        The store then forgets the values, and learns of the parameters themselves at the first
+        step; else it would train its own tensors and leave the guide's as they are.
+        """
+        store, prefix = pyro.get_param_store(), f"{self._pyro_name}.transform"
+        for name, parameter in self._stack().named_parameters():
+            full = param_with_module_name(prefix, name)
+            if full not in store or pyro.settings.get("module_local_params"):
+                continue
+            value = store[full]
+            if value.shape != parameter.shape:
+                raise ArgumentError(
+                    f"Expected {full!r} in Pyro's parameter store of shape "
+                    f"{tuple(parameter.shape)}; got {tuple(value.shape)}, of another guide. Call "
+                    "pyro.clear_param_store() first, or give the guides names of their own."
+                )
+            parameter.copy_(value)
+            del store[full]
+
+    def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Normal:
+        fallback = plain(loc, self.init_scale)
+        if self.init == "plain":
+            return fallback
+        # In a list of guides the model hides, from each guide, the sites that the others know.
+        log_joint = LogJoint(self, self._users_model[0], args, kwargs)
+        if self.master is not None or not log_joint.is_deterministic(loc):
+            if self.init == "auto":
+                return fallback
+            raise LaplaceError(
+                "The log-density differs from call to call, or is that of a part of a model: "
+                "something is subsampled, hidden or drawn that the guide does not know. Use "
+                "init='plain'."
+            )
+        return (
+            laplace(log_joint, loc) if self.init == "laplace" else laplace_or(log_joint, fallback)
+        )
+
+    def _blocks(self, dim: int) -> list[Any]:
+        """Make the blocks for a number of coordinates."""
+        records = []
+        for options in self.options:
+            if options.hidden_dims is None:
+                options = replace(options, hidden_dims=[min(max(64, 2 * dim), 512)])
+            if options.logdet is None and dim <= EXACT:
+                options = replace(options, logdet=Exact())
+            records.append(options)
+        return list(iresnet_stack(dim, self.num_blocks, between=None, options=records).parts)
+
+    def _stack(self) -> Stack:
+        # Not by its name: with each access Pyro registers every parameter anew.
+        stack = self._modules.get("transform")
+        if not isinstance(stack, Stack):
+            raise ArgumentError(
+                "Expected a guide that has seen its model; call guide(*args), with the arguments "
+                "of the model, or take a step of SVI first."
+            )
+        return stack
+
+    def _outer(self) -> TriangularAffine:
+        [*_, outer] = self._stack().parts
+        return outer  # pyright: ignore[reportReturnType]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own drops the model from the guide that is copied, too.
+        model, master = self._model, self.master
+        state = dict(super().__getstate__())
+        self._model, self.master = model, master
+        return {**state, "_users_model": (None,)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoIResNet":
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        vars(other).update(_model=self._model, _users_model=self._users_model)
+        return other

@@ -1,0 +1,214 @@
+"""Anderson acceleration of the fixed-point iteration."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import check_instance, check_positive_int
+from .base import Point, Problem, Solver, Step
+from .preconditioner import Affine, AffinePreconditioner
+
+
+@dataclass(frozen=True)
+class Anderson(Solver):
+    r"""Anderson acceleration: a step from the best combination of the last iterates.
+
+    With :math:`r = A^{-1} (x + g(x) - y)` and the differences :math:`\Delta x_i, \Delta r_i` of the
+    last ``history`` steps,
+
+    .. math:: x' = x - r - \sum_i \gamma_i\,(\Delta x_i - \Delta r_i), \qquad
+              \gamma = \arg\min \big\lVert r - \textstyle\sum_i \gamma_i \Delta r_i \big\rVert
+
+    for each sample by itself. The preconditioner gives the matrix A; without a preconditioner, A is
+    the identity. For an affine ``g`` this is GMRES, which ends after at most D steps. A step takes
+    one evaluation of ``g``. If a step does not bring the residual down enough, a fixed-point step
+    from the same point replaces it, so Anderson acceleration converges for every contraction.
+
+    Arguments:
+        history: the number of differences to combine, at least 1; never more than coordinates.
+        preconditioner: an affine map near the block, which also gives the start; None for none.
+        rtol, atol, max_steps: as in :class:`FixedPoint`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as :class:`FixedPoint`; ``history`` is below 1;
+            ``preconditioner`` is neither an :class:`AffinePreconditioner` nor None.
+
+    References:
+        Iterative Procedures for Nonlinear Integral Equations (Anderson, 1965); Anderson
+        Acceleration for Fixed-Point Iterations (Walker and Ni, 2011).
+
+    Example:
+        >>> from pyro_iresnet import Anderson, iresnet
+        >>> transform = iresnet(64, solver=Anderson(history=3))
+    """
+
+    history: int = 5
+    preconditioner: AffinePreconditioner | None = AffinePreconditioner()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_int(self.history, "history")
+        if self.preconditioner is not None:
+            example = "AffinePreconditioner()"
+            check_instance(self.preconditioner, AffinePreconditioner, "preconditioner", example)
+
+    def init(self, problem: Problem, x0: Tensor | None) -> tuple[Tensor, "_State"]:
+        affine = None if self.preconditioner is None else self.preconditioner.fit(problem)
+        x = x0
+        if x is None:
+            x = problem.y if affine is None else affine.start(problem.y)
+        return x, _State(affine, None, _History.empty(x, self.history))
+
+    def step(self, problem: Problem, point: Point, state: "_State") -> Step:
+        r = state.mixed(point.residual) if state.r is None else state.r
+        history = state.history
+        if not history.changes:
+            return Step(point.x - r, _State(state.affine, r, history))
+        shift, history = history.best_shift(r)
+        return Step(point.x - shift.add_(r), _State(state.affine, r, history))
+
+    def learn(self, state: "_State", point: Point, tried: Point, accepted: Tensor) -> "_State":
+        before, r = state.r, state.mixed(tried.residual)
+        if before is None:
+            raise TypeError("Anderson learns from a point after a step from there.")
+        history = state.history.extended(r - before, tried.x - point.x, accepted)
+        if not bool(accepted.all()):
+            r = torch.where(accepted[:, None], r, before)
+        return _State(state.affine, r, history)
+
+
+@dataclass(frozen=True)
+class _State:
+    """The state between two steps.
+
+    Arguments:
+        affine: the preconditioner's map, or None for the identity.
+        r: the preconditioned residual at the present point, shape ``(n, D)``; None if unknown.
+        history: the last differences.
+    """
+
+    affine: Affine | None
+    r: Tensor | None
+    history: "_History"
+
+    def mixed(self, residual: Tensor) -> Tensor:
+        """The preconditioned residual."""
+        return residual if self.affine is None else self.affine.precondition(residual)
+
+    def select(self, index: Tensor) -> "_State":
+        r = None if self.r is None else self.r.index_select(0, index)
+        return _State(self.affine, r, self.history.select(index))
+
+
+@dataclass(frozen=True)
+class _History:
+    r"""The last differences, each scaled to a change of the residual of norm 1.
+
+    Arguments:
+        slots: the number of differences to keep.
+        changes: :math:`\Delta r`, each of shape ``(n, D)``; 0 where a step was refused.
+        shifts: :math:`\Delta x - \Delta r`, likewise.
+        gram: the inner products of the changes, shape ``(slots, slots, n)``; the next residual
+            fills in the row of the last change.
+        along: the inner products of the changes and the last residual, shape ``(slots, n)``.
+        scale: the factor of the last change, shape ``(n,)``.
+        count: the number of differences so far; a new difference replaces the oldest one.
+    """
+
+    slots: int
+    changes: tuple[Tensor, ...]
+    shifts: tuple[Tensor, ...]
+    gram: Tensor
+    along: Tensor
+    scale: Tensor
+    count: int
+
+    @classmethod
+    def empty(cls, x: Tensor, history: int) -> "_History":
+        n, size = x.shape
+        slots = min(history, size)
+        # A little damping, since changes may be nearly parallel.
+        damped = 1 + 64 * torch.finfo(x.dtype).eps
+        gram = damped * torch.eye(slots, dtype=x.dtype, device=x.device)
+        return cls(
+            slots=slots,
+            changes=(),
+            shifts=(),
+            gram=gram[..., None].repeat(1, 1, n),
+            along=x.new_zeros(slots, n),
+            scale=x.new_zeros(n),
+            count=0,
+        )
+
+    def best_shift(self, residual: Tensor) -> tuple[Tensor, "_History"]:
+        """The shift to subtract from the fixed-point step, and the history after this residual."""
+        used, last = len(self.changes), (self.count - 1) % self.slots
+        along = torch.stack([(change * residual).sum(1) for change in self.changes])
+        # The last change is this residual minus the one before, scaled. So its inner products with
+        # the other changes are the differences of ``along``, with the same scale.
+        gram = self.gram.clone()
+        with_last = (along - self.along[:used]) * self.scale
+        with_last[last] = gram[last, last]
+        gram[last, :used] = gram[:used, last] = with_last
+        shift = torch.zeros_like(residual)
+        weights = _solve(gram[:used, :used].clone(), along.clone())
+        for weight, direction in zip(weights, self.shifts, strict=True):
+            shift.addcmul_(weight[:, None], direction)
+        along = nn.functional.pad(along, (0, 0, 0, self.slots - used))
+        return shift, replace(self, gram=gram, along=along)
+
+    def extended(self, change: Tensor, move: Tensor, accepted: Tensor) -> "_History":
+        """The history with one more difference, for the samples that accepted the step."""
+        size = torch.linalg.vector_norm(change, dim=1)
+        usable = accepted & (size > 0)
+        scale = torch.where(usable, 1 / size, 0.0)
+        change = change * scale[:, None]
+        shift = move * scale[:, None] - change
+        if not bool(usable.all()):
+            # A refused step may not be finite.
+            change, shift = (v.masked_fill(~usable[:, None], 0.0) for v in (change, shift))
+        slot = self.count % self.slots
+        return replace(
+            self,
+            changes=(*self.changes[:slot], change, *self.changes[slot + 1 :]),
+            shifts=(*self.shifts[:slot], shift, *self.shifts[slot + 1 :]),
+            scale=scale,
+            count=self.count + 1,
+        )
+
+    def select(self, index: Tensor) -> "_History":
+        return replace(
+            self,
+            changes=tuple([v.index_select(0, index) for v in self.changes]),
+            shifts=tuple([v.index_select(0, index) for v in self.shifts]),
+            gram=self.gram.index_select(2, index),
+            along=self.along.index_select(1, index),
+            scale=self.scale.index_select(0, index),
+        )
+
+
+def _solve(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Solve ``a x = b`` by elimination for many small positive definite matrices; overwrites both.
+
+    LAPACK takes the matrices one by one, which is slower for sides of 1 to 5.
+
+    Arguments:
+        a: shape ``(side, side, n)``.
+        b: shape ``(side, n)``.
+
+    Returns:
+        the rows of x, each of shape ``(n,)``.
+    """
+    side = len(b)
+    for i in range(side - 1):
+        factors = a[i + 1 :, i] / a[i, i]
+        a[i + 1 :, i + 1 :] -= factors[:, None] * a[i, i + 1 :]
+        b[i + 1 :] -= factors * b[i]
+    x: list[Tensor] = []
+    for i in reversed(range(side)):
+        known = b[i]
+        for j, value in enumerate(x, start=i + 1):
+            known = torch.addcmul(known, a[i, j], value, value=-1)
+        x.insert(0, known / a[i, i])
+    return x

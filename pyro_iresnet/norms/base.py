@@ -1,0 +1,304 @@
+r"""Spectral norms of weights, and weights scaled until their norm meets a bound.
+
+The Lipschitz constant of a layer is the spectral norm of its weight, ``Lip(W x + b) = ||W||_2``
+(Behrmann et al. 2019, Eq. 3). Each strategy is a pure function of the weight. Gradients pass
+through the norm too: a flow trained with the norm held fixed loses most of its fit. A weight is a
+matrix, or the kernel of a convolution.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, check_instance, check_positive
+from .convolution import over_symbol, spectral_norm
+
+# Dtypes too coarse to resolve a norm.
+COARSE = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class NormalizedWeight:
+    """A weight scaled to its bound, as the network uses it.
+
+    Arguments:
+        weight: a matrix, or the kernel of a convolution, shape ``(out, in, height, width)``.
+        strategy: takes the norm of the weight.
+        known: a proven upper bound of the norm, if scaling the weight gave one.
+    """
+
+    weight: Tensor
+    strategy: "Norm"
+    known: Tensor | None = None
+
+    def norm(self) -> Tensor:
+        """A proven upper bound of the weight's norm, a scalar without gradient."""
+        if self.known is not None:
+            return self.known
+        with torch.no_grad():
+            return self._take(self.strategy.proven)
+
+    @torch.no_grad()
+    def exact(self) -> Tensor:
+        """The largest singular value of a matrix; for a kernel, the tightest proven bound known."""
+        return self._take(spectral_norm)
+
+    def _take(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        weight = self.weight
+        if weight.dtype in COARSE:
+            weight = weight.float()
+        return norm(weight) if weight.dim() == 2 else over_symbol(weight, norm)
+
+
+@dataclass(frozen=True)
+class Norm(ABC):
+    """Base class of strategies that take ``||W||_2`` and keep it at a bound.
+
+    To write one, define :meth:`__call__` for a batch of matrices. If the result is no upper bound
+    of the spectral norm, set ``certified`` to False and define :meth:`proven` too. The norm of a
+    convolution follows from the matrices of its Fourier symbol.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: :meth:`constrain` got a weight of fewer than two
+            dimensions, or a bound that is no number above 0.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.norms import Norm
+        >>> @dataclass(frozen=True)
+        ... class OneAndInfinity(Norm):
+        ...     def __call__(self, weight):
+        ...         sizes = weight.abs()
+        ...         return (sizes.sum(-1).amax(-1) * sizes.sum(-2).amax(-1)).sqrt()
+        >>> g = DenseContraction(2, lipschitz=0.9, norm=OneAndInfinity())
+        >>> g.lipschitz_bound().item() <= 0.9 + 1e-6
+        True
+    """
+
+    @property
+    def certified(self) -> bool:
+        """True if :meth:`__call__` is a proven upper bound of the spectral norm."""
+        return True
+
+    @abstractmethod
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The norm by which weights are scaled, differentiable.
+
+        A matrix and its transpose must have the same norm, since matrices of one shape up to
+        transposition are taken together.
+
+        Arguments:
+            weight: shape ``(*batch, rows, columns)``, real or complex.
+
+        Returns:
+            shape ``(*batch,)``, real.
+        """
+
+    def proven(self, weight: Tensor) -> Tensor:
+        """A proven upper bound of ``||weight||_2``; shapes as in :meth:`__call__`."""
+        return self(weight)
+
+    def constrain(self, weight: Tensor, bound: float | Tensor) -> Tensor:
+        r"""``weight`` if its norm is at most ``bound``, else ``weight`` scaled to ``bound``.
+
+        .. math:: W \min(1, c / \lVert W \rVert)
+
+        (Behrmann et al. 2019, Eq. 3.) This "soft" scaling leaves smaller weights alone;
+        :class:`Hard` scales every weight.
+
+        Arguments:
+            weight: matrices, shape ``(*batch, rows, columns)``; for kernels call
+                :meth:`constrain_all`.
+            bound: above 0, a number or a tensor of shape ``(*batch,)``.
+        """
+        if weight.dim() < 2:
+            raise ArgumentError(
+                f"Expected weight of shape (*batch, rows, columns); got {tuple(weight.shape)}."
+            )
+        if not isinstance(bound, Tensor):
+            check_positive(bound, "bound")
+        batch = weight.shape[:-2]
+        bounds = torch.as_tensor(bound, dtype=weight.dtype, device=weight.device).expand(batch)
+        many = weight.reshape(-1, *weight.shape[-2:])
+        turned = wide(many)
+        constrain = self._coarse if turned.dtype in COARSE else self.apply
+        acting = constrain(turned, bounds.reshape(-1), None)[0]
+        return (acting if turned.shape == many.shape else acting.mT).reshape(weight.shape)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        """The norm of each weight, or of each row of each weight, which must meet the bound.
+
+        Arguments:
+            weights: matrices, shape ``(n, rows, columns)``, or kernels, shape
+                ``(n, rows, columns, height, width)``; no more rows than columns.
+
+        Returns:
+            shape ``(n,)`` or ``(n, rows)``. Weights whose sizes are at most c have norm at most c.
+        """
+        return self(weights) if weights.dim() == 3 else over_symbol(weights, self)
+
+    def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
+        """The factors that bring weights of these sizes to the bound."""
+        # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
+        return bound / torch.maximum(sizes, bound)
+
+    def _coarse(
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Apply in float32, for a dtype too coarse for a norm; rounded weights prove nothing."""
+        scales = None if scales is None else scales.float()
+        return self.apply(weights.float(), bounds.float(), scales)[0].to(weights), None
+
+    def apply(
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Bring weights to their bounds.
+
+        Override this method if one factor for each weight or each row is not enough.
+
+        Arguments:
+            weights: as in :meth:`sizes`.
+            bounds: bounds of the norms, shape ``(n,)``.
+            scales: factors of the constrained weights, shape ``(n,)``; None for 1.
+
+        Returns:
+            the scaled weights, and proven bounds of their norms, shape ``(n,)``, or None.
+        """
+        # A norm has no second derivative at 0, where a last layer may start: take the norm of
+        # ones there, and drop the result.
+        zero = (weights == 0).flatten(1).all(1)
+        sizes = self.sizes(torch.where(_spread(zero, weights), 1.0, weights))
+        factors = self.factor(sizes, _spread(bounds, sizes))
+        if scales is not None:
+            factors = factors * _spread(scales, sizes)
+        factors = torch.where(_spread(zero, sizes), _one_or(scales, sizes), factors)
+        acting = weights * _spread(factors, weights)
+        if not self.certified:
+            return acting, None
+        known = (sizes.detach() * factors.detach().abs()).flatten(1 if sizes.dim() > 1 else 0)
+        known = known.amax(1) if sizes.dim() > 1 else known
+        return acting, torch.where(zero, 0.0, known)
+
+    def constrain_all(
+        self,
+        weights: Sequence[Tensor],
+        bounds: Sequence[float],
+        scales: Sequence[Tensor | None] | None = None,
+    ) -> list[NormalizedWeight]:
+        """Bring many weights to their bounds, all weights of one shape or its transpose at once.
+
+        Arguments:
+            weights: matrices and kernels of any shapes.
+            bounds: one bound for each weight.
+            scales: a scalar factor for each constrained weight; None for 1.
+        """
+        groups: dict[tuple[object, ...], tuple[list[int], list[Tensor], list[float]]] = {}
+        for i, w in enumerate(weights):
+            if w.shape[2:] == (1, 1):
+                # A 1 x 1 convolution is the matrix of its kernel.
+                w = w[:, :, 0, 0]
+            if w.shape[0] > w.shape[1]:
+                w = w.transpose(0, 1)
+            members, turned, each = groups.setdefault((w.shape, w.dtype, w.device), ([], [], []))
+            members.append(i)
+            turned.append(w)
+            each.append(bounds[i])
+        normalized: dict[int, NormalizedWeight] = {}
+        for members, turned, each in groups.values():
+            many = torch.stack(turned)
+            factors = None if scales is None else _gather(scales, members, many)
+            constrain = self._coarse if many.dtype in COARSE else self.apply
+            scaled, norms = constrain(many, many.new_tensor(each), factors)
+            known = [None] * len(members) if norms is None else norms.unbind()
+            for i, w, norm in zip(members, scaled.unbind(), known, strict=True):
+                shape = weights[i].shape
+                back = w.transpose(0, 1) if shape[0] > shape[1] else w
+                normalized[i] = NormalizedWeight(back.reshape(shape), self, norm)
+        return list(map(normalized.__getitem__, range(len(weights))))
+
+
+@dataclass(frozen=True)
+class Hard(Norm):
+    r"""Weights scaled to the bound, whatever their norm: :math:`W\, c / \lVert W \rVert`.
+
+    Only the direction of a weight is learned, and every layer spends its whole budget. A weight of
+    exactly 0 stays 0. The other strategies scale "softly": they leave a weight below the bound
+    alone (Behrmann et al. 2019, Eq. 3).
+
+    Arguments:
+        norm: the strategy that takes the norm.
+
+    Raises:
+        ArgumentTypeError: ``norm`` is no :class:`Norm`.
+        ArgumentError: ``norm`` does not scale a weight by a factor.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.norms import Hard, SingularValue
+        >>> weight = torch.diag(torch.tensor([0.2, 0.1]))
+        >>> Hard(SingularValue()).constrain(weight, 1.0).diag()
+        tensor([1.0000, 0.5000])
+        >>> SingularValue().constrain(weight, 1.0).diag()
+        tensor([0.2000, 0.1000])
+    """
+
+    norm: Norm
+
+    def __post_init__(self) -> None:
+        check_instance(self.norm, Norm, "norm", "Gram()")
+        if type(self.norm).apply is not Norm.apply:
+            raise ArgumentError(
+                f"Expected norm to scale a weight by a factor, as Gram() does; got {self.norm}, "
+                "which brings every direction to the bound by itself. Use it alone."
+            )
+
+    @property
+    def certified(self) -> bool:
+        return self.norm.certified
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return self.norm(weight)
+
+    def proven(self, weight: Tensor) -> Tensor:
+        return self.norm.proven(weight)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        return self.norm.sizes(weights)
+
+    def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
+        # A weight of size 0 has no direction.
+        return torch.where(sizes == 0, 1.0, bound / torch.where(sizes == 0, 1.0, sizes))
+
+
+def _gather(scales: Sequence[Tensor | None], members: Sequence[int], like: Tensor) -> Tensor | None:
+    """Return the scales of some weights, 1 for None; None if all are None."""
+    known, one = False, None
+    gathered: list[Tensor] = []
+    for i in members:
+        scale = scales[i]
+        if scale is None:
+            scale = one = like.new_ones(()) if one is None else one
+        else:
+            known = True
+        gathered.append(scale)
+    return torch.stack(gathered) if known else None
+
+
+def _one_or(scales: Tensor | None, sizes: Tensor) -> Tensor:
+    return sizes.new_ones(()) if scales is None else _spread(scales, sizes)
+
+
+def _spread(a: Tensor, like: Tensor) -> Tensor:
+    """``a`` with dimensions of size 1 at its end, until it has as many as ``like``."""
+    return a.reshape(*a.shape, *(1,) * (like.dim() - a.dim()))
+
+
+def wide(weight: Tensor) -> Tensor:
+    """The matrix or its transpose, whichever has no more rows than columns."""
+    # Products of the wide orientation have long rows, and run up to twice as fast.
+    return weight.mT if weight.shape[-2] > weight.shape[-1] else weight

@@ -1,0 +1,112 @@
+"""The spectral norm by repeated squarings of the Gram matrix."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._torch import in_forward_mode, is_tracing
+from ..errors import check_positive_int
+from .base import Norm, wide
+
+
+@dataclass(frozen=True)
+class Gram(Norm):
+    r"""A smooth, certified bound from repeated squarings of the Gram matrix.
+
+    .. math:: S(W) = \lVert Q W \rVert_F^{2/p} \ge \lVert W \rVert_2,
+              \qquad Q = (W W^\top)^{2^k}, \quad p = 2^{k+2} + 2
+
+    S is the Schatten norm of order ``p``. It is loose by at most the factor :math:`n^{1/p}` for
+    ``n`` the smaller side of W (1.6% at n = 64, k = 6). It takes matrix products only, and one
+    product more for its gradient in closed form, :math:`\nabla S = Q\, (Q W) / S^{p-1}`.
+
+    Arguments:
+        squarings: ``k``, at least 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``squarings`` is no integer of at least 1.
+
+    References:
+        The rescaled Gram iteration: Efficient Bound of Lipschitz Constant for Convolutional Layers
+        by Gram Iteration (Delattre et al., 2023).
+
+    Example:
+        >>> import torch
+        >>> round(Gram(squarings=6)(torch.diag(torch.tensor([3.0, 1.0]))).item(), 4)
+        3.0
+    """
+
+    squarings: int = 6
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.squarings, "squarings")
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        if is_tracing() or in_forward_mode():
+            # A tracer cannot record an autograd function written in Python, and an autograd
+            # function with a forward-mode rule does not compile: both need the plain operations.
+            return _gram(weight, self.squarings)[0]
+        return _GramNorm.apply(weight, self.squarings)[0]
+
+
+# Squarings between two rescalings: a matrix of norm 1 and side n falls to n^-4 at worst, and
+# float32 holds n^-4 for sides of some thousands.
+RESCALE_EVERY = 3
+
+
+def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
+    """``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
+    tiny = torch.finfo(weight.dtype).tiny
+    w = wide(weight)
+    # Scaled by the largest entry: the squares in a norm under- or overflow where entries do not.
+    scale = w.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+    unit = w / scale
+    power = unit @ unit.mH
+    order = 2 ** (squarings + 2) + 2
+    log_norm = torch.zeros_like(scale)
+    for done in range(squarings + 1):
+        if done % RESCALE_EVERY == 0 or done == squarings:
+            size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
+            # Every later squaring squares this factor once more.
+            log_norm = log_norm + size.log() * (2.0 ** (squarings - done + 1) / order)
+            power = power / size
+        if done < squarings:
+            power = power @ power
+    product = power @ unit
+    size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True).clamp(min=tiny)
+    root = torch.exp(log_norm + size.log() * (2.0 / order))
+    direction = power @ product
+    # <W, dS/dW> = S for a norm (Euler): this gives the factor that the rescalings dropped.
+    euler = (unit.conj() * direction).real.sum((-2, -1), keepdim=True).clamp(min=tiny)
+    direction = direction * (root / euler)
+    if weight.shape[-2] > weight.shape[-1]:
+        direction = direction.mT
+    return (scale * root)[..., 0, 0], direction
+
+
+class _GramNorm(Function):
+    """The pair ``(S(W), dS/dW)``; its second entry serves the backward pass only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
+        size, direction = _gram(weight, squarings)
+        return size, direction
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        weight, squarings = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(weight, output[1])
+        ctx.squarings = squarings
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        weight, direction = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # A second derivative is under way: the direction must be a function of W again.
+            direction = _gram(weight, ctx.squarings)[1]
+        return grad_outputs[0][..., None, None] * direction, None

@@ -1,0 +1,39 @@
+"""Linear maps as objects, the linearization of a contraction, and solves with ``I + J``."""
+
+from .auto import auto_linear_solve
+from .composite import Append, Chain, Negated, Sum
+from .contraction_map import ContractionMap, NegatedMap
+from .convolution import Convolution, convolve
+from .elementary import Dense, Diagonal, Permutation
+from .krylov import KrylovSolve, NeumannSolve
+from .linear_map import LinearMap
+from .linearization import Linearization, linearize_by_autograd
+from .packing import unpack
+from .solve import DENSE, DenseSolve, LinearSolve, Solved, default_rtol, floor
+
+__all__ = [
+    "DENSE",
+    "Append",
+    "Chain",
+    "ContractionMap",
+    "Convolution",
+    "Dense",
+    "DenseSolve",
+    "Diagonal",
+    "KrylovSolve",
+    "LinearMap",
+    "LinearSolve",
+    "Linearization",
+    "Negated",
+    "NegatedMap",
+    "NeumannSolve",
+    "Permutation",
+    "Solved",
+    "Sum",
+    "auto_linear_solve",
+    "convolve",
+    "default_rtol",
+    "floor",
+    "linearize_by_autograd",
+    "unpack",
+]

@@ -1,0 +1,317 @@
+"""Maps made of maps: products, sums, and maps that append to their argument."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .convolution import Convolution, trace_through
+from .elementary import Dense, Diagonal
+from .linear_map import LinearMap
+
+
+@dataclass(frozen=True)
+class Chain(LinearMap):
+    """The product ``A_n ... A_2 A_1`` of maps, given in the order they act: ``(A_1, ..., A_n)``."""
+
+    maps: tuple[LinearMap, ...]
+
+    def mv(self, v: Tensor) -> Tensor:
+        for a in self.maps:
+            v = a.mv(v)
+        return v
+
+    def vm(self, v: Tensor) -> Tensor:
+        for a in reversed(self.maps):
+            v = a.vm(v)
+        return v
+
+    def select(self, index: Tensor) -> "Chain":
+        return Chain(tuple(a.select(index) for a in self.maps))
+
+    def trace(self, weight: Tensor | None = None) -> Tensor | None:
+        r"""The exact trace of a network with at most two hidden layers, else None.
+
+        Known for perceptrons, for networks whose layers keep their input (:class:`Append`), and
+        for convolutions. A trace is cyclic, so
+        :math:`\mathrm{tr}(W_2 S W_1) = s^\top \mathrm{diag}(W_1 W_2)` and
+        :math:`\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1`:
+        one product of the size of a hidden layer for each sample.
+        """
+        match self.maps:
+            case (Dense() | Diagonal() as only,):
+                return only.trace(weight)
+            case (Dense(w1), Diagonal(s)) if s.shape[-1] == w1.shape[1]:
+                w1 = w1 if weight is None else w1 @ weight
+                return s @ w1.diagonal()
+            case (Dense(w1), Diagonal(s), Dense(w2)):
+                w1 = w1 if weight is None else w1 @ weight
+                return s @ (w1 * w2.T).sum(1)
+            case (Dense(w1), Diagonal(s1), Dense(w2), Diagonal(s2), Dense(w3)):
+                w1 = w1 if weight is None else w1 @ weight
+                return ((s2 @ (w2 * (w1 @ w3).T)) * s1).sum(-1)
+            case (Convolution() as a, Diagonal(s), Convolution() as b) if weight is None:
+                return trace_through(a, None, b).trace(s, None)
+            case (
+                Convolution() as a,
+                Diagonal(s1),
+                Convolution(w2),
+                Diagonal(s2),
+                Convolution() as b,
+            ) if weight is None and w2.shape[2:] == (1, 1):
+                return trace_through(a, w2[:, :, 0, 0], b).trace(s1, s2)
+            case (Append() as first, Dense(w2)):
+                return first.trace_with(w2, weight)
+            case (Append() as first, Append() as second, Dense(w3)):
+                return second.trace_after(first, w3, weight)
+            case _:
+                return None
+
+    def mean(self) -> Tensor | None:
+        product: Tensor | None = None
+        for a in self.maps:
+            if isinstance(a, Diagonal) and a.event_dim == 1 and product is not None:
+                product = a.mean_entries()[:, None] * product
+                continue
+            factor = a.weight if isinstance(a, Dense) else a.mean()
+            if factor is None:
+                return None
+            product = factor if product is None else factor @ product
+        return product
+
+    def halfway(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        # From both ends to the middle: if the end vectors need no gradient, a backward pass never
+        # runs through the first and the last map.
+        middle = len(self.maps) // 2
+        return Chain(self.maps[middle:]).vm(left), Chain(self.maps[:middle]).mv(right)
+
+    def narrowed(self) -> LinearMap:
+        widths = self.widths()
+        if not widths or min(widths) == widths[0]:
+            return self
+        cut = widths.index(min(widths))
+        turned = [*self.maps[cut:], *self.maps[:cut]]
+        joint = len(self.maps) - cut
+        last, first = turned[joint - 1], turned[joint]
+        if isinstance(last, Dense) and isinstance(first, Dense):
+            # Two dense maps that meet are one matrix for all samples.
+            turned[joint - 1 : joint + 1] = [Dense(first.weight @ last.weight)]
+        return Chain(tuple(turned))
+
+    def packed(self) -> tuple[list[str], list[Tensor]] | None:
+        kinds: list[str] = []
+        tensors: list[Tensor] = []
+        for a in self.maps:
+            part = a.packed()
+            if part is None:
+                return None
+            kinds += part[0]
+            tensors += part[1]
+        return kinds, tensors
+
+    def cost(self) -> int | None:
+        return _cost(self.maps)
+
+    def widths(self) -> tuple[int, ...]:
+        widths: list[int] = []
+        for a in self.maps:
+            # The two frequent kinds without a call.
+            if isinstance(a, Dense):
+                of_map = a.weight.shape[1], a.weight.shape[0]
+            elif isinstance(a, Diagonal) and a.event_dim == 1:
+                of_map = a.diagonal.shape[-1:]
+            else:
+                of_map = a.widths()
+            if not of_map:
+                return ()
+            widths += of_map[-1:] if widths else (of_map[0], of_map[-1])
+        return tuple(widths)
+
+    @property
+    def transpose_is_cheaper(self) -> bool:
+        # The factor applied first meets the identity, so its product is the same for all samples.
+        # Every other dense factor costs a product for each sample. So start from the larger end.
+        first, last = self.maps[0], self.maps[-1]
+        size = last.weight.numel() if isinstance(last, Dense) else 0
+        return size >= (first.weight.numel() if isinstance(first, Dense) else 0)
+
+    def __iter__(self) -> Iterator[LinearMap]:
+        return iter(self.maps)
+
+
+@dataclass(frozen=True)
+class Append(LinearMap):
+    r"""The argument followed by its image: :math:`v \mapsto (v, A v)`.
+
+    Arguments:
+        inner: ``A``, a map of vectors.
+        kept: the number of coordinates of ``v``.
+    """
+
+    inner: Chain
+    kept: int
+
+    def mv(self, v: Tensor) -> Tensor:
+        appended = self.inner.mv(v)
+        return torch.cat([v.expand(*appended.shape[:-1], v.shape[-1]), appended], -1)
+
+    def vm(self, v: Tensor) -> Tensor:
+        return v[..., : self.kept] + self.inner.vm(v[..., self.kept :])
+
+    def select(self, index: Tensor) -> "Append":
+        return Append(self.inner.select(index), self.kept)
+
+    def mean(self) -> Tensor | None:
+        mean = self.inner.mean()
+        if mean is None:
+            return None
+        return torch.cat([torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device), mean])
+
+    def packed(self) -> tuple[list[str], list[Tensor]] | None:
+        inner = self.inner.packed()
+        return None if inner is None else (["append(", *inner[0], ")"], inner[1])
+
+    def cost(self) -> int | None:
+        return self.inner.cost()
+
+    def widths(self) -> tuple[int, ...]:
+        widths = self.inner.widths()
+        return (widths[0], widths[0] + widths[-1]) if widths else ()
+
+    def trace_with(self, last: Tensor, weight: Tensor | None) -> Tensor | None:
+        r"""``tr(M V (I; S W))`` as :math:`\mathrm{tr}(M V_0) + s^\top \mathrm{diag}(W M V_1)`.
+
+        Arguments:
+            last: ``V = (V_0, V_1)``, the matrix that follows.
+            weight: ``M``; the identity when None.
+        """
+        match self.inner.maps:
+            case (Dense(w), Diagonal(s)):
+                kept = w.shape[1]
+                w = w if weight is None else w @ weight
+                constant = Dense(last[:, :kept]).trace(weight)
+                return constant + s @ (w * last[:, kept:].T).sum(1)
+            case _:
+                return None
+
+    def trace_after(self, first: "Append", last: Tensor, weight: Tensor | None) -> Tensor | None:
+        """``tr(M V A_2 A_1)`` with this map as ``A_2``; arguments as in :meth:`trace_with`."""
+        match first.inner.maps, self.inner.maps:
+            case (Dense(w1), Diagonal(s1)), (Dense(w2), Diagonal(s2)):
+                size, kept = w1.shape[1], w2.shape[1]
+                before = first.trace_with(last[:, :kept], weight)
+                if before is None:
+                    return None
+                behind, past_x, past_first = last[:, kept:], w2[:, :size], w2[:, size:]
+                if weight is not None:
+                    w1, past_x = w1 @ weight, past_x @ weight
+                through = ((s2 @ (past_first * (w1 @ behind).T)) * s1).sum(-1)
+                return before + s2 @ (past_x * behind.T).sum(1) + through
+            case _:
+                return None
+
+
+@dataclass(frozen=True)
+class Sum(LinearMap):
+    """The sum of maps on one event space.
+
+    Arguments:
+        maps: the terms, at least one.
+    """
+
+    maps: tuple[LinearMap, ...]
+
+    def mv(self, v: Tensor) -> Tensor:
+        return sum((a.mv(v) for a in self.maps[1:]), self.maps[0].mv(v))
+
+    def vm(self, v: Tensor) -> Tensor:
+        return sum((a.vm(v) for a in self.maps[1:]), self.maps[0].vm(v))
+
+    def select(self, index: Tensor) -> "Sum":
+        return Sum(tuple(a.select(index) for a in self.maps))
+
+    def trace(self, weight: Tensor | None = None) -> Tensor | None:
+        return _total([a.trace(weight) for a in self.maps])
+
+    def mean(self) -> Tensor | None:
+        return _total([a.mean() for a in self.maps])
+
+    def packed(self) -> tuple[list[str], list[Tensor]] | None:
+        words: list[str] = []
+        tensors: list[Tensor] = []
+        for a in self.maps:
+            part = a.packed()
+            if part is None:
+                return None
+            words += ["chain(", *part[0], ")"]
+            tensors += part[1]
+        return ["sum(", *words, ")"], tensors
+
+    def cost(self) -> int | None:
+        return _cost(self.maps)
+
+
+@dataclass(frozen=True)
+class Negated(LinearMap):
+    """``-A``.
+
+    Arguments:
+        a: the map ``A``.
+    """
+
+    a: LinearMap
+
+    def mv(self, v: Tensor) -> Tensor:
+        return -self.a.mv(v)
+
+    def vm(self, v: Tensor) -> Tensor:
+        return -self.a.vm(v)
+
+    def select(self, index: Tensor) -> "Negated":
+        return Negated(self.a.select(index))
+
+    def trace(self, weight: Tensor | None = None) -> Tensor | None:
+        trace = self.a.trace(weight)
+        return None if trace is None else -trace
+
+    def mean(self) -> Tensor | None:
+        mean = self.a.mean()
+        return None if mean is None else -mean
+
+    def halfway(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self.a.halfway(left, right)
+        return -left, right
+
+    def narrowed(self) -> LinearMap:
+        narrow = self.a.narrowed()
+        return self if narrow is self.a else Negated(narrow)
+
+    def packed(self) -> tuple[list[str], list[Tensor]] | None:
+        part = self.a.packed()
+        return None if part is None else (["negated(", *part[0], ")"], part[1])
+
+    def cost(self) -> int | None:
+        return self.a.cost()
+
+    def widths(self) -> tuple[int, ...]:
+        return self.a.widths()
+
+    @property
+    def transpose_is_cheaper(self) -> bool:
+        return self.a.transpose_is_cheaper
+
+
+def _total(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return sum(known[1:], known[0]) if len(known) == len(parts) else None
+
+
+def _cost(maps: tuple[LinearMap, ...]) -> int | None:
+    total = 0
+    for a in maps:
+        cost = a.weight.numel() if isinstance(a, Dense) else a.cost()
+        if cost is None:
+            return None
+        total += cost
+    return total

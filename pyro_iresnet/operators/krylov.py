@@ -1,0 +1,284 @@
+r"""Solves of ``(I + J) w = v`` by products with ``J`` alone."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from .._torch import refuse_transforms
+from ..errors import ArgumentError, LinearSolveError, check_positive, check_positive_int
+from .linear_map import LinearMap, row_norm
+from .linearization import Linearization
+from .solve import DENSE, LinearSolve, Solved, beyond_bound, default_rtol, floor
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product ``v -> J v``, or ``v -> J^T v``, of each row."""
+
+    jacobian: LinearMap
+    transpose: bool
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.jacobian.vm(v) if self.transpose else self.jacobian.mv(v)
+
+    def select(self, index: Tensor) -> "Product":
+        return Product(self.jacobian.select(index), self.transpose)
+
+
+class State(Protocol):
+    """The state of an iterative solve between two steps, one entry for each row."""
+
+    def select(self, index: Tensor) -> Self:
+        """The state of the rows ``index`` only."""
+        ...
+
+
+@dataclass(frozen=True)
+class IterativeSolve(LinearSolve):
+    r"""Base class of solves by products with ``J`` alone, one product for each step.
+
+    A sample leaves the batch once its error is certified, :math:`\lVert v - (I + J) w \rVert /
+    (1 - L) \le \text{rtol} \lVert v \rVert`. An error at the floor of the arithmetic is enough,
+    :math:`8 \epsilon / (1 - L)` relative to the larger of v and w. A step returns the residual
+    that it leaves. If rounding may have moved this residual, it is computed anew before the sample
+    leaves.
+
+    To write one, define :meth:`init` and :meth:`step`. A step must shrink the residual by the
+    factor L at least, as a term of the Neumann series does.
+
+    Attributes:
+        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
+    """
+
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rtol is not None:
+            check_positive(self.rtol, "rtol")
+            if self.rtol > 1:
+                raise ArgumentError(f"Expected rtol in (0, 1]; got {self.rtol}.")
+
+    @abstractmethod
+    def init(self) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, product: Product, residual: Tensor, state: Any) -> tuple[Tensor, Tensor, State]:
+        """The increment of ``w``, the residual after it, and the next state.
+
+        Arguments:
+            product: multiplies rows by ``J``, or by its transpose.
+            residual: ``v - (I + J) w``, shape ``(n, *event)``.
+            state: the state after the last step.
+        """
+
+    def __call__(
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
+    ) -> Solved:
+        refuse_transforms(f"The gradient of the inverse with more than {DENSE} coordinates", v)
+        rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
+        rtol = max(rtol, floor(v.dtype, lipschitz))
+        batch = linearization.batch_shape
+        if batch.numel() == 0:
+            return Solved(v.clone(), 0)
+        rows = torch.arange(batch.numel(), device=v.device)
+        residual = v.reshape(-1, *linearization.event_shape)
+        # Scaled to size 1: the squares of a tiny v would underflow in its norm.
+        scale = residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(v.dtype).tiny)
+        scale = scale.reshape(-1, *(1,) * linearization.event_dim)
+        residual = residual / scale
+        jacobian = linearization.jacobian
+        product = Product(jacobian if len(batch) == 1 else jacobian.select(rows), transpose)
+        right = residual
+        small = asked = rtol * (1 - lipschitz) * row_norm(residual)
+        w, products = torch.zeros_like(residual), torch.zeros_like(rows)
+        missed = torch.zeros_like(products, dtype=torch.bool)
+        state = self.init()
+        limit = _limit(rtol, lipschitz)
+        for k in range(1, limit + 1):
+            step, residual, state = self.step(product, residual, state)
+            w.index_add_(0, rows, step)
+            # A NaN is no reason to go on: it comes from v, and stays visible in w.
+            waits = row_norm(residual) > asked
+            if not bool(waits.all()):
+                residual, waits = _certified(product, right, w, rows, residual, waits, asked)
+                products[rows[~waits]] = k
+                kept = torch.nonzero(waits).reshape(-1)
+                if len(kept) == 0:
+                    break
+                rows, asked = rows.index_select(0, kept), asked.index_select(0, kept)
+                residual = residual.index_select(0, kept)
+                product, state = product.select(kept), state.select(kept)
+        else:
+            products[rows] = limit
+            missed[rows] = True
+        failed = missed | beyond_bound(right, w, lipschitz, linearization.event_dim, small)
+        if throw and bool(failed.any()):
+            seen = (
+                f"did not reach the tolerance {rtol:.1e} in {limit} products"
+                if bool(missed.any())
+                else f"found ||J w|| > {lipschitz:.3g} ||w||"
+            )
+            raise LinearSolveError(
+                f"{type(self).__name__} {seen} for {int(failed.sum())} of {len(failed)} samples, "
+                f"so the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given "
+                "with g."
+            )
+        return Solved((w * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch))
+
+
+def _limit(rtol: float, lipschitz: float) -> int:
+    """The number of products that the Neumann series needs, and ten more for rounding."""
+    if lipschitz == 0.0:
+        return 3
+    return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
+
+
+def _certified(
+    product: Product,
+    right: Tensor,
+    w: Tensor,
+    rows: Tensor,
+    residual: Tensor,
+    waits: Tensor,
+    asked: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The residuals and the mask of rows that go on, after a second look at rows about to leave.
+
+    Arguments:
+        product: multiplies the rows at work.
+        right, w: the right-hand side and the solution, for all rows.
+        rows: the indices of the rows at work, to which the other arguments belong.
+        residual: the residuals that the steps returned.
+        waits: the mask of rows that go on by these residuals.
+        asked: the norm of a residual that is small enough.
+    """
+    eps = torch.finfo(w.dtype).eps
+    size = row_norm(w.index_select(0, rows))
+    doubtful = torch.nonzero(~waits & (asked < 512 * eps * size)).reshape(-1)
+    if len(doubtful) == 0:
+        return residual, waits
+    there = rows.index_select(0, doubtful)
+    at = w.index_select(0, there)
+    true = right.index_select(0, there) - at - product.select(doubtful)(at)
+    enough = torch.maximum(asked, 8 * eps * size).index_select(0, doubtful)
+    residual = residual.index_copy(0, doubtful, true)
+    return residual, waits.index_copy(0, doubtful, row_norm(true) > enough)
+
+
+@dataclass(frozen=True)
+class NeumannSolve(IterativeSolve):
+    r"""Solve by the Neumann series :math:`w = \sum_k (-J)^k v`.
+
+    Arguments:
+        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1].
+        LinearSolveError: in a call: a sample did not reach the tolerance.
+
+    Example:
+        >>> from pyro_iresnet import Newton
+        >>> from pyro_iresnet.operators import NeumannSolve
+        >>> solver = Newton(linear_solve=NeumannSolve(rtol=0.1))
+    """
+
+    def init(self) -> "_Basis":
+        return _Basis()
+
+    def step(
+        self, product: Product, residual: Tensor, state: "_Basis"
+    ) -> tuple[Tensor, Tensor, "_Basis"]:
+        return residual, -product(residual), state
+
+
+@dataclass(frozen=True)
+class KrylovSolve(IterativeSolve):
+    r"""Solve by generalized conjugate residuals: the least residual over the Krylov space.
+
+    In exact arithmetic this is GMRES: after k products the residual is the least that any
+    polynomial of degree k in J gives. The Neumann series takes one polynomial for every J. After
+    ``restart`` directions the solve starts afresh.
+
+    Arguments:
+        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
+        restart: the number of directions to keep, at least 1; each takes two vectors.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``restart`` no integer of at
+            least 1.
+        LinearSolveError: in a call: a sample did not reach the tolerance.
+
+    References:
+        Variational Iterative Methods for Nonsymmetric Systems of Linear Equations (Eisenstat,
+        Elman and Schultz, 1983).
+
+    Example:
+        >>> from pyro_iresnet import Newton
+        >>> from pyro_iresnet.operators import KrylovSolve
+        >>> solver = Newton(linear_solve=KrylovSolve(rtol=0.1))
+    """
+
+    restart: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_int(self.restart, "restart")
+
+    def init(self) -> "_Basis":
+        return _Basis()
+
+    def step(
+        self, product: Product, residual: Tensor, state: "_Basis"
+    ) -> tuple[Tensor, Tensor, "_Basis"]:
+        step, image = residual, residual + product(residual)
+        if state.steps is not None and state.images is not None:
+            if len(state.steps) == self.restart:
+                state = _Basis()
+            else:
+                shares = _dot(state.images, image)
+                step = step - (shares * state.steps).sum(0)
+                image = image - (shares * state.images).sum(0)
+        size = _dot(image, image).sqrt().clamp(min=torch.finfo(image.dtype).tiny)
+        step, image = step / size, image / size
+        share = _dot(image, residual)
+        return share * step, residual - share * image, state.extended(step, image)
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """Directions, and their orthonormal images under ``I + J``; shape ``(count, n, *event)``."""
+
+    steps: Tensor | None = None
+    images: Tensor | None = None
+
+    def extended(self, step: Tensor, image: Tensor) -> "_Basis":
+        """The basis with one more direction."""
+        if self.steps is None or self.images is None:
+            return _Basis(step[None], image[None])
+        return _Basis(torch.cat([self.steps, step[None]]), torch.cat([self.images, image[None]]))
+
+    def select(self, index: Tensor) -> "_Basis":
+        if self.steps is None or self.images is None:
+            return self
+        return _Basis(self.steps.index_select(1, index), self.images.index_select(1, index))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, shaped to multiply rows; ``a`` may have a leading dimension."""
+    return (
+        (a * b)
+        .flatten(a.dim() - b.dim() + 1)
+        .sum(-1)
+        .reshape(*a.shape[: a.dim() - b.dim() + 1], *(1,) * (b.dim() - 1))
+    )

@@ -1,0 +1,41 @@
+"""Maps as words and tensors, which a compiled graph can hold; see :meth:`LinearMap.packed`."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from .composite import Append, Chain, Negated, Sum
+from .convolution import Convolution
+from .elementary import Dense, Diagonal, Permutation
+from .linear_map import LinearMap
+
+LEAVES: dict[str, Callable[[Tensor], LinearMap]] = {
+    "dense": Dense,
+    "diagonal1": Diagonal,
+    "diagonal3": lambda diagonal: Diagonal(diagonal, 3),
+    "permutation": Permutation,
+    "convolution": Convolution,
+    "circular": lambda kernel: Convolution(kernel, circular=True),
+}
+GROUPS: dict[str, Callable[[tuple[LinearMap, ...]], LinearMap]] = {
+    "chain(": Chain,
+    "append(": lambda maps: Append(Chain(maps), maps[0].widths()[0]),
+    "sum(": Sum,
+    "negated(": lambda maps: Negated(Chain(maps)),
+}
+
+
+def unpack(words: list[str], tensors: list[Tensor]) -> LinearMap:
+    """The map that :meth:`LinearMap.packed` took apart."""
+    return Chain(tuple(_parts(iter(words), iter(tensors))))
+
+
+def _parts(words: Iterator[str], tensors: Iterator[Tensor]) -> Iterator[LinearMap]:
+    """The maps up to the end of a group."""
+    for word in words:
+        if word == ")":
+            return
+        if word in GROUPS:
+            yield GROUPS[word](tuple(_parts(words, tensors)))
+        else:
+            yield LEAVES[word](next(tensors))

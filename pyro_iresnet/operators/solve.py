@@ -1,0 +1,146 @@
+r"""Solves of ``(I + J) w = v``: their base class, and the solve by the dense matrix."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._torch import in_torch_func
+from ..errors import LinearSolveError
+from .linearization import Linearization
+
+# The coordinates up to which the dense Jacobian is cheaper than products with it.
+DENSE = 16
+
+
+class Solved(NamedTuple):
+    """The result of a linear solve.
+
+    Arguments:
+        value: the solution, with the shape of the right-hand side.
+        products: the number of products with the Jacobian; shape ``(*batch,)``, or one number.
+        failed: the mask of failed samples, shape ``(*batch,)``; None if none failed. A sample
+            fails if it misses the tolerance, or if its Jacobian exceeds its bound.
+    """
+
+    value: Tensor
+    products: Tensor | int
+    failed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LinearSolve(ABC):
+    """Base class of solves with ``I + J``. To write one, define :meth:`__call__`.
+
+    Raises:
+        LinearSolveError: in a call with ``throw``: a sample failed.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.operators import DenseSolve
+        >>> g = DenseContraction(3)
+        >>> at = g.linearize(torch.zeros(5, 3))
+        >>> v = torch.ones(5, 3)
+        >>> w = DenseSolve()(at, v, transpose=False, lipschitz=g.lipschitz).value
+        >>> torch.allclose(w + at.mv(w), v, atol=1e-5)
+        True
+    """
+
+    @abstractmethod
+    def __call__(
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
+    ) -> Solved:
+        """``(I + J)^{-1} v``, or ``(I + J)^{-T} v``.
+
+        Arguments:
+            linearization: holds ``J``.
+            v: the right-hand side, shape ``(*batch, *event)``.
+            transpose: if True, solve with the transpose.
+            lipschitz: a bound of ``||J||_2``, below 1.
+            throw: if True, raise if a sample fails; else ``failed`` marks the sample.
+
+        Raises:
+            LinearSolveError: with ``throw``, if a sample fails.
+        """
+
+
+@dataclass(frozen=True)
+class DenseSolve(LinearSolve):
+    """Solve by LU factors of the dense matrix: exact, for small D.
+
+    Raises:
+        LinearSolveError: in a call: ``I + J`` is singular, or the solution shows a Jacobian above
+            its bound.
+
+    Example:
+        >>> from pyro_iresnet import Newton
+        >>> from pyro_iresnet.operators import DenseSolve
+        >>> solver = Newton(linear_solve=DenseSolve())
+    """
+
+    def __call__(
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        *,
+        transpose: bool,
+        lipschitz: float,
+        throw: bool = True,
+    ) -> Solved:
+        j = linearization.as_matrix()
+        if transpose:
+            j = j.mT
+        size = linearization.event_size
+        eye = torch.eye(size, dtype=j.dtype, device=j.device)
+        flat = v.reshape(*linearization.batch_shape, size, 1)
+        value, info = torch.linalg.solve_ex(eye + j, flat)
+        value = value.reshape(v.shape)
+        failed = (info != 0) | beyond_bound(v, value, lipschitz, linearization.event_dim)
+        # Under a transform of torch.func no value can be read.
+        if throw and not in_torch_func() and bool(failed.any()):
+            raise LinearSolveError(
+                f"I + J is singular, or ||J w|| > {lipschitz:.3g} ||w||, for {int(failed.sum())} "
+                f"of {failed.numel()} samples, so the Jacobian exceeds its bound. Correct the "
+                "bound given with g."
+            )
+        return Solved(value, size, failed)
+
+
+def beyond_bound(
+    v: Tensor, w: Tensor, lipschitz: float, event_dim: int, residual: Tensor | float = 0.0
+) -> Tensor:
+    """The mask of samples whose ``J w`` exceeds the bound of ``J`` by more than rounding.
+
+    Arguments:
+        v, w: the right-hand side and the solution; ``J w`` is their difference.
+        lipschitz: the bound of ``||J||_2``.
+        event_dim: the number of trailing dimensions that form one event.
+        residual: an upper bound of the norm of ``v - (I + J) w``.
+
+    Returns:
+        shape ``(*batch,)``.
+    """
+    slack = 16 * torch.finfo(w.dtype).eps ** 0.5
+    batch, event = v.shape[: v.dim() - event_dim], v.shape[v.dim() - event_dim :]
+    flat = (u.reshape(*batch, event.numel()) for u in (w, v - w))
+    size, moved = (torch.linalg.vector_norm(u, dim=-1) for u in flat)
+    return moved > (lipschitz + slack) * size + residual
+
+
+def default_rtol(dtype: torch.dtype) -> float:
+    """The relative tolerance of an inverse: 1e-10 in float64, 1e-6 in lower precision."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
+def floor(dtype: torch.dtype, lipschitz: float) -> float:
+    r"""The relative error :math:`8\,\epsilon / (1 - L)` below which rounding hides the residual."""
+    return 8 * torch.finfo(dtype).eps / (1 - lipschitz)

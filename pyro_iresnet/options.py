@@ -1,0 +1,285 @@
+"""Options of a block: one typed record that every builder takes, stores and writes as JSON."""
+
+import difflib
+import inspect
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from typing import Any, TypedDict
+
+from .activations import Activation, LipSwish
+from .blocks import Block, CayleyBlock, ResidualBlock
+from .contractions import DenseContraction
+from .coordinates import Coordinates, DiagonalScale
+from .errors import ArgumentError, ArgumentTypeError, check_dims, check_instance, check_lipschitz
+from .inverse import AffinePreconditioner, Solver
+from .logdet import ControlVariate, LogDet, Truncation
+from .norms import Cholesky, Norm
+from .operators import LinearSolve
+
+BLOCKS: dict[str, Callable[..., Block]] = {"residual": ResidualBlock, "cayley": CayleyBlock}
+# Classes whose subclasses JSON may name.
+KINDS = (
+    Activation,
+    AffinePreconditioner,
+    Block,
+    ControlVariate,
+    Coordinates,
+    LinearSolve,
+    LogDet,
+    Norm,
+    Solver,
+    Truncation,
+)
+# Options whose value is a class, or a partial of a class.
+MAKERS = ("block", "activation")
+
+
+class BlockKeywords(TypedDict, total=False):
+    """The keywords of a builder: the fields of :class:`BlockOptions`, and records to start from."""
+
+    options: "BlockOptions | Sequence[BlockOptions]"
+    block: str | Callable[..., Block]
+    lipschitz: float
+    activation: Callable[[], Activation]
+    norm: Norm
+    coordinates: Coordinates | Sequence[Coordinates] | None
+    logdet: LogDet | None
+    solver: Solver | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """The options of one block with a fully connected ``g``.
+
+    Arguments:
+        block: ``"residual"``, ``"cayley"``, or a callable that makes a :class:`Block` of a
+            contraction, such as a subclass of ``Block``.
+        hidden_dims: the widths of the hidden layers; default two of twice the number of
+            coordinates, at least 64 and at most 512.
+        lipschitz: the bound of ``Lip(g)``, in (0, 1). Near 1 a block bends more, and its inverse
+            takes more steps.
+        activation: an :class:`Activation` class, or a callable that makes an activation.
+        norm: the strategy that keeps the norm of a weight at its bound.
+        coordinates: the coordinates in which ``g`` contracts: a strategy, a sequence of strategies
+            that act in turn, or None for those of ``x``.
+        logdet: the estimator of the log-determinant; by default ``auto_logdet(D)``.
+        solver: the solver of the inverse with its tolerance; by default ``auto_solver(D)``.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an option out of range or of the wrong type.
+
+    Example:
+        >>> from pyro_iresnet import iresnet
+        >>> from pyro_iresnet.options import BlockOptions
+        >>> options = BlockOptions(block="cayley", lipschitz=0.9)
+        >>> transform = iresnet(2, options=options)
+        >>> transform.options == options == BlockOptions.from_json(options.to_json())
+        True
+    """
+
+    block: str | Callable[..., Block] = "residual"
+    hidden_dims: Sequence[int] | None = None
+    lipschitz: float = 0.97
+    activation: Callable[[], Activation] = LipSwish
+    norm: Norm = Cholesky()  # noqa: RUF009  (frozen, so safe to share)
+    coordinates: Coordinates | Sequence[Coordinates] | None = DiagonalScale()  # noqa: RUF009
+    logdet: LogDet | None = None
+    solver: Solver | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden_dims is not None:
+            set_field = object.__setattr__
+            set_field(self, "hidden_dims", check_dims(self.hidden_dims, "hidden_dims"))
+        check_lipschitz(self.lipschitz)
+        if isinstance(self.coordinates, list):
+            object.__setattr__(self, "coordinates", tuple(self.coordinates))
+        if isinstance(self.block, str) and self.block not in BLOCKS:
+            raise ArgumentError(
+                f"Expected block to be one of {', '.join(map(repr, BLOCKS))}, or a callable that "
+                f"makes a block; got {self.block!r}."
+            )
+        if not isinstance(self.block, str) and not callable(self.block):
+            raise ArgumentTypeError(
+                "Expected block to be 'residual', 'cayley' or a callable that makes a block of a "
+                f"contraction, such as CayleyBlock; got {self.block!r}."
+            )
+        check_instance(self.norm, Norm, "norm", "Gram()")
+        for name, kind in (("logdet", LogDet), ("solver", Solver)):
+            value = getattr(self, name)
+            if value is not None:
+                check_instance(value, kind, name, "Exact()" if kind is LogDet else "Anderson()")
+
+    @classmethod
+    def of(cls, keywords: Any, **own: Any) -> "BlockOptions":
+        """Make the record of a builder's keywords.
+
+        Arguments:
+            keywords: a :class:`BlockKeywords`.
+            own: options that the builder has as arguments; None for the default.
+
+        Raises:
+            ArgumentTypeError: a keyword that is no option; the error suggests one.
+        """
+        keywords = dict(keywords)
+        base = keywords.pop("options", None)
+        if base is not None:
+            check_instance(base, BlockOptions, "options", "BlockOptions(lipschitz=0.9)")
+        known = [f.name for f in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, "options"], 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ArgumentTypeError(
+                    f"Expected keywords among {', '.join(known)} and options; got {name!r}.{hint}"
+                )
+        keywords |= {name: value for name, value in own.items() if value is not None}
+        return cls(**keywords) if base is None else replace(base, **keywords)
+
+    @classmethod
+    def records(cls, keywords: Any, **own: Any) -> "tuple[BlockOptions, ...]":
+        """Make the records that the blocks of a stack take in turn; arguments as :meth:`of`.
+
+        ``options`` may be one record, or a sequence of records.
+        """
+        base = keywords.get("options")
+        if not isinstance(base, list | tuple):
+            return (cls.of(keywords, **own),)
+        if not base:
+            raise ArgumentError(
+                "Expected options to be one record or a sequence of some; got none."
+            )
+        return tuple([cls.of({**keywords, "options": one}, **own) for one in base])
+
+    def build(self, dim: int, context_dim: int | None = None) -> Block:
+        """Make a block.
+
+        Arguments:
+            dim: the number of coordinates.
+            context_dim: the size of the context, or None.
+        """
+        contraction = DenseContraction(
+            dim,
+            self.hidden_dims,
+            context_dim=context_dim,
+            lipschitz=self.lipschitz,
+            activation=self.activation,
+            norm=self.norm,
+        )
+        make = BLOCKS[self.block] if isinstance(self.block, str) else self.block
+        block = make(
+            contraction, logdet=self.logdet, solver=self.solver, coordinates=self.coordinates
+        )
+        check_instance(block, Block, "the result of block", "CayleyBlock(contraction)")
+        block.options = self
+        return block
+
+    def to_json(self) -> str:
+        """Write the record as JSON.
+
+        Raises:
+            ArgumentError: an option that JSON cannot name, such as a lambda.
+        """
+        return json.dumps({f.name: _encode(getattr(self, f.name), f.name) for f in fields(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "BlockOptions":
+        """Read the record that :meth:`to_json` wrote.
+
+        Classes of your own are found by name, so import them first.
+
+        Raises:
+            ArgumentError: no such record, or a class that is not known.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ArgumentError(f"Expected the JSON of BlockOptions; got {text[:80]!r}.") from error
+        if not isinstance(values, dict):
+            raise ArgumentError(f"Expected the JSON of BlockOptions; got {text[:80]!r}.")
+        return cls.of({name: _decode(value, name) for name, value in values.items()})
+
+    def __repr__(self) -> str:
+        shown = [f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self)]
+        return f"BlockOptions({', '.join(shown)})"
+
+    def __deepcopy__(self, memo: object) -> "BlockOptions":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        try:
+            pickle.dumps(values)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # A lambda does not pickle, and the block that holds the record should.
+            return _nothing, ()
+        return _restored, (values,)
+
+
+def _nothing() -> None:
+    """Return None, the options of a block whose record did not pickle."""
+
+
+def _restored(values: dict[str, Any]) -> BlockOptions:
+    return BlockOptions(**values)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, partial):
+        given = ", ".join(f"{name}={v!r}" for name, v in value.keywords.items())
+        return f"partial({_shown(value.func)}, {given})"
+    return value.__name__ if isinstance(value, type) else repr(value)
+
+
+def _name(kind: type) -> str:
+    """Return the name of a class, with its module if the class is not of this package."""
+    inside = kind.__module__.startswith(f"{__package__}.")
+    return kind.__name__ if inside else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _known() -> dict[str, type]:
+    """Return every class that JSON may name."""
+    found, waiting = {}, list(KINDS)
+    while waiting:
+        kind = waiting.pop()
+        found[_name(kind)] = kind
+        waiting += kind.__subclasses__()
+    return found
+
+
+def _encode(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_encode(v, name) for v in value]
+    if isinstance(value, type) and issubclass(value, KINDS):
+        return {"kind": _name(value)}
+    if isinstance(value, partial) and isinstance(value.func, type):
+        given = inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
+        return {**_encode(value.func, name), **{n: _encode(v, name) for n, v in given.items()}}
+    if is_dataclass(value) and isinstance(value, KINDS):
+        given = {f.name: _encode(getattr(value, f.name), name) for f in fields(value) if f.init}
+        return {"kind": _name(type(value)), **given}
+    raise ArgumentError(
+        f"Expected {name} to be a class, a functools.partial of a class, or a strategy that is a "
+        f"dataclass, to be written as JSON; got {value!r}."
+    )
+
+
+def _decode(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(v, name) for v in value)
+    if not isinstance(value, dict):
+        return value
+    given = {n: _decode(v, n) for n, v in value.items() if n != "kind"}
+    kind = _known().get(value.get("kind"))  # pyright: ignore[reportArgumentType]
+    if kind is None:
+        raise ArgumentError(
+            f"Expected {name} of a known class; got {value.get('kind')!r}. Import the module that "
+            "defines the class first."
+        )
+    if name in MAKERS:
+        return partial(kind, **given) if given else kind
+    return kind(**given)

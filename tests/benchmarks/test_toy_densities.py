@@ -1,0 +1,210 @@
+"""Comparison on the toy densities: fair flows, and a report of the runs."""
+
+import json
+import math
+
+import pytest
+import torch
+import typer.testing
+
+pytest.importorskip("normflows", reason="needs the extra bench")
+pytest.importorskip("zuko", reason="needs the extra bench")
+
+from benchmarks.harness.report import RESULTS
+from benchmarks.harness.runs import Runs
+from benchmarks.harness.toy_picture import pictured
+from benchmarks.harness.toy_training import (
+    EDGE,
+    GRID,
+    Average,
+    Plan,
+    best_of,
+    drawn,
+    held_out,
+    seen_as,
+    train,
+)
+from benchmarks.peers.toy_flows import BUDGET, TOLERANCE, flows, variants
+from benchmarks.run import toy_densities as comparison
+from benchmarks.targets.toy_data import toys
+
+ALL = flows() | variants()
+MOONS = toys()["moons"]
+
+
+def study(runs, data=("moons", "rings"), seeds=1):
+    kept, entropies = Runs(None), Runs(None)
+    kept.found = runs
+    return comparison.Study(kept, entropies, Plan(7, 1.0, 100), 3, seeds, data)
+
+
+def ran(steps, clock=math.nan, rate=0.0):
+    empty = {"parameters": 1, "rate": rate, "curve": [(1, 0.002, 0.0)], "grid": ""}
+    return {**empty, "steps": steps, "clock": clock}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_equal_parameter_counts(name):
+    assert abs(ALL[name]().parameters / BUDGET - 1) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_density_integrates_to_one(name):
+    """Integrate the density of a briefly trained flow over a grid."""
+    contenders = []
+
+    def make():
+        contenders.append(ALL[name]())
+        return contenders[-1]
+
+    train(MOONS, make, 2e-3, 0, Plan(10, 0.0, 100), name=name)
+    contender = contenders[-1]
+    contender.module.eval()
+    line = torch.linspace(-10, 10, 101)
+    cell = (line[1] - line[0]).item() ** 2
+    with torch.no_grad():
+        parts = torch.cartesian_prod(line, line).split(10_000)
+        mass = sum(contender.log_prob(part).double().exp().sum().item() for part in parts) * cell
+    # The grid misses a little mass outside.
+    assert mass == pytest.approx(1, abs=0.02)
+
+
+def test_best_learning_rate():
+    runs = {
+        f"rate / Glow / {r:g} / 3": ran(n) for r, n in zip(comparison.RATES, (3, 1, 2), strict=True)
+    }
+    assert study(runs).rate("Glow") == comparison.RATES[1]
+
+
+def test_counts_wins_over_seeds():
+    runs = {}
+    for flow in ALL:
+        runs |= {f"rate / {flow} / {rate:g} / 3": ran(1.0) for rate in comparison.RATES}
+        for data, nats in (("moons", 5.0), ("rings", 6.0)):
+            runs |= {
+                f"{data} / {flow} / 0.002 / {seed} / 7 / 1": ran(nats, nats) for seed in range(3)
+            }
+    # i-ResNet wins on moons by steps, but for one seed, and loses by time.
+    for seed, nats in enumerate((4.0, 4.1, 9.0)):
+        runs[f"moons / i-ResNet / 0.002 / {seed} / 7 / 1"] = ran(nats, 7.0)
+    found = study(runs, seeds=3)
+    assert comparison.won(found, "Glow", "steps") == 1
+    assert comparison.won(found, "Glow", "clock") == 0
+    points = held_out(MOONS, 100)
+    above = 4.1 + MOONS.log_prob(points).mean().item()
+    assert found.gap("moons", "i-ResNet", "steps") == pytest.approx(above)
+    assert found.seeds_of("FFJORD") == range(1)
+
+
+def test_ranks_failures_last():
+    runs = {f"rate / {flow} / {rate:g} / 3": ran(1.0) for flow in ALL for rate in comparison.RATES}
+    runs |= {f"moons / {flow} / 0.002 / 0 / 7 / 1": ran(5.0, 5.0) for flow in ALL}
+    runs["moons / i-ResNet / 0.002 / 0 / 7 / 1"] = ran(math.inf, math.inf)
+    assert comparison.won(study(runs, ("moons",)), "MADE", "steps") == 0
+
+
+def test_best_checkpoint():
+    plan = Plan(10, 3.0, 100)
+    curve = [(5, 1.0, 4.0), (10, 2.0, 4.5), (15, 2.9, 3.5), (20, 3.5, 3.0)]
+    run = {**ran(4.6, 4.2), "curve": curve}
+    # Points of the curve are 0.1 nats easier than the whole set.
+    assert best_of(run, plan) == {"steps": pytest.approx(4.1), "clock": pytest.approx(3.6)}
+    assert best_of(ran(4.6, 4.2), plan) == {"steps": 4.6, "clock": 4.2}
+    failed = {**ran(math.inf, math.inf), "curve": curve[:1]}
+    assert best_of(failed, plan) == {"steps": math.inf, "clock": math.inf}
+
+
+def test_average_of_weights():
+    contender = ALL["NICE"]()
+    weight = next(contender.module.parameters())
+    average = Average(contender)
+    for step in range(1, 2001):
+        with torch.no_grad():
+            weight.fill_(float(step))
+        average.update()
+    within = average.inside(lambda: (weight.mean().item(), contender.module.training))
+    # Weights like t^9 have a mean of 10/11 of the last weight.
+    assert within == (pytest.approx(2000 * 10 / 11, rel=2e-3), False)
+    assert weight.unique().item() == 2000
+    assert contender.module.training
+
+
+def test_training_learns_and_stops():
+    run = train(MOONS, ALL["MAF"], 8e-3, 0, Plan(60, 0.1, 3000), name="")
+    steps, seconds, nats = zip(*run["curve"], strict=True)
+    assert steps[:10] == tuple(range(6, 61, 6))
+    assert seconds[-1] >= 0.1 or len(steps) == 10
+    assert run["steps"] < nats[0] - 0.2
+    assert math.isfinite(run["clock"])
+
+
+def test_picture_orientation(tmp_path):
+    # Density falls to the right, and is 0 below.
+    grid = drawn(lambda x: torch.where(x[:, 1] > 0, -x[:, 0].clamp(min=0), -math.inf))
+    seen = seen_as(grid)
+    assert seen.shape == (GRID, GRID)
+    assert not seen[: GRID // 2].any()
+    assert seen[-1, 0] == 1
+    assert seen[-1, -1].item() == pytest.approx(math.exp(-EDGE), abs=1 / 255)
+    names = ["data", *flows()]
+    pictured({toy: dict.fromkeys(names, grid) for toy in toys()}, tmp_path / "all.png")
+    assert (tmp_path / "all.png").stat().st_size < 300_000
+
+
+def test_refuses_unknown_names():
+    app = typer.Typer()
+    app.command()(comparison.main)
+    result = typer.testing.CliRunner().invoke(app, ["--data", "stars"])
+    assert result.exit_code == 2
+    assert "stars" in result.output
+
+
+@pytest.mark.slow
+def test_reduced_run():
+    """Run every flow on two data sets, and write no results."""
+    page = RESULTS / "toy_densities.md"
+    before = page.read_text()
+    app = typer.Typer()
+    app.command()(comparison.main)
+    result = typer.testing.CliRunner().invoke(app, ["--fast", "--write"])
+    assert result.exit_code == 0, result.output
+    assert "10 steps of 20,000" in result.output
+    assert page.read_text() == before
+    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
+    compared = [row for row in rows if row[0].strip() in comparison.FEW and len(row) > 4]
+    assert len(compared) == 4
+    for row in compared:
+        gaps = [float(cell.strip().strip("*")) for cell in row[2:]]
+        assert len(gaps) == len(flows())
+        assert all(map(math.isfinite, gaps))
+
+
+def test_names_drifted_pictures():
+    runs = {}
+    made = study(runs, data=("moons",))
+    for flow in flows():
+        for rate in comparison.RATES:
+            runs[f"rate / {flow} / {rate:g} / 3"] = ran(0.0)
+        last = 3.0 if flow == "Glow" else 2.05
+        curve = [(3, 0.1, 2.0), (7, 0.2, last)]
+        name = f"moons / {flow} / {min(comparison.RATES):g} / 0 / 7 / 1"
+        runs[name] = {**ran(last, last), "curve": curve}
+    assert "Glow on moons (1.00)" in comparison.drifted(made)
+    assert comparison.drifted(made).count("(") == 1
+
+
+def test_reports_full_runs(tmp_path):
+    made = study({}, data=("moons", "rings"))
+    runs = {f"rate / {comparison.OURS} / {rate:g} / 3": ran(rate) for rate in comparison.RATES}
+    for steps, data, nats in ((7, "moons", 2.5), (7, "rings", 3.0), (20_000, "moons", 2.4)):
+        name = f"{data} / {comparison.OURS} / {min(comparison.RATES):g} / 0 / {steps} / 1"
+        runs[name] = {**ran(nats, nats), "curve": [(steps, 0.1, nats)]}
+    log = tmp_path / "log"
+    log.write_text("".join(json.dumps(run) + "\n" for run in runs.items()))
+    made.runs.path = log
+    told = comparison.at_full_length(made)
+    entropy = made.entropy(MOONS)
+    (row,) = [line for line in told.splitlines() if line.startswith("| moons")]
+    assert [c.strip() for c in row.split("|")[2:4]] == [f"{n - entropy:.3f}" for n in (2.5, 2.4)]
+    assert "rings" not in told

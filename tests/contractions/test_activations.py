@@ -1,0 +1,113 @@
+import pytest
+import torch
+from torch.func import grad, jacrev, vmap
+
+from .. import zoo
+
+GRID = torch.cat([torch.linspace(-60, 60, 4001), torch.tensor([-1e4, -0.0, 0.0, 1e-12, 1e4])])
+
+
+@pytest.mark.parametrize("name", zoo.ACTIVATIONS)
+def test_slope_is_derivative(name):
+    activation = zoo.ACTIVATIONS[name]().double()
+    value, slope = activation.value_and_slope(GRID.double())
+    torch.testing.assert_close(value, activation(GRID.double()))
+    torch.testing.assert_close(slope, vmap(grad(activation))(GRID.double()), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", zoo.ACTIVATIONS)
+def test_slope_keeps_bound(name):
+    activation = zoo.ACTIVATIONS[name]()
+    slope = activation.value_and_slope(torch.linspace(-20, 20, 200_001))[1]
+    assert slope.abs().max() <= activation.bound
+
+
+@pytest.mark.parametrize("name", sorted(set(zoo.ACTIVATIONS) - {"leaky_relu"}))
+def test_second_derivative_is_finite(name):
+    activation = zoo.ACTIVATIONS[name]()
+    x = GRID.double().requires_grad_()
+    slope = activation.value_and_slope(x)[1]
+    (second,) = torch.autograd.grad(slope.sum(), x)
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.5, 1.0, 30.0])
+def test_starts_at_given_beta(beta):
+    activation = zoo.LipSwish(beta=beta)
+    torch.testing.assert_close(activation.beta, torch.tensor(beta))
+    value, slope = activation.value_and_slope(torch.zeros(1))
+    assert value.item() == 0.0
+    torch.testing.assert_close(slope, torch.tensor([0.5 / 1.1]))
+
+
+def test_tight_constant_of_lipswish():
+    slope = zoo.LipSwish().value_and_slope(torch.linspace(2.3, 2.5, 10_001))[1]
+    assert 0.999 < slope.max() < 1.0
+
+
+@pytest.mark.parametrize("name", zoo.ACTIVATIONS)
+def test_factors_rebuild_activation(name):
+    activation = zoo.ACTIVATIONS[name]()
+    factors = activation.factors()
+    core = factors.core
+    inner, outer = (1.0 if f is None else f for f in (factors.inner, factors.outer))
+    assert not list(core.parameters())
+    torch.testing.assert_close(outer * core(inner * GRID), activation(GRID))
+    value, slope = core.value_and_slope(inner * GRID)
+    expected = activation.value_and_slope(GRID)
+    torch.testing.assert_close((outer * value, outer * inner * slope), expected)
+
+
+@pytest.mark.parametrize("raw_beta", [-90.0, -40.0, 40.0])
+def test_finite_at_extreme_beta(raw_beta):
+    g = zoo.dense().float()
+    with torch.no_grad():
+        for activation in g.activations:
+            activation.raw_beta.fill_(raw_beta)
+    x = torch.randn(20, zoo.DIM, dtype=torch.float32)
+    expected = g.double().linearize(x.double())
+    found = g.float().linearize(x)
+    for a, b in ((found.value, expected.value), (found.as_matrix(), expected.as_matrix())):
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-4)
+
+
+def test_second_order_of_fused_silu():
+    core, x = zoo.LipSwish().factors().core, torch.linspace(-3, 3, 7, requires_grad=True)
+    assert torch.autograd.gradcheck(core.value_and_slope, (x,), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(core.value_and_slope, (x,), check_batched_grad=True)
+    for i in range(2):
+        (alone,) = torch.autograd.grad(core.value_and_slope(x)[i].sum(), x)
+        (plain,) = torch.autograd.grad(
+            (core(x) if i == 0 else x.sigmoid() * (1 + x * (1 - x.sigmoid()))).sum(), x
+        )
+        torch.testing.assert_close(alone, plain)
+
+
+@pytest.mark.parametrize("name", zoo.OTHER_ACTIVATIONS)
+def test_jacobian_of_vector_activations(name):
+    activation = zoo.OTHER_ACTIVATIONS[name]().double()
+    x = 4 * torch.randn(500, 8)
+    value, jacobian = activation.linearize(x)
+    torch.testing.assert_close(value, activation(x))
+    expected = vmap(jacrev(activation))(x)
+    columns = jacobian.mv(torch.eye(8)[:, None]).movedim(0, -1)
+    torch.testing.assert_close(columns, expected)
+    norms = torch.linalg.matrix_norm(expected, ord=2)
+    assert norms.max() <= activation.bound + 1e-12
+    assert norms.max() > 0.95
+
+
+def test_slope_range_of_clipswish():
+    x = torch.linspace(-20, 20, 200_001)
+    value, jacobian = zoo.CLipSwish().linearize(x[:, None])
+    slopes = jacobian.mv(torch.ones(1, len(x), 1))[0].norm(dim=1)
+    assert value.shape == (len(x), 2)
+    assert 0.9999 < slopes.max() <= 1.0
+    assert slopes.min() > 0.6
+
+
+def test_maxmin_sorts_pairs():
+    x = torch.randn(7, 6)
+    assert torch.equal(zoo.MaxMin()(x), zoo.GroupSort(2)(x))
+    pairs = zoo.MaxMin()(x).reshape(7, 3, 2)
+    assert torch.equal(pairs, x.reshape(7, 3, 2).sort(-1).values)

@@ -1,0 +1,274 @@
+"""Pages of the documentation: examples, links, figures and public names."""
+
+import importlib
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_iresnet.options import BlockOptions
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = re.compile(r"^( *)```(python|py)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/index.md",
+    "docs/installation.md",
+    "docs/expressive-power.md",
+    "docs/guides.md",
+    "docs/how-to/estimator.md",
+    "docs/how-to/solver.md",
+    "docs/how-to/context.md",
+    "docs/how-to/contraction.md",
+    "docs/how-to/block.md",
+    "docs/how-to/save-and-load.md",
+    "docs/how-to/migrate.md",
+)
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
+RESULT_PAGES = sorted(
+    str(page.relative_to(ROOT)) for page in (ROOT / "benchmarks" / "results").glob("*.md")
+)
+
+
+def run(name, fences="python"):
+    """Run the examples of a page in one namespace."""
+    torch.set_default_dtype(torch.float32)
+    examples = [e for e in EXAMPLE.findall((ROOT / name).read_text()) if e[1] in fences.split()]
+    assert examples
+    names: dict[str, object] = {}
+    for i, (indent, _, code) in enumerate(examples):
+        plain = re.sub(f"^{indent}", "", code, flags=re.M)
+        exec(compile(plain, f"{name}, example {i}", "exec"), names)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_iresnet.diagnostics.KHatWarning")
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_runs_examples(name):
+    run(name)
+
+
+def test_runs_normflows_examples():
+    pytest.importorskip("normflows")
+    run("docs/how-to/migrate.md", "python py")
+
+
+# Examples of docs/sbi.md need the extra sbi. tests/sbi/test_recipe.py runs the page.
+@pytest.mark.parametrize("name", sorted({*DOCUMENTS, *PAGES, *RESULT_PAGES, "CHANGELOG.md"}))
+def test_links_exist(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\((?!http)([^)#\s]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_covers_pages_with_examples():
+    with_examples = {p for p in PAGES if "```python\n" in (ROOT / p).read_text()}
+    assert with_examples - {"docs/sbi.md"} <= set(DOCUMENTS)
+
+
+def test_navigation_lists_pages():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    named = re.findall(r"(\S+\.md)$", navigation, re.MULTILINE)
+    taken = {page for page in named if page in RESULT_PAGES}
+    assert sorted(taken) == RESULT_PAGES
+    assert sorted(f"docs/{page}" for page in named if page not in taken) == PAGES
+    notebooks = re.findall(r"(notebooks/\S+\.ipynb)$", navigation, re.MULTILINE)
+    assert sorted(notebooks) == sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("*.ipynb")
+    )
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURE = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])")
+
+
+def rows_of(heading):
+    """Read the rows of the table below a heading of README, without the header."""
+    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [r for r in section.splitlines() if r.startswith("|")][2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def measured(benchmark, label, heading=""):
+    """Find the cells beside a label in the results of a benchmark, below a heading."""
+    page = (RESULTS / f"{benchmark}.md").read_text()
+    for line in page.split(f"\n## {heading}\n")[1 if heading else 0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[0] == label:
+            return cells[1:]
+    raise AssertionError(f"{benchmark} has no row {label}")
+
+
+def test_readme_quotes_claims():
+    rows = rows_of("Beside other packages")
+    assert len(rows) > 5
+    for label, *said in rows:
+        found = measured("claims", label)
+        assert [FIGURE.findall(c)[:1] for c in said] == [FIGURE.findall(c)[:1] for c in found]
+
+
+# Place of each figure of README in the results: row label, heading and column.
+PLACES = {
+    "log p(x) in training": [
+        ("this project, Adaptive(0.15), MeanJacobian()", "", 1),
+        ("published, unbiased value", "", 1),
+    ],
+    "10,000 inversions": [
+        ("Anderson(), the default", "checkerboard, float32", 0),
+        ("Anderson(), the default", "checkerboard, float32", 4),
+        ("normflows, default", "checkerboard, float32", 0),
+        ("normflows, default", "checkerboard, float32", 4),
+    ],
+    "a gradient through 256": [
+        (kind, "checkerboard: a gradient through the inverse", place)
+        for kind in ("implicit", "unrolled")
+        for place in (0, 2)
+    ],
+    "a training step in the plane": [
+        ("this project", "D = 2, 8 blocks of 64-64-64", 0),
+        ("this project, compiled", "D = 2, 8 blocks of 64-64-64", 0),
+        ("normflows Residual, brute force", "D = 2, 8 blocks of 64-64-64", 0),
+    ],
+    "the same with 63": [
+        ("this project", "D = 63, 8 blocks of 128-128", 0),
+        ("this project, compiled", "D = 63, 8 blocks of 128-128", 0),
+        ("flowcon iResBlock, unbiased", "D = 63, 8 blocks of 128-128", 0),
+    ],
+    "the checkerboard to 3.75": [
+        ("this project", "checkerboard: seconds to 3.75 nats", 0),
+        ("flowcon", "checkerboard: seconds to 3.75 nats", 0),
+    ],
+    "eight densities": [
+        (f"2,000 steps: better than {flow}", "", 0)
+        for flow in ("Glow", "Real NVP", "MAF", "normflows")
+    ],
+    "the same at equal time": [("40 s: better than FFJORD", "", 0)],
+    "the same at equal steps": [("2,000 steps: better than spline flow", "", 0)],
+    "the checkerboard after": [
+        ("checkerboard", "The i-ResNet for 20,000 steps: nats above the entropy", 1)
+    ],
+    "eight schools": [
+        ("AutoIResNet", "eight schools", 0),
+        ("spline autoregressive (2) + affine", "eight schools", 0),
+    ],
+    "Neal's funnel": [("AutoIResNet", "funnel", 0), ("AutoIAFNormal (3)", "funnel", 0)],
+}
+
+
+@pytest.mark.parametrize("row", rows_of("In figures"), ids=lambda row: row[0][:30])
+def test_readme_quotes_results(row):
+    label, here, beside, name = row
+    said = FIGURE.findall(f"{here} {beside}".replace("*", ""))
+    if label.startswith("NUTS"):
+        page = (RESULTS / "neutra.md").read_text()
+        found = [
+            re.findall(rf"\| {kind} +\| \d .*?\| ([\d.]+) +\| \d+ +\|", page)
+            for kind in ("NUTS through AutoIResNet", "NUTS")
+        ]
+        assert said == [*found[0], *found[1]]
+        return
+    (places,) = (where for start, where in PLACES.items() if label.startswith(start))
+    cells = [measured(name.strip("`"), where, heading)[i] for where, heading, i in places]
+    if name == "`toy_densities`":
+        assert [said] * len(cells) == [FIGURE.findall(cell) for cell in cells]
+    else:
+        assert said == [FIGURE.findall(cell)[0] for cell in cells]
+
+
+# Public namespaces. Of a namespace without __all__: the classes and functions that it documents.
+NAMESPACES = (
+    "",
+    "activations",
+    "blocks",
+    "contractions",
+    "coordinates",
+    "diagnostics",
+    "errors",
+    "hosts.nflows",
+    "hosts.pyro",
+    "logdet",
+    "norms",
+    "operators",
+    "options",
+    "solvers",
+    "testing",
+)
+WITHOUT_ALL = {
+    "errors": lambda value: isinstance(value, type) and issubclass(value, Exception),
+    "options": lambda value: value is BlockOptions,
+    "testing": lambda value: getattr(value, "__name__", "").startswith("check_"),
+}
+# Names below this heading serve those who write parts of their own, and need no example.
+PARTS = "## Parts\n"
+
+
+def reference():
+    """List the import paths on the pages of the reference, and whether each is a part."""
+    found = []
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        whole = page.read_text()
+        parts = whole.split(PARTS)[1].split("\n## ")[0] if PARTS in whole else ""
+        in_parts = re.findall(r"^::: (\S+)$", parts, re.M)
+        paths = re.findall(r"^::: (\S+)$", whole, re.M)
+        found += [(path, path in in_parts) for path in paths]
+    return found
+
+
+def named(path):
+    """Import the object of a path."""
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def public():
+    """List the classes and functions of all public namespaces, each once."""
+    found = {}
+    for space in NAMESPACES:
+        module = importlib.import_module(f"pyro_iresnet.{space}".rstrip("."))
+        chosen = WITHOUT_ALL.get(space, callable)
+        for name in getattr(module, "__all__", vars(module)):
+            value = getattr(module, name)
+            if chosen(value):
+                found[id(value)] = f"{space}.{name}"
+    return found
+
+
+def test_reference_lists_names():
+    paths = [path for path, _ in reference()]
+    documented = {id(named(path)): path for path in paths}
+    assert len(documented) == len(paths)
+    assert not {name for key, name in public().items() if key not in documented}
+    assert not {path for key, path in documented.items() if key not in public()}
+
+
+@pytest.mark.parametrize(("path", "part"), reference())
+def test_docstring_has_example(path, part):
+    found = named(path)
+    assert found.__doc__
+    if part or (inspect.isclass(found) and issubclass(found, Exception)):
+        return
+    # The classes derived from an abstract class have the examples.
+    assert ">>>" in found.__doc__ or inspect.isabstract(found)
+    if re.search(r"raise \w+Error|check_\w+\(", inspect.getsource(found)):
+        assert "Raises:" in found.__doc__
+
+
+def test_constraints_pin_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
+    pinned = {name.replace("_", "-").lower(): version for name, version in pinned.items()}
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = [entry for group in groups for entry in group]
+    names = {re.split(r"[<>=\[]", entry)[0].lower() for entry in asked} - {"pyro-iresnet"}
+    assert names <= set(pinned)
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_small_files():
+    for path in (ROOT / "pyro_iresnet").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path

@@ -1,0 +1,125 @@
+"""Copies, saved guides and parameter stores."""
+
+import copy
+import io
+
+import pyro
+import pytest
+import torch
+from pyro.infer import (
+    Trace_ELBO,
+)
+from pyro.nn import PyroModule
+from pyro.nn.module import to_pyro_module_
+
+from pyro_iresnet import AutoIResNet
+from pyro_iresnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+)
+
+from .models import banana, gaussian, step
+
+
+def same(a, b):
+    x = torch.randn(4, a.latent_dim)
+    return torch.equal(a.transform(x), b.transform(x))
+
+
+def test_copy_before_first_call():
+    guide = AutoIResNet(banana, 2)
+    other = copy.deepcopy(guide)
+    torch.manual_seed(0)
+    a = step(guide)
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    assert step(other) == a
+    assert not any(p is q for p, q in zip(guide.parameters(), other.parameters(), strict=True))
+
+
+def test_copy_after_step():
+    guide = AutoIResNet(banana, 2)
+    step(guide)
+    other = copy.deepcopy(guide)
+    assert same(guide, other)
+    pyro.clear_param_store()
+    step(other)
+    assert not same(guide, other)
+    step(guide)
+
+
+def test_saves_guide():
+    guide = AutoIResNet(banana, 2)
+    step(guide)
+    for what in (guide.transform, guide):
+        file = io.BytesIO()
+        torch.save(what, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+        transform = getattr(loaded, "transform", loaded)
+        x = torch.randn(4, 2)
+        assert torch.equal(transform(x), guide.transform(x))
+    step(guide)
+
+
+def test_loads_state_dict():
+    guide = AutoIResNet(gaussian, 2)
+    step(guide, gaussian)
+    fresh = AutoIResNet(gaussian, 2, init="plain")
+    fresh()
+    fresh.load_state_dict(guide.state_dict())
+    assert same(fresh, guide)
+
+
+def test_loads_param_store(tmp_path):
+    guide = AutoIResNet(gaussian, 2)
+    step(guide, gaussian)
+    pyro.get_param_store().save(tmp_path / "params")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "params")
+    fresh = AutoIResNet(gaussian, 2, init="plain")
+    fresh()
+    assert same(fresh, guide)
+    step(fresh, gaussian)
+    assert not same(fresh, guide)
+    pyro.get_param_store().save(tmp_path / "more")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "more")
+    further = AutoIResNet(gaussian, 2)
+    further()
+    assert same(fresh, further)
+
+
+def test_refuses_foreign_store():
+    step(AutoIResNet(gaussian, 2), gaussian)
+    with pytest.raises(ArgumentError, match="clear_param_store"):
+        step(AutoIResNet(gaussian, 2, hidden_dims=[7]), gaussian)
+
+
+def test_module_local_parameters():
+    with pyro.settings.context(module_local_params=True):
+        guide, other = AutoIResNet(banana, 2), AutoIResNet(banana, 2)
+        other()
+        # SVI.step trains Pyro's own parameters only. Local parameters need a torch optimizer.
+        loss = Trace_ELBO(num_particles=4, vectorize_particles=True)(banana, guide)
+        loss()
+        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+        values = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            optimizer.step()
+            values.append(value.item())
+        assert torch.tensor(values).isfinite().all()
+        assert not same(guide, other)
+        assert not list(pyro.get_param_store().keys())
+
+
+def test_refuses_random_weights():
+    guide = AutoIResNet(banana, 1, hidden_dims=[4])
+    guide()
+    with pytest.raises(ArgumentTypeError, match="random variables"):
+        to_pyro_module_(guide)
+    with pytest.raises(ArgumentTypeError, match="random variables"):
+        PyroModule[type(guide.transform.parts[0])]

@@ -1,0 +1,210 @@
+"""Start of the automatic guide."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import (
+    SVI,
+    Trace_ELBO,
+)
+from pyro.infer.autoguide import init_to_value
+from torch.distributions import biject_to
+
+from pyro_iresnet import AutoIResNet
+from pyro_iresnet.errors import (
+    ArgumentError,
+    LaplaceError,
+)
+from pyro_iresnet.hosts.pyro import TriangularAffine
+from pyro_iresnet.hosts.pyro.guide.log_joint import LogJoint
+
+from .models import DATA, LOC, TRIL, banana, constrained, funnel, gaussian
+
+
+def test_finds_normal_posterior():
+    guide = AutoIResNet(gaussian, init="laplace")
+    guide()
+    outer = guide.transform.parts[-1]
+    assert isinstance(outer, TriangularAffine)
+    torch.testing.assert_close(outer.loc, LOC, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outer.scale_tril, TRIL, atol=1e-6, rtol=1e-6)
+
+
+def test_auto_prefers_laplace():
+    for seed in range(3):
+        torch.manual_seed(seed)
+        guide = AutoIResNet(gaussian)
+        guide()
+        torch.testing.assert_close(guide.transform.parts[-1].scale_tril, TRIL, atol=1e-6, rtol=1e-6)
+
+
+def test_plain_without_mode():
+    guide = AutoIResNet(funnel, init_scale=0.5)
+    guide()
+    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, 0.5 * torch.eye(10))
+
+
+def test_laplace_without_mode():
+    def flat():
+        pyro.sample("z", dist.Delta(pyro.sample("z0", dist.Normal(0.0, 1.0))))
+        pyro.factor("saddle", pyro.sample("s", dist.Normal(0.0, 1.0)) ** 2)
+
+    with pytest.raises(LaplaceError, match=r"no usable mode|ran away"):
+        AutoIResNet(flat, init="laplace")()
+
+
+def test_plain_at_init_loc():
+    values = {"x": torch.tensor(0.3), "y": torch.tensor(-0.7)}
+    guide = AutoIResNet(banana, init="plain", init_loc_fn=init_to_value(values=values))
+    guide()
+    outer = guide.transform.parts[-1]
+    torch.testing.assert_close(outer.loc, torch.tensor([0.3, -0.7]))
+    torch.testing.assert_close(outer.scale_tril, torch.eye(2))
+
+
+def test_small_initial_loss():
+    guide = AutoIResNet(gaussian, init="laplace")
+    loss = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=0)
+    assert loss.loss(gaussian, guide) < 0.3
+
+
+def test_plain_when_subsampling():
+    data = torch.randn(100)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 100, subsample_size=10) as rows:
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=data[rows])
+
+    guide = AutoIResNet(model)
+    guide()
+    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, torch.eye(1))
+    assert math.isfinite(SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step())
+
+
+def mixture():
+    means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("obs", dist.Normal(means[..., 0] * (1 - z) + means[..., 1] * z, 1.0), obs=DATA)
+
+
+def test_plain_with_hidden_draws():
+    guide = AutoIResNet(poutine.block(mixture, hide=["z"]), 2)
+    guide()
+    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, torch.eye(2))
+    with pytest.raises(LaplaceError, match="differs from call to call"):
+        AutoIResNet(poutine.block(mixture, hide=["z"]), 2, init="laplace")()
+
+
+def without_second_derivatives():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    x = torch.linspace(0, 1, 4)[:, None] / scale
+    cov = torch.exp(-(torch.cdist(x, x) ** 2)) + torch.eye(4)
+    pyro.sample("obs", dist.MultivariateNormal(torch.zeros(4), cov), obs=torch.ones(4))
+
+
+def fussy():
+    x = pyro.sample("x", dist.Normal(1.0, 1.0))
+    if not float(x.detach()) > 0:
+        raise ValueError("x below 0")
+    pyro.sample("obs", dist.Normal(10 * x, 1.0), obs=torch.tensor(-5.0))
+
+
+def improper():
+    pyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
+
+
+@pytest.mark.parametrize("model", [without_second_derivatives, fussy, improper])
+def test_plain_after_laplace_fails(model):
+    values = {"x": torch.tensor(1.0), "scale": torch.tensor(1.0)}
+    options = {"init_loc_fn": init_to_value(values=values), "init_scale": 0.01}
+    guide = AutoIResNet(model, 2, **options)
+    guide()
+    assert guide.transform.parts[-1].scale_tril.item() == pytest.approx(0.01)
+    with pytest.raises(LaplaceError):
+        AutoIResNet(model, 2, init="laplace", **options)()
+
+
+def test_keeps_settings_and_buffers():
+    norm = torch.nn.BatchNorm1d(1)
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("obs", dist.Normal(norm(x[:, None]).sum(), 1.0), obs=torch.tensor(0.0))
+
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        guide = AutoIResNet(model, 1)
+        guide._setup_prototype()
+        # Pyro runs the model once for its prototype.
+        assert int(norm.num_batches_tracked) <= 1
+        assert norm.training
+        assert torch.distributions.Distribution._validate_args is False
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)
+
+
+def test_keeps_eval_mode():
+    guide = AutoIResNet(gaussian, 1)
+    guide.eval()
+    guide()
+    assert not any(m.training for m in guide.transform.modules())
+
+
+def test_log_joint():
+    guide = AutoIResNet(constrained)
+    guide()
+    log_joint = LogJoint(guide, constrained, (), {})
+    assert log_joint.is_deterministic(torch.randn(guide.latent_dim))
+    z = torch.randn(guide.latent_dim)
+    values, correction = {}, 0.0
+    for site, unconstrained in guide._unpack_latent(z):
+        transform = biject_to(site["fn"].support)
+        values[site["name"]] = transform(unconstrained)
+        logdet = transform.log_abs_det_jacobian(unconstrained, values[site["name"]])
+        correction += logdet.sum()
+    expected = dist.Dirichlet(torch.tensor([2.0, 3.0, 4.0])).log_prob(values["simplex"])
+    expected += dist.LogNormal(0.0, 0.5).log_prob(values["scale"])
+    expected += dist.Beta(2.0, 3.0).log_prob(values["share"])
+    expected += dist.Normal(0.0, values["scale"]).log_prob(values["effect"]).sum()
+    torch.testing.assert_close(log_joint(z), expected + correction)
+
+
+def test_affine_map():
+    transform = TriangularAffine(3)
+    transform.start_at(LOC, TRIL)
+    torch.nn.init.normal_(transform.shift)
+    torch.nn.init.normal_(transform.log_scale)
+    torch.nn.init.normal_(transform.below)
+    x = torch.randn(2, 4, 3)
+    y = transform(x)
+    torch.testing.assert_close(y, transform.loc + x @ transform.scale_tril.mT)
+    torch.testing.assert_close(transform.inv(y.clone()), x, atol=1e-8, rtol=1e-8)
+    jacobian = torch.func.jacrev(transform._call)(x[0, 0])
+    expected = torch.linalg.slogdet(jacobian)[1].expand(2, 4)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), expected)
+    assert constraints.lower_cholesky.check(transform.scale_tril)
+    transform(x).sum().backward()
+    assert transform.start_loc.grad is None
+    assert transform.below.grad is not None
+    assert transform.with_cache(0).with_cache(1).shift is transform.shift
+
+
+@pytest.mark.parametrize(
+    ("loc", "tril", "words"),
+    [
+        (torch.zeros(2), torch.eye(3), "shape"),
+        (torch.zeros(3), -torch.eye(3), "positive diagonal"),
+        (torch.zeros(3), torch.ones(3, 3), "lower triangular"),
+        (torch.full((3,), torch.nan), torch.eye(3), "finite"),
+    ],
+)
+def test_affine_refuses_wrong_start(loc, tril, words):
+    with pytest.raises(ArgumentError, match=words):
+        TriangularAffine(3).start_at(loc, tril)

@@ -1,0 +1,123 @@
+import math
+import warnings
+
+import pytest
+import torch
+
+from pyro_iresnet import Roulette, testing
+from pyro_iresnet.errors import ArgumentError, VarianceWarning
+from pyro_iresnet.logdet import Adaptive, Geometric, Poisson
+from pyro_iresnet.logdet.truncation import pack, unpack_truncation
+from pyro_iresnet.operators import Dense, Linearization
+
+from .. import zoo
+
+TRUNCATIONS = [Adaptive(), Adaptive(0.7, 3), Geometric(), Geometric(0.2, 1), Poisson(), Poisson(5)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 2.0, 30.0])
+def test_poisson_survival(rate):
+    poisson = torch.distributions.Poisson(torch.tensor(rate))
+    counts = torch.arange(200.0)
+    tail = poisson.log_prob(counts).exp().flip(0).cumsum(0).flip(0)
+    truncation = Poisson(rate, exact_terms=3)
+    for taken in range(int(rate) + 8):
+        survival = truncation.survival(3 + taken, torch.ones(1))
+        torch.testing.assert_close(survival, tail[taken + 1 : taken + 2] / tail[taken])
+
+
+def test_geometric_survival():
+    assert Geometric(p=0.2).survival(7, torch.rand(3)).tolist() == [0.8] * 3
+
+
+def test_adaptive_survival():
+    survival = Adaptive(0.5).survival(1, torch.tensor([0.0, 0.1, 0.5, 3.0]))
+    torch.testing.assert_close(survival, torch.tensor([0.0, 0.2, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=repr)
+def test_packs_and_unpacks(truncation):
+    assert unpack_truncation(*pack(truncation)) == truncation
+
+
+def draw(truncation, lipschitz):
+    g = zoo.dense(3, lipschitz=lipschitz)
+    Roulette(truncation)(g.linearize(torch.randn(4, 3)), lipschitz=lipschitz)
+
+
+def test_poisson_warns():
+    with pytest.warns(VarianceWarning, match=r"Poisson\(rate=2.0\) has infinite variance .* 0\.1:"):
+        draw(Poisson(2.0), 0.1)
+
+
+def test_geometric_warns():
+    words = r"reaches 0\.707, and lipschitz 0\.9 .* 0\.810 is at least .* 0\.500.*p below 0\.190"
+    with pytest.warns(VarianceWarning, match=words):
+        draw(Geometric(0.5), 0.9)
+
+
+@pytest.mark.parametrize("truncation", [Adaptive(), Geometric(0.1), Geometric(0.5)])
+def test_silent_at_finite_variance(truncation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(truncation, 0.7)
+
+
+def test_warns_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            draw(Geometric(0.5), 0.9)
+    assert len([w for w in caught if w.category is VarianceWarning]) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Geometric(0.0), r"p in \(0, 1\); got 0.0"),
+        (lambda: Geometric(1.0), r"p in \(0, 1\); got 1.0"),
+        (lambda: Geometric(exact_terms=0), "exact_terms to be at least 1; got 0"),
+        (lambda: Poisson(-1.0), "rate to be finite and above 0; got -1.0"),
+        (lambda: Adaptive(0.0), "threshold to be finite and above 0; got 0.0"),
+    ],
+)
+def test_refuses_wrong_settings(make, words):
+    with pytest.raises(ArgumentError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=repr)
+def test_unlikely_longest_series(truncation):
+    # Chance for the magnitude 0.9^k to survive so many terms.
+    log_chance, weight = 0.0, 1.0
+    for k in range(truncation.exact_terms, truncation.max_terms(0.9) + 1):
+        survival = float(truncation.survival(k, torch.tensor([weight * 0.9**k]).double()))
+        log_chance += math.log(survival)
+        weight /= survival
+    assert log_chance < -80
+
+
+def test_poisson_at_any_rate():
+    survival = Poisson(750.0).survival(2, torch.ones(2))
+    assert survival.tolist() == [1.0, 1.0]
+    assert Poisson(1e-9).survival(9, torch.ones(1)).item() > 0
+
+
+class Eager(Geometric):
+    """Truncation with a survival above 1."""
+
+    def survival(self, term, magnitude):
+        return torch.full_like(magnitude, 2.0 if term < 5 else 0.5)
+
+
+def test_clamps_survival():
+    linearization = Linearization(torch.zeros(2, 3), Dense(0.5 * torch.eye(3)))
+    testing.check_logdet(
+        Roulette(Eager(0.5), control_variate=None), linearization, lipschitz=0.5, draws=20_000
+    )
+
+
+def test_tiny_threshold():
+    linearization = Linearization(torch.zeros(2, 2), Dense(-0.9 * torch.eye(2)))
+    logdet = Roulette(Adaptive(1e-60), control_variate=None)(linearization, lipschitz=0.9)
+    torch.testing.assert_close(logdet, torch.full((2,), 2 * math.log(0.1)))
