@@ -35,7 +35,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 test-bench: $(VENV)/.test $(VENV)/.bench
-	$(BIN)/python -m pytest tests/benchmarks/test_toy_densities.py tests/benchmarks/test_claims.py $(ARGS)
+	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
 
 test-notebooks: $(VENV)/.notebooks
 	NOTEBOOK_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks $(ARGS)

@@ -41,7 +41,7 @@ def modules_of(flow: object) -> list[nn.Module]:
 
 
 def contractions_of(flow: object) -> list[Contraction]:
-    """List every contraction in a flow that is no part of another, once, in the order of the flow."""
+    """List every contraction that is no part of another, once, in the order of the flow."""
     return outermost([m for m in modules_of(flow) if isinstance(m, Contraction)])
 
 

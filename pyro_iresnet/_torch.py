@@ -70,10 +70,7 @@ def full_precision(like: Tensor) -> torch.autocast:
 
 
 def undifferentiable(value: Tensor, of: Tensor, message: str) -> Tensor:
-    """Return ``value``, a function of ``of``, whose derivative raises ``HigherOrderError(message)``.
-
-    The derivative in ``value`` or ``of`` would be wrong.
-    """
+    """Return ``value``, a function of ``of``; a derivative raises ``HigherOrderError``."""
     return _Undifferentiable.apply(value, of, message)
 
 

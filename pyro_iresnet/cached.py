@@ -79,7 +79,7 @@ def together(contractions: Sequence[Contraction]) -> Iterator[None]:
 def share(
     maps: Mapping[int, ContractionMap], contractions: Sequence[Contraction]
 ) -> Iterator[None]:
-    """Let blocks take the map of a contraction from ``maps``, by the contraction's identity, inside."""
+    """Let blocks take the map of a contraction from ``maps``, by the contraction's identity."""
     shared = _OneCall(maps)
     _add(contractions, shared)
     try:
@@ -178,10 +178,7 @@ class _ManyCalls(_Shared):
 
 @dataclass(frozen=True, eq=False)
 class _Computed:
-    """Maps by the identity of the contraction, and the fingerprints of the contractions.
-
-    A compiled graph, in which nothing changes, needs no fingerprints.
-    """
+    """Maps by the identity of the contraction, and fingerprints; none in a compiled graph."""
 
     maps: dict[int, ContractionMap]
     fingerprints: dict[int, Fingerprint]

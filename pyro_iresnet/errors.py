@@ -152,7 +152,7 @@ def check_event_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: 
 def check_tensor(
     value: Tensor, event_shape: tuple[int, ...], like: Tensor | None, name: str
 ) -> None:
-    """Raise unless a tensor ends in ``event_shape``, -1 for any size, with the dtype of ``like``."""
+    """Raise unless a tensor ends in ``event_shape`` (-1: any size) with the dtype of ``like``."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(
             f"Expected {name} to be a torch.Tensor; got {type(value).__name__}."

@@ -116,12 +116,8 @@ class BlockOptions:
     def of(cls, keywords: Any, **own: Any) -> "BlockOptions":
         """Make the record of a builder's keywords.
 
-        Arguments:
-            keywords: a :class:`BlockKeywords`.
-            own: options that the builder has as arguments; None for the default.
-
-        Raises:
-            ArgumentTypeError: a keyword that is no option; the error suggests one.
+        ``own`` are options that the builder has as arguments; None for the default. A keyword that
+        is no option raises :class:`ArgumentTypeError`, which suggests one.
         """
         keywords = dict(keywords)
         base = keywords.pop("options", None)
@@ -140,10 +136,7 @@ class BlockOptions:
 
     @classmethod
     def records(cls, keywords: Any, **own: Any) -> "tuple[BlockOptions, ...]":
-        """Make the records that the blocks of a stack take in turn; arguments as :meth:`of`.
-
-        ``options`` may be one record, or a sequence of records.
-        """
+        """Make the records that blocks take in turn; ``options`` may be one or a sequence."""
         base = keywords.get("options")
         if not isinstance(base, list | tuple):
             return (cls.of(keywords, **own),)
@@ -154,12 +147,7 @@ class BlockOptions:
         return tuple([cls.of({**keywords, "options": one}, **own) for one in base])
 
     def build(self, dim: int, context_dim: int | None = None) -> Block:
-        """Make a block.
-
-        Arguments:
-            dim: the number of coordinates.
-            context_dim: the size of the context, or None.
-        """
+        """Make a block of ``dim`` coordinates, under a context of size ``context_dim`` or None."""
         contraction = DenseContraction(
             dim,
             self.hidden_dims,
@@ -177,21 +165,15 @@ class BlockOptions:
         return block
 
     def to_json(self) -> str:
-        """Write the record as JSON.
-
-        Raises:
-            ArgumentError: an option that JSON cannot name, such as a lambda.
-        """
+        """Write JSON, or raise :class:`ArgumentError` if JSON cannot name an option (a lambda)."""
         return json.dumps({f.name: _encode(getattr(self, f.name), f.name) for f in fields(self)})
 
     @classmethod
     def from_json(cls, text: str) -> "BlockOptions":
         """Read the record that :meth:`to_json` wrote.
 
-        Classes of your own are found by name, so import them first.
-
-        Raises:
-            ArgumentError: no such record, or a class that is not known.
+        Classes of your own are found by name, so import them first. Raises :class:`ArgumentError`
+        for no such record, or a class that is not known.
         """
         try:
             values = json.loads(text)

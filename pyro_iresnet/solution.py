@@ -105,11 +105,11 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """The mask of the samples that reached the tolerance, shape ``(*batch,)``."""
+        """Return the mask of the samples that reached the tolerance, shape ``(*batch,)``."""
         return self.stats.results == int(Result.CONVERGED)
 
     def describe(self) -> str:
-        """The result in words and numbers: the samples concerned, their errors, and the remedy."""
+        """Describe the result: the samples concerned, their errors, and the remedy."""
         stats = self.stats
         such = stats.results.reshape(-1) == int(self.result)
         if self.result is Result.CONVERGED:

@@ -1,7 +1,7 @@
 """Checks of the contract that a new contraction, estimator or solver must meet.
 
-Each check raises ``AssertionError`` with the figure that is off, and returns nothing. Use the
-checks in your own test suite:
+Each check raises ``AssertionError`` that names a broken promise with its numbers, and returns
+nothing. Use the checks in your own test suite:
 
     from pyro_iresnet import testing
 
@@ -51,8 +51,7 @@ def check_contraction(contraction: Contraction, x: Tensor, context: Tensor | Non
 def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
     """Check that ``linearize`` agrees with ``forward`` and with automatic differentiation.
 
-    Arguments:
-        contraction, x, context: as in :func:`check_contraction`.
+    Arguments and errors as in :func:`check_contraction`.
 
     Raises:
         AssertionError: a promise is broken; the message names it, with the numbers.
@@ -95,8 +94,7 @@ def check_lipschitz_bound(
 ) -> None:
     """Check that the proven bound is at most ``lipschitz``, and that no stretch exceeds the bound.
 
-    Arguments:
-        contraction, x, context: as in :func:`check_contraction`.
+    Arguments and errors as in :func:`check_contraction`.
 
     Raises:
         AssertionError: a promise is broken; the message names it, with the numbers.
@@ -131,8 +129,7 @@ def check_lipschitz_bound(
 def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = None) -> None:
     """Check that calls change neither the contraction nor their inputs, in train and eval mode.
 
-    Arguments:
-        contraction, x, context: as in :func:`check_contraction`.
+    Arguments and errors as in :func:`check_contraction`.
 
     Raises:
         AssertionError: a promise is broken; the message names it, with the numbers.

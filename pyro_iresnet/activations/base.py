@@ -21,6 +21,9 @@ class Activation(nn.Module, ABC):
         bound: the largest stretch, proven; belongs to the class, not learned.
         signs: factors of the input. The results for several signs stand side by side.
 
+    Raises:
+        ArgumentError: by :meth:`check_width`: a width that the activation cannot follow.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction
@@ -52,8 +55,8 @@ class Activation(nn.Module, ABC):
     def factors(self) -> "Factors":
         """Return the activation as a scaled core.
 
-        Override this method if the scales are learned: a network then puts the scales into its weights,
-        which are fewer numbers than a batch.
+        Override this method if the scales are learned: a network then puts the scales into its
+        weights, which are fewer numbers than a batch.
         """
         return Factors(self, None, None, self.bound, self.signs)
 
@@ -104,8 +107,8 @@ class Factors(NamedTuple):
     def fold(self, v: Tensor, dim: int = 0, *, scaled: bool = True) -> Tensor:
         """Return ``v`` times ``a`` and each of the signs, side by side along ``dim``.
 
-        ``v`` is a weight, a bias or a shift before the activation; ``scaled=False`` if it has the scale
-        ``a`` already.
+        ``v`` is a weight, a bias or a shift before the activation; ``scaled=False`` if it has the
+        scale ``a`` already.
         """
         if scaled and self.inner is not None:
             v = self.inner * v
@@ -123,8 +126,8 @@ def make_activations(
         kind: the class that the core of an activation must have.
 
     Raises:
-        ArgumentError, ArgumentTypeError: ``activation`` makes no activation of this kind, or one that
-            cannot follow a layer of its width.
+        ArgumentError, ArgumentTypeError: ``activation`` makes no activation of this kind, or one
+            that cannot follow a layer of its width.
     """
     example = "LipSwish, or functools.partial(Sine, frequency=2.0)"
     if isinstance(activation, nn.Module) or not callable(activation):

@@ -67,6 +67,9 @@ class Sine(Elementwise):
     Arguments:
         frequency: :math:`\omega`, above 0, fixed; else :class:`ArgumentError`.
 
+    Raises:
+        ArgumentError: ``frequency`` is not above 0.
+
     Example:
         >>> import torch
         >>> from functools import partial
@@ -95,12 +98,15 @@ class Sine(Elementwise):
 class LeakyReLU(Elementwise):
     """The larger of :math:`x` and :math:`a x`: piecewise linear, with a kink at 0.
 
-    The slope changes only at the kink, so the gradient of a log-determinant does not see how the slopes
-    depend on ``x``. LeakyReLU is for networks that are trained by another loss; to learn a density take
-    a smooth activation, such as :class:`LipSwish`.
+    The slope changes only at the kink, so the gradient of a log-determinant does not see how the
+    slopes depend on ``x``. LeakyReLU is for networks that are trained by another loss; to learn a
+    density take a smooth activation, such as :class:`LipSwish`.
 
     Arguments:
         slope: ``a``, the slope below 0, in (0, 1); else :class:`ArgumentError`.
+
+    Raises:
+        ArgumentError: ``slope`` outside (0, 1).
 
     Example:
         >>> import torch

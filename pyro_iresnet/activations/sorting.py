@@ -12,13 +12,14 @@ class GroupSort(Activation):
     """Sorts each group of neighbouring entries, smallest first.
 
     The Jacobian is a permutation, so every gradient keeps its length. Networks of unit norm with
-    GroupSort are universal among 1-Lipschitz functions; networks with elementwise activations are not
-    (Anil et al. 2019, Theorem 3). So GroupSort suits classifiers and critics. It does not suit
+    GroupSort are universal among 1-Lipschitz functions; networks with elementwise activations are
+    not (Anil et al. 2019, Theorem 3). So GroupSort suits classifiers and critics. It does not suit
     densities: it is piecewise linear, so the gradient of the log-determinant does not see how the
     Jacobian depends on ``x``, and the density jumps from piece to piece.
 
     Arguments:
-        size: the size of a group, at least 2; it must divide the width of the layer before.
+        size: the size of a group, an integer of at least 2 that divides the width of the layer
+            before, no convolution; else :class:`ArgumentError` or :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``size`` is no integer of at least 2; in a network also if

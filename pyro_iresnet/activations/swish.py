@@ -19,7 +19,8 @@ class LipSwish(Elementwise):
     needs an activation that is smooth and whose slope does not saturate; LipSwish is both.
 
     Arguments:
-        beta: the initial :math:`\beta`, above 0; stored as its inverse softplus.
+        beta: the initial :math:`\beta`, above 0 (else :class:`ArgumentError` or
+            :class:`ArgumentTypeError`); stored as its inverse softplus.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.
@@ -74,6 +75,9 @@ class CLipSwish(Activation):
 
     Arguments:
         beta: the initial value of the learned :math:`\beta`, as in :class:`LipSwish`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.
 
     References:
         Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz, Tomczak and Bhulai, 2021).
@@ -141,10 +145,7 @@ def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _FusedSiLU(Function):
-    r"""Value and slope with their derivatives in closed form: fewer passes over memory.
-
-    With :math:`s = \sigma(x)` and slope :math:`p`, the derivative of the slope is :math:`s + p - 2sp`.
-    """
+    r"""Value and slope p, fused; with :math:`s = \sigma(x)`, :math:`p' = s + p - 2 s p`."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:

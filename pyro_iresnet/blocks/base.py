@@ -57,26 +57,26 @@ class Evaluation:
 class Block(nn.Module, ABC):
     """A bijection :math:`y = f(x)` made of a contraction ``g``.
 
-    To write one, define :meth:`evaluate` and :meth:`evaluate_inverse`. The block then stands in both
-    hosts, in stacks, flows and guides, and in the diagnostics. :meth:`materialize` gives ``g`` with its
-    acting weights, :meth:`to_coordinates` and :meth:`from_coordinates` carry a point into the
-    coordinates of ``g`` and back, and :meth:`evaluation` makes the result.
+    To write one, define :meth:`evaluate` and :meth:`evaluate_inverse`. The block then stands in
+    both hosts, in stacks, flows and guides, and in the diagnostics. :meth:`materialize` gives ``g``
+    with its acting weights, :meth:`to_coordinates` and :meth:`from_coordinates` carry a point into
+    the coordinates of ``g`` and back, and :meth:`evaluation` makes the result.
 
     Arguments:
         contraction: ``g``, a :class:`Contraction`; :func:`wrap` makes one of your own network.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(D)``: exact for few
             coordinates, else unbiased in train mode and exact in eval mode.
         solver: the solver of the inverse with its tolerance; by default ``auto_solver(D)``.
-        coordinates: the coordinates in which ``g`` acts: a strategy such as :class:`DiagonalScale`, a
-            sequence of strategies that act in turn, or None.
+        coordinates: the coordinates in which ``g`` acts: a strategy such as :class:`DiagonalScale`,
+            a sequence of strategies that act in turn, or None.
 
     Attributes:
         coordinates: the :class:`CoordinateMap`, or None.
         options: the :class:`BlockOptions` of a block that a builder made; else None.
 
     Raises:
-        ArgumentError, ArgumentTypeError: an argument of the wrong type, or a contraction without its
-            event shape, context size or constant.
+        ArgumentError, ArgumentTypeError: an argument of the wrong type, or a contraction without
+            its event shape, context size or constant.
     """
 
     # The record of a builder; a plain attribute, since the core does not know builders.
@@ -109,9 +109,7 @@ class Block(nn.Module, ABC):
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Evaluation:
         """Evaluate the block at ``x``; the tensors are as :meth:`check` returns them.
 
-        Arguments:
-            x: shape ``(*batch, *event)``.
-            context: shape ``(*batch, size)``, for a conditional ``g``.
+        Shapes are ``(*batch, *event)`` and, for a conditional ``g``, ``(*batch, size)``.
         """
 
     @abstractmethod
@@ -120,9 +118,7 @@ class Block(nn.Module, ABC):
     ) -> Evaluation:
         """Evaluate the block at the ``x`` with :math:`f(x) = y`, to the solver's tolerance.
 
-        Arguments:
-            y, context: as in :meth:`evaluate`.
-            x0: the start of a solver, the shape of ``y``; by default the solver's own.
+        Shapes as in :meth:`evaluate`. ``x0`` is the start of a solver; by default the solver's own.
         """
 
     def check(
@@ -147,14 +143,14 @@ class Block(nn.Module, ABC):
     ) -> Tensor:
         """Return ``x`` with :math:`f(x) = y`, to the solver's tolerance, certified for each sample.
 
-        The inverse is differentiable in ``y``, parameters and context by the implicit function theorem:
-        twice, and up to 16 coordinates to any order.
+        The inverse is differentiable in ``y``, parameters and context by the implicit function
+        theorem: twice, and up to 16 coordinates to any order.
 
         Arguments:
             y: shape ``(*batch, *event)``.
             context: shape ``(*batch, size)``, for a conditional ``g``.
-            x0: the start of the solver, the shape of ``y``; by default near the solution of an affine map
-                that resembles the block.
+            x0: the start of the solver, the shape of ``y``; by default near the solution of an
+                affine map that resembles the block.
 
         Raises:
             InversionError: a sample did not reach the tolerance, or is NaN or infinite.
@@ -170,7 +166,7 @@ class Block(nn.Module, ABC):
         return evaluation.x, -evaluation.log_det()
 
     def materialize(self) -> ContractionMap:
-        """Return ``g`` with its acting weights, which a stack and :class:`cached` share between blocks."""
+        """Return ``g`` with its acting weights, as a stack or :class:`cached` shares them."""
         return map_of(self.contraction)
 
     def lipschitz_bound(self) -> Tensor:
@@ -226,8 +222,8 @@ class Block(nn.Module, ABC):
             x, y: the pair, in the coordinates of the user.
             linearize: linearizes ``g`` in its own coordinates.
             series: the log-determinant as a function of the Jacobian of ``g``.
-            vjp, inverse_vjp: carry a gradient in the coordinates of ``g``; called with the linearization,
-                the bound of ``Lip(g)`` and the gradient.
+            vjp, inverse_vjp: carry a gradient in the coordinates of ``g``; called with the
+                linearization, the bound of ``Lip(g)`` and the gradient.
         """
         c, lipschitz = self.coordinates, self.contraction.lipschitz
         event_dim = len(self.contraction.event_shape)

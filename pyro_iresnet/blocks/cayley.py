@@ -47,11 +47,12 @@ class CayleyBlock(Block):
     .. math:: y = w - g(w) \quad\text{with}\quad w + g(w) = x, \qquad
               \log\Big|\det\frac{dy}{dx}\Big| = \log\det(I - J) - \log\det(I + J)
 
-    with J the Jacobian of ``g`` at w. The slope of the block lies between :math:`(1 - L) / (1 + L)` and
-    :math:`(1 + L) / (1 - L)`: one Cayley block shrinks and stretches alike, and further than a residual
-    block. Both directions are one certified solve, the inverse with ``-g`` for ``g``; so a training
-    step is slower than that of a residual block. Gradients cross the solve by the implicit function
-    theorem. The log-determinant is an odd series in J, with half of the terms of a residual block's.
+    with J the Jacobian of ``g`` at w. The slope of the block lies between :math:`(1 - L) / (1 + L)`
+    and :math:`(1 + L) / (1 - L)`: one Cayley block shrinks and stretches alike, and further than a
+    residual block. Both directions are one certified solve, the inverse with ``-g`` for ``g``; so a
+    training step is slower than that of a residual block. Gradients cross the solve by the implicit
+    function theorem. The log-determinant is an odd series in J, with half of the terms of a
+    residual block's.
 
     Arguments and errors as in :class:`Block`.
 

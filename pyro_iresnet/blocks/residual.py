@@ -18,14 +18,14 @@ from .base import Block, Evaluation
 class ResidualBlock(Block):
     r"""The invertible map :math:`y = x + g(x)` with :math:`\mathrm{Lip}(g) \le L < 1`.
 
-    The block is bi-Lipschitz in its coordinates: it stretches a pair of points by at most :math:`1 + L`
-    and shrinks a pair by at most :math:`1 - L`. The weights are normalised once in each call, and no
-    call changes anything. In coordinates :math:`z = \varphi(x)` the block is
+    The block is bi-Lipschitz in its coordinates: it stretches a pair of points by at most
+    :math:`1 + L` and shrinks a pair by at most :math:`1 - L`. The weights are normalised once in
+    each call, and no call changes anything. In coordinates :math:`z = \varphi(x)` the block is
 
     .. math:: y = \varphi^{-1}\big(\varphi(x) + g(\varphi(x))\big)
 
-    so that the bound holds in a norm, or on a scale, that is learned. Error bounds of the inverse are
-    those of ``x``. Arguments and errors as in :class:`Block`.
+    so that the bound holds in a norm, or on a scale, that is learned. Error bounds of the inverse
+    are those of ``x``. Arguments and errors as in :class:`Block`.
 
     References:
         Invertible Residual Networks (Behrmann et al., 2019), Theorem 1 and Algorithm 1.
@@ -72,8 +72,8 @@ class ResidualBlock(Block):
     ) -> Solution:
         """Invert with figures and without gradients, as :func:`~pyro_iresnet.solvers.solve`.
 
-        ``value``, ``error_bound`` and ``tolerance`` are in the coordinates of ``x``, ``residual`` in those
-        of ``g``. ``options`` are ``x0``, ``atol``, ``rtol``, ``max_steps`` and ``throw``.
+        ``value``, ``error_bound`` and ``tolerance`` are in the coordinates of ``x``, ``residual``
+        in those of ``g``. ``options`` are ``x0``, ``atol``, ``rtol``, ``max_steps`` and ``throw``.
         """
         y, context = self.check(y, context, "y")
         with full_precision(y):

@@ -27,6 +27,10 @@ class Contraction(nn.Module, ABC):
         context_dim: the size of the context, or None for no context.
         lipschitz: the promised constant, in (0, 1).
 
+    Raises:
+        ArgumentError, ArgumentTypeError: by :meth:`check`: an input or a context of the wrong
+            shape, dtype or device, or a context too many or missing.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import ResidualBlock

@@ -62,15 +62,11 @@ def _shared_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 class SequentialContraction(_Composed):
-    r"""Contractions one after the other, :math:`g = g_n \circ \cdots \circ g_1`.
-
-    :math:`\mathrm{Lip}(g) \le \prod_i L_i`.
+    r"""Contractions in turn, :math:`g = g_n \circ \cdots \circ g_1`, of bound :math:`\prod_i L_i`.
 
     Arguments:
-        parts: of one event shape; a context goes to the parts that take one.
-
-    Raises:
-        ArgumentError: no parts, or parts that do not fit each other.
+        parts: one or more, of one event shape (else :class:`ArgumentError`); a context goes to the
+            parts that take one.
 
     Example:
         >>> from pyro_iresnet import DenseContraction
@@ -93,11 +89,10 @@ class SequentialContraction(_Composed):
 class SumContraction(_Composed):
     r"""The sum of contractions, :math:`g = \sum_i g_i`, such as a local and a global contraction.
 
-    :math:`\mathrm{Lip}(g) \le \sum_i L_i`, which must be below 1: divide the budget between the
-    parts.
+    :math:`\mathrm{Lip}(g) \le \sum_i L_i`: divide the budget between the parts.
 
     Arguments:
-        parts: as in :class:`SequentialContraction`.
+        parts: as in :class:`SequentialContraction`; the sum of the bounds must be below 1.
 
     Raises:
         ArgumentError: no parts, parts that do not fit each other, or bounds whose sum is 1 or more.

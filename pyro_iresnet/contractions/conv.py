@@ -31,7 +31,8 @@ class ConvContraction(Perceptron):
         padding: ``"zeros"``, or ``"circular"`` for an image that goes on at its other side.
         activation: an :class:`Activation` class that acts on every entry by itself, or a callable
             that makes one.
-        context_dim, lipschitz, norm, conditioner: as in :class:`DenseContraction`.
+        context_dim, lipschitz, norm, conditioner: as in :class:`DenseContraction`, with the
+            same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.

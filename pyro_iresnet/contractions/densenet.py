@@ -34,7 +34,8 @@ class DenseNetContraction(LayeredContraction):
         dim: the number of coordinates of ``x``.
         hidden_dims: the widths that the layers add; default two of ``dim``, at least 64 and at most
             512.
-        context_dim, lipschitz, activation, norm, conditioner: as in :class:`DenseContraction`.
+        context_dim, lipschitz, activation, norm, conditioner: as in :class:`DenseContraction`,
+            with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -86,7 +87,7 @@ class DenseNetContraction(LayeredContraction):
     def layers_with(self, weights: Sequence[NormalizedWeight]) -> list[Layer]:
         linears: Any = self.layers
         activations: Any = self.activations
-        # An added part is kept without its scales, since they go into the weights that read the part.
+        # An added part is kept without its scales, which go into the weights that read the part.
         scales = self.angles.new_ones(self.dim)
         conditional = self.conditioner is not None
         cosines, sines, angles = self.angles.cos(), self.angles.sin(), self.angles.detach()

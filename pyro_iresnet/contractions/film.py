@@ -32,9 +32,10 @@ class FiLM(nn.Module):
     Gates start near 0.95, shifts like the outputs of a linear layer.
 
     Arguments:
-        context_dim: the size of the context.
+        context_dim: the size of the context, an integer of at least 1; else :class:`ArgumentError`
+            or :class:`ArgumentTypeError`.
         widths: the widths of each layer, before the activation and behind it.
-        hidden_dims: the widths of the embedding network; none for the context itself.
+        hidden_dims: the widths of the embedding network, likewise; none for the context itself.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``context_dim`` or one of ``hidden_dims`` is no integer of
@@ -68,7 +69,7 @@ class FiLM(nn.Module):
                 gate.get_parameter("bias").fill_(OPEN)
 
     def forward(self, context: Tensor) -> list[Modulation]:
-        """Return one :class:`Modulation` for each layer; ``context`` of shape ``(*batch, size)``."""
+        """Return one :class:`Modulation` for each layer; ``context`` has shape ``(*batch, n)``."""
         e = self.embedding(context)
         pairs = zip(self.shifts, self.gates, strict=True)
         return [Modulation(shift(e), torch.sigmoid(gate(e))) for shift, gate in pairs]

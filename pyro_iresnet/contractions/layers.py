@@ -40,12 +40,7 @@ class Layer(ABC):
 
     @abstractmethod
     def rounding(self, h: Tensor, value: Tensor) -> Tensor:
-        r"""Estimate how far rounding moves the value, in units of :math:`\epsilon / 2`, shape ``(n,)``.
-
-        Arguments:
-            h: shape ``(n, *event_in)``.
-            value: the value at ``h``.
-        """
+        r"""Estimate the rounding of the value at ``h``, shape ``(n,)``, in :math:`\epsilon / 2`."""
 
     def modulated(self, modulations: Sequence[Modulation]) -> "Layer":
         """Return the layer under a context."""

@@ -68,7 +68,7 @@ class LayeredContraction(Contraction):
 
     @abstractmethod
     def layers_with(self, weights: Sequence[NormalizedWeight]) -> list[Layer]:
-        """Make the layers from normalized weights, which come in the order of :meth:`raw_weights`."""
+        """Make the layers from normalized weights, in the order of :meth:`raw_weights`."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)
@@ -148,7 +148,7 @@ class Perceptron(LayeredContraction):
 
 @dataclass(frozen=True)
 class LayerSequence(ContractionMap):
-    """At least one layer, in turn, with a conditioner (or None) for shifts and gates from a context."""
+    """Layers in turn, at least one, with a conditioner (or None) for shifts and gates."""
 
     layers: tuple[Layer, ...]
     event_dim: int
@@ -184,7 +184,7 @@ class LayerSequence(ContractionMap):
 
 
 def materialize_together(contractions: Sequence[Contraction]) -> list[ContractionMap]:
-    """Return ``[c.materialize() for c in contractions]``, with one batched norm for weights of a shape."""
+    """Return ``[c.materialize() for c in contractions]``, by one batched norm for each shape."""
     maps: dict[int, ContractionMap] = {}
     by_norm: dict[Norm, list[LayeredContraction]] = defaultdict(list)
     for c in contractions:

@@ -132,12 +132,10 @@ def build(
     """Build the coordinates of a block; None for the coordinates of ``x`` itself.
 
     Arguments:
-        coordinates: a strategy, a sequence of strategies that act in turn, or None.
-        event_shape: the shape of one event.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: ``coordinates`` is none of these, or an event has a
-            varying size, and so no parameter for each coordinate.
+        coordinates: a strategy, a sequence of strategies that act in turn, or None; else
+            :class:`ArgumentTypeError`.
+        event_shape: the shape of one event. A size that varies has no parameter for each
+            coordinate, and raises :class:`ArgumentError`.
     """
     example = "DiagonalScale(), (Asinh(), DiagonalScale()) or None"
     if coordinates is None:

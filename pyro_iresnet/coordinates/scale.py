@@ -29,6 +29,9 @@ class DiagonalScale(Coordinates):
             :class:`ArgumentError`. Blocks that start with different scales take up different
             directions first; 0 starts at the identity.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: ``spread`` is no number of at least 0.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction, ResidualBlock
@@ -55,6 +58,9 @@ class TriangularScale(Coordinates):
 
     Arguments:
         spread: as in :class:`DiagonalScale`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``spread`` is no number of at least 0.
 
     Example:
         >>> import torch

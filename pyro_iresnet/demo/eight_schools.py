@@ -31,7 +31,7 @@ DRAWS = 20_000
 
 
 def model() -> None:
-    """Model ``mu ~ N(0, 5)``, ``tau ~ HalfCauchy(5)``, ``theta_i ~ N(mu, tau)``, effects given errors."""
+    """``mu ~ N(0, 5)``, ``tau ~ HalfCauchy(5)``, ``theta_i ~ N(mu, tau)``, effects given errors."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
     with pyro.plate("school", len(EFFECTS)):

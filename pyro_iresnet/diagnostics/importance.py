@@ -46,6 +46,10 @@ class PSIS:
         smoothed_log_weights: log w, normalised, shape ``(S,)``.
         draws: the draws from the guide, by latent site of the model, shape ``(S, *site)`` each.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: by :meth:`resample` and :meth:`indices`: ``num_samples``
+            is no integer of at least 1.
+
     Example:
         >>> import torch
         >>> import pyro

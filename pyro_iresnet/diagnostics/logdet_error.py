@@ -192,7 +192,7 @@ def _reseeded(block: Block, x: Tensor, seed: int) -> LogDet:
 
 @contextmanager
 def unchanged(modules: list[nn.Module], blocks: list[Block]) -> Iterator[None]:
-    """Put all modules but the blocks into eval mode, then back; ActNorms and BatchNorms do not count."""
+    """Put all modules but the blocks into eval mode, then back; no ActNorm or BatchNorm counts."""
     estimators = [block.logdet for block in blocks]
     inside = {id(m) for block in blocks for m in block.modules()}
     try:

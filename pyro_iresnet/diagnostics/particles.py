@@ -63,7 +63,7 @@ class Particles:
         self.eps = max(torch.finfo(site["log_prob"].dtype).eps for site in sites)
 
     def draw(self, size: int) -> tuple[LogProb, LogProb, dict[str, Tensor]]:
-        """Return ``log p(x, z)`` and ``log q(z)`` of ``size`` draws from the guide, and the draws."""
+        """Draw ``size`` times from the guide; return ``log p``, ``log q`` and the draws."""
         parts = []
         for _, n in self._batches(size):
             traces = self._traces(n)
@@ -164,7 +164,7 @@ class Particles:
             ) from error
 
     def _checked(self, size: int) -> slice:
-        """Return the last draw of the first batch: if rows are mixed up, the first is often right."""
+        """Return the last draw of the first batch: of mixed-up rows the first is often right."""
         last = min(self.batch_size or size, size)
         return slice(last - 1, last)
 

@@ -14,7 +14,7 @@ def spectral_penalty(
     flow: object,
     norm: Norm = SingularValue(),  # noqa: B008  (frozen, so safe to share)
 ) -> Tensor:
-    r"""Return the sum of squared spectral norms, :math:`\sum_i \lVert W_i \rVert_2^2`, differentiable.
+    r"""Sum squared spectral norms, :math:`\sum_i \lVert W_i \rVert_2^2`, differentiable.
 
     Added to a loss with a factor, the penalty holds the norms of a network down, without any
     promise: only a bound makes a block invertible for certain. The penalty takes the raw weights of

@@ -12,7 +12,7 @@ def interleave(
     size: int,
     example: str,
 ) -> list[Any]:
-    """List a transform before each block and behind the last, made by ``between(size)``, and the blocks.
+    """List the blocks, with a transform by ``between(size)`` before each and behind the last.
 
     ``between`` is None for no transform; :class:`ArgumentTypeError` shows the ``example`` of a
     right one.

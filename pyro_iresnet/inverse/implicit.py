@@ -1,8 +1,8 @@
 r"""Gradients through the inverse, by the implicit function theorem.
 
 From :math:`x + g(x) = y` follows :math:`dx = (I + J)^{-1} (dy - dg)`, with :math:`dg` the change of
-g at fixed x through parameters and context. A backward pass is one linear solve with
-:math:`(I + J)^\top` at the solution. No step of the solver is recorded.
+g at fixed x through parameters and context. A backward pass is one linear solve with :math:`(I +
+J)^\top` at the solution, and no step of the solver is recorded.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def implicit_inverse(
     lipschitz: float,
     sign: int = 1,
 ) -> Tensor:
-    r"""Make the solution of ``x + g(x) = y`` differentiable in y, parameters and context.
+    """Make the solution of ``x + g(x) = y`` differentiable in y, parameters and context.
 
     The solution has derivatives of second order for every D, and of any order up to 16 coordinates.
     Higher derivatives raise.
@@ -79,7 +79,7 @@ def implicit_inverse(
         # A second derivative is under way, so J must be a function of x.
         w = _solve_transposed(g.linearize(x, context), grad, lipschitz=lipschitz, by=linear_solve)
         # The gradient reaches parameters and context through z, at x held fixed. The share of x in
-        # its derivative is the same gradient as a function of x, less its value.
+        # the derivative is the same gradient as a function of x, less its value.
         moving, still = (vjp(partial(minus_g, p), *held)[1](w) for p in (x, x.detach()))
         return w, *(a - b for a, b in zip(moving, still, strict=True))
 
@@ -87,7 +87,7 @@ def implicit_inverse(
 
 
 def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: LinearSolve) -> Tensor:
-    """``(I + J)^{-T} v``, differentiable in ``v`` and in all that J depends on."""
+    """Return ``(I + J)^{-T} v``, differentiable in ``v`` and in all that J depends on."""
     if isinstance(by, DenseSolve):
         return by(j, v, transpose=True, lipschitz=lipschitz).value
     with torch.no_grad():
@@ -96,7 +96,7 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
     def adjoint(grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
         value = _linear_solve(j, grad, transpose=False, lipschitz=lipschitz, by=by)
         if torch.is_grad_enabled():
-            # The value is linear in the gradient. Its dependence on J is not followed.
+            # The value is linear in the gradient; the dependence on J is not followed.
             value = value + undifferentiable(
                 torch.zeros_like(value),
                 j.value,
@@ -111,7 +111,7 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
 def _linear_solve(
     j: Linearization, v: Tensor, *, transpose: bool, lipschitz: float, by: LinearSolve
 ) -> Tensor:
-    """``(I + J)^{-1} v`` or its transpose, differentiable in ``v`` alone."""
+    """Return ``(I + J)^{-1} v`` or its transpose, differentiable in ``v`` alone."""
     with torch.no_grad():
         w = by(j, v, transpose=transpose, lipschitz=lipschitz).value
 
@@ -122,7 +122,7 @@ def _linear_solve(
 
 
 class _Implicit(Function):
-    """Known solution of ``x + A(x) = z`` as a function of ``z = y - A(x)`` at fixed ``x``.
+    """The known solution of ``x + A(x) = z`` as a function of ``z = y - A(x)`` at fixed ``x``.
 
     ``adjoint(grad, x, *held)`` gives the gradients of ``z`` and of the tensors ``held``.
     """

@@ -18,7 +18,7 @@ CLOSER = 0.9
 
 
 class Coordinates(Protocol):
-    """Coordinates ``z`` of ``x``, as far as the inverse needs them."""
+    """Coordinates ``z`` of ``x``, as far as the inverse needs coordinates."""
 
     is_linear: ClassVar[bool]
 
@@ -49,7 +49,9 @@ def solve_in(
 
     The tolerance of z is the tolerance of x, divided by the stretch of :math:`\varphi^{-1} \circ h`
     at z. Nonlinear coordinates stretch more at x than at y if the block shrinks. Samples that miss
-    the tolerance for this reason go on from their last iterate, to the tolerance there.
+    the tolerance for this reason go on from their last iterate, to the tolerance there. Returns z,
+    and the solution in the user's coordinates; with ``throw``, :class:`InversionError` if a sample
+    fails.
 
     Arguments:
         coordinates: :math:`\varphi`; None for the identity.
@@ -61,12 +63,6 @@ def solve_in(
         slope: a Lipschitz constant of ``h``.
         x0: the start of z, in the coordinates of x.
         context, atol, rtol, max_steps, throw: as in :func:`solve`, for x.
-
-    Returns:
-        ``z``, and the solution in the user's coordinates.
-
-    Raises:
-        InversionError: with ``throw``, if a sample fails.
     """
     if coordinates is None and then is None:
         solution = solve_map(
@@ -163,7 +159,7 @@ class _Way:
         return z if self.then is None else self.then(z)
 
     def stretch(self, z: Tensor, radius: Tensor) -> Tensor:
-        """An upper bound of the stretch within ``radius`` of ``z``, shape ``(*batch,)``."""
+        """Bound the stretch within ``radius`` of ``z``, shape ``(*batch,)``."""
         if self.constant is not None:
             return self.constant
         if self.coordinates is None:
@@ -177,19 +173,13 @@ class _Way:
         return stretch
 
     def within(self, z: Tensor, asked: Tensor) -> Tensor:
-        """A radius around ``z`` whose image in the user's coordinates keeps to ``asked``."""
+        """Return a radius around ``z`` whose image in the user's coordinates keeps to ``asked``."""
         # A stretch that grows with the radius is smaller within this radius than assumed.
         most = asked / self.stretch(z, torch.zeros_like(asked))
         return most if self.is_linear else asked / self.stretch(z, most)
 
     def error(self, z: Tensor, radius: Tensor, rounding: Tensor) -> Tensor:
-        """A bound of the distance from the image of ``z``, for points within ``radius`` of ``z``.
-
-        Arguments:
-            z: shape ``(*batch, *event)``.
-            radius: shape ``(*batch,)``.
-            rounding: the rounding of z itself, of the shape of ``radius``.
-        """
+        """Bound the distance from the image of ``z``, within ``radius + rounding`` of ``z``."""
         radius = radius + rounding
         return radius * self.stretch(z, radius)
 

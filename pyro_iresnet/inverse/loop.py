@@ -1,4 +1,4 @@
-"""The loop that every solver runs in: sample by sample, until each has its certificate."""
+"""The loop that runs a solver, sample by sample, until each has its certificate."""
 
 from typing import Any
 
@@ -12,10 +12,7 @@ from .stopping import PATIENCE, BatchState, Outcome, StopDecision, Tolerance
 def iterate(
     problem: Problem, x0: Tensor | None, solver: Solver, tolerance: Tolerance, limit: int | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Iterate until every sample is done or ``limit`` steps are: values, and figures by row.
-
-    An iterate is certified before ``g`` is evaluated there; see :class:`StopDecision`.
-    """
+    """Iterate until all samples are done, or ``limit`` steps; return values, and figures by row."""
     x, state = solver.init(problem, x0)
     report = _Report(x)
     if len(x) == 0:
@@ -26,7 +23,7 @@ def iterate(
     taken = 0
     while True:
         samples = samples.seen(point)
-        # A step that needs no Jacobian costs no evaluation: it is certified before it is tried.
+        # A step without a Jacobian costs no evaluation, so its end is certified before it is tried.
         ahead = Step(point.picard, state)
         if not solver.linearizes:
             ahead = _step(problem, solver, point, state, samples.forced)
@@ -61,7 +58,7 @@ def iterate(
 
 
 def _step(problem: Problem, solver: Solver, point: Point, state: Any, forced: Tensor) -> Step:
-    """The solver's step, or the fixed-point step where that is due."""
+    """Return the solver's step; for samples whose last step was refused, the fixed-point step."""
     step = solver.step(problem, point, state)
     if not solver.safeguarded or not bool(forced.any()):
         return step
@@ -69,7 +66,7 @@ def _step(problem: Problem, solver: Solver, point: Point, state: Any, forced: Te
 
 
 class _Report:
-    """Where the samples leave their values and figures as they end."""
+    """The values and figures of all samples, written as the samples end."""
 
     def __init__(self, x: Tensor) -> None:
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -88,11 +85,11 @@ class _Report:
 def _limit(
     solver: Solver, lipschitz: float, tolerance: Tolerance, point: Point, verdict: StopDecision
 ) -> int:
-    """The solver's own number of steps for the worst ratio of error bound to tolerance."""
-    # Where y is 0 the solution is about as large as the first residual, g(0).
+    """Return the solver's own number of steps for the worst ratio of error bound to tolerance."""
+    # At y = 0 the solution is about as large as the first residual, g(0).
     least = torch.maximum(verdict.asked, tolerance.floor * point.size)
     ratio = point.size / (1 - lipschitz) / least
     ratio = ratio[ratio.isfinite()]
     worst = float(ratio.max()) if len(ratio) else 1.0
-    # Beyond what theory says, room for what rounding costs at the floor.
+    # The steps of the theory, and some for rounding at the floor.
     return solver.default_max_steps(worst, lipschitz) + 2 * PATIENCE

@@ -1,4 +1,4 @@
-"""``solve``: the inverse of ``y = x + g(x)`` to a certified error."""
+"""The inverse of ``y = x + g(x)`` to a certified error: :func:`solve`."""
 
 import math
 from typing import Protocol, TypedDict, runtime_checkable
@@ -29,7 +29,7 @@ COARSEST = 0.1
 
 @runtime_checkable
 class Contractive(Protocol):
-    """A contraction, as far as the inverse needs one."""
+    """A contraction, as far as the inverse needs a contraction."""
 
     @property
     def event_dim(self) -> int: ...
@@ -65,12 +65,11 @@ def solve(
 ) -> Solution:
     r"""Solve :math:`x + g(x) = y` for each sample, to a certified error.
 
-    A sample is done when the proven bound of its error is at most
-    :math:`\text{atol} + \text{rtol} \lVert y \rVert`. The sample then leaves the batch. With
-    :math:`r = x + g(x) - y` at the last evaluation of ``g``, the bound is
-    :math:`\lVert r \rVert / (1 - L)` for x itself, and
-    :math:`L \lVert r \rVert / (1 - L) + \lVert x' - (x - r) \rVert` for the next iterate
-    :math:`x'` of the solver, which is returned if its bound is small enough.
+    A sample is done, and leaves the batch, when the proven bound of its error is at most
+    :math:`\text{atol} + \text{rtol} \lVert y \rVert`. With :math:`r = x + g(x) - y` at the last
+    evaluation of ``g``, the bound is :math:`\lVert r \rVert / (1 - L)` for x itself, and :math:`L
+    \lVert r \rVert / (1 - L) + \lVert x' - (x - r) \rVert` for the next iterate :math:`x'` of the
+    solver, which is returned if its bound is small enough.
 
     Rounding hides a residual of the size :math:`\rho` that :meth:`ContractionMap.rounding`
     estimates, and so an error of :math:`\rho / (1 - L)`. A sample also counts as done at an error
@@ -78,23 +77,20 @@ def solve(
     is about :math:`\rho` and has stopped shrinking. ``stats.error_bound`` and ``stats.tolerance``
     both contain the error that rounding hides.
 
-    The solution has no gradients: :meth:`Block.inverse` is the differentiable inverse. For
-    a block in coordinates of its own this is the solution in the coordinates of ``g``:
-    :meth:`ResidualBlock.solve` gives the solution in those of ``x``.
+    The solution has no gradients: :meth:`Block.inverse` is the differentiable inverse. For a block
+    in coordinates of its own the solution is in the coordinates of ``g``:
+    :meth:`ResidualBlock.solve` gives the solution in the coordinates of ``x``.
 
     Arguments:
         contraction: ``g``.
         y: shape ``(*batch, *event)``.
         solver: goes from one iterate to the next; by default ``auto_solver(D)``.
-        x0: the start, of the shape of ``y`` or a shape that broadcasts to it; by default the
-            solver's own start.
+        x0: the start, of a shape that broadcasts to that of ``y``; by default the solver's own
+            start.
         context: shape ``(*batch, size)``, for a conditional ``g``.
         atol, rtol, max_steps: override those of the solver; ``atol`` may be a tensor that
             broadcasts to the batch.
         throw: raise if a sample fails; else the solution says which samples failed.
-
-    Returns:
-        A :class:`Solution`; its ``value`` has the shape of ``y``.
 
     Raises:
         InversionError: with ``throw``, if a sample fails; holds the solution.

@@ -1,4 +1,4 @@
-"""When a sample is done: its error is proven to be small enough, or nothing more can be done."""
+"""The end of a sample: its error is proven to be small enough, or no step can make it smaller."""
 
 from dataclasses import dataclass, replace
 from operator import methodcaller
@@ -16,11 +16,11 @@ PATIENCE = 10
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When the error bound of a sample is small enough.
+    """The error bounds that are small enough.
 
     Arguments:
-        atol, rtol: what the caller asks; the first one number, or one for each sample.
-        floor: what the arithmetic allows, relative to the larger of x and y.
+        atol, rtol: the tolerances of the caller; ``atol`` is one number, or one for each sample.
+        floor: the error that rounding leaves, relative to the larger of x and y.
     """
 
     atol: float | Tensor
@@ -33,26 +33,26 @@ class _Rows:
     """A record of tensors with one entry for each sample."""
 
     def select(self, index: Tensor) -> Self:
-        """That of the samples ``index`` only."""
+        """Return the record of the samples ``index`` only."""
         return type(self)(*map(methodcaller("index_select", 0, index), vars(self).values()))
 
 
 @dataclass(frozen=True)
 class BatchState(_Rows):
-    """What is known of each sample that is still at work.
+    """The samples still at work, one entry for each.
 
     Arguments:
-        rows: its place in the batch.
-        y_norm: the norm of its ``y``.
-        noise: how far rounding may move ``g`` where the solver starts.
+        rows: the place in the batch.
+        y_norm: the norm of ``y``.
+        noise: an estimate of the rounding of ``g`` at the start of the solver.
         asked: the error that the caller allows.
-        best: the iterate of the smallest residual so far.
-        best_size: the norm of that residual.
-        age: how many steps ago that was.
-        evaluations: of ``g`` so far, products with its Jacobian among them.
-        forced: whether its last proposal was refused, so that a fixed-point step is due.
-        stretched: whether ``g`` stretched the last step beyond its bound.
-        certified: whether ``best`` was within the tolerance one step ago.
+        best, best_size: the iterate with the smallest residual so far, and the norm of this
+            residual.
+        age: the number of steps since ``best``.
+        evaluations: the number of evaluations of ``g`` and of products with its Jacobian.
+        forced: True if the last proposal was refused, so that a fixed-point step is due.
+        stretched: True if ``g`` stretched the last step beyond its bound.
+        certified: True if ``best`` was within the tolerance one step ago.
     """
 
     rows: Tensor
@@ -71,7 +71,7 @@ class BatchState(_Rows):
     def start(
         cls, point: Point, y_norm: Tensor, noise: Tensor, tolerance: Tolerance
     ) -> "BatchState":
-        """Before the first step."""
+        """Make the state before the first step."""
         rows = torch.arange(len(point.x), device=point.x.device)
         zero, no = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
         asked = tolerance.atol + tolerance.rtol * y_norm
@@ -79,7 +79,7 @@ class BatchState(_Rows):
         return cls(rows, y_norm, noise, asked, point.x, infinite, zero, zero + 1, no, no, no)
 
     def seen(self, point: Point) -> "BatchState":
-        """After an evaluation that was kept."""
+        """Return the state after an evaluation that was kept."""
         better = point.size < self.best_size
         if bool(better.all()):
             return replace(self, best=point.x, best_size=point.size, age=torch.zeros_like(self.age))
@@ -99,10 +99,10 @@ class BatchState(_Rows):
         verdict: "StopDecision",
         products: Tensor | int,
     ) -> "BatchState":
-        """After an evaluation that may be kept or not."""
+        """Return the state after an evaluation that may be kept or refused."""
         forced = self.forced
         if solver.safeguarded:
-            # Not a number is not smaller.
+            # NaN compares as False, so a NaN is refused.
             forced = ~((tried.size <= share_kept(lipschitz) * point.size) | self.forced)
         return replace(
             self,
@@ -115,25 +115,24 @@ class BatchState(_Rows):
 
 @dataclass(frozen=True)
 class StopDecision(_Rows):
-    r"""Whether each sample is done, and why.
+    r"""The samples that are done, and the reasons.
 
     With :math:`r = x + g(x) - y`, the fixed-point step from x is within
-    :math:`L \lVert r \rVert / (1 - L)` of the solution, so that
+    :math:`L \lVert r \rVert / (1 - L)` of the solution, so that for every proposal :math:`x'` of a
+    solver
 
     .. math:: \lVert x' - x^* \rVert
               \le \frac{L}{1 - L} \lVert r \rVert + \lVert x' - (x - r) \rVert
 
-    for whatever :math:`x'` a solver proposes.
-
     Arguments:
-        ended: whether it is.
-        ahead: whether the iterate ahead is within the tolerance.
-        ahead_bound: the certified error of that.
-        certified: whether the best iterate is.
-        scale: the larger of the norms of that and of y.
-        rounding: how far rounding may move a residual there.
+        ended: True if the sample is done.
+        ahead, ahead_bound: True if the next iterate is within the tolerance, and its certified
+            error.
+        certified: True if the best iterate is within the tolerance.
+        scale: the larger of the norms of the best iterate and of y.
+        rounding: an estimate of the rounding of a residual there.
         asked: the error that is small enough.
-        finite: whether all is.
+        finite: True if all figures are finite.
     """
 
     ended: Tensor
@@ -154,12 +153,12 @@ class StopDecision(_Rows):
         ahead: Tensor,
         samples: BatchState,
     ) -> "StopDecision":
-        """On the samples at a point, with the iterate ``ahead`` of it."""
+        """Judge the samples at a point with the next iterate ``ahead``."""
         scale = torch.maximum(row_norm(samples.best), samples.y_norm)
         asked = torch.maximum(samples.asked, tolerance.floor * scale)
-        # On the way from the start g rounds at the size of what it adds up, x at most.
+        # On the way from the start, g rounds terms no larger than x.
         limits = torch.finfo(scale.dtype)
-        # An entry below the root of the smallest number has no square, and no part in a norm.
+        # An entry below the root of the smallest number has no square, and so no part in a norm.
         lost = 2 * (limits.tiny * point.x[:1].numel()) ** 0.5
         rounding = samples.noise + 4 * limits.eps * scale + lost
         bound = point.size * (lipschitz / (1 - lipschitz))
@@ -169,7 +168,7 @@ class StopDecision(_Rows):
         looks_ahead = bound <= asked
         certified = samples.best_size <= (1 - lipschitz) * asked
         finite = (point.size + asked).isfinite()
-        # Certified twice without a better iterate ahead: no use to wait for one.
+        # Certified twice without a better iterate ahead: another step would not help.
         ended = looks_ahead | (certified & samples.certified) | samples.stretched | ~finite
         ended |= samples.age >= PATIENCE
         return cls(ended, looks_ahead, bound, certified, scale, rounding, asked, finite)
@@ -177,11 +176,11 @@ class StopDecision(_Rows):
 
 @dataclass(frozen=True)
 class Outcome(_Rows):
-    """What is left of the samples that are done.
+    """The final figures of samples that are done.
 
     Arguments:
-        value: the iterate that is returned.
-        results: the :class:`Result` of each.
+        value: the returned iterate.
+        results: the :class:`Result` of each sample.
         evaluations, residual, error_bound, tolerance: as in :class:`Stats`.
     """
 
@@ -201,7 +200,7 @@ class Outcome(_Rows):
         samples: BatchState,
         verdict: StopDecision,
     ) -> "Outcome":
-        """Of samples whose last residual has the norm ``size``."""
+        """Make the figures of samples whose last residual has the norm ``size``."""
         here = samples.best_size / (1 - lipschitz)
         floored = (samples.age >= PATIENCE) & (samples.best_size <= 2 * verdict.rounding)
         results = torch.full_like(samples.rows, Result.MAX_STEPS)
@@ -210,7 +209,7 @@ class Outcome(_Rows):
         # Last, since infinity is within a tolerance of infinity.
         results[~verdict.finite] = Result.NON_FINITE
         bound = torch.where(verdict.ahead, verdict.ahead_bound, here)
-        # What was computed is a residual but for its rounding.
+        # Rounding moved the computed residual by up to this much.
         hidden = verdict.rounding / (1 - lipschitz)
         return cls(
             value=torch.where(verdict.ahead[:, None], ahead, samples.best),
@@ -224,7 +223,7 @@ class Outcome(_Rows):
 
 
 def _stretched(lipschitz: float, a: Point, b: Point, verdict: StopDecision) -> Tensor:
-    """Where ``||g(a) - g(b)||`` exceeds the bound times ``||a - b||`` by more than rounding can."""
+    """Mark samples with ``||g(a) - g(b)||`` above the bound of ``||a - b||``, beyond rounding."""
     slack = 16 * torch.finfo(a.x.dtype).eps ** 0.5
     apart = row_norm(b.x - a.x)
     resolved = apart > slack * (verdict.scale + a.size)

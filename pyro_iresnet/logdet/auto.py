@@ -6,21 +6,22 @@ from .exact import Exact
 from .roulette import Roulette
 from .truncated import ConvergedSeries
 
-# Up to here the dense Jacobian costs no more than a stochastic series, and has no variance.
+# Up to this size the dense Jacobian costs no more than a stochastic series, and has no variance.
 EXACT_IN_TRAINING = 8
-# Up to here an exact evaluation is affordable.
+# Up to this size an exact evaluation is affordable.
 EXACT_IN_EVALUATION = 1024
 
 
 def auto_logdet(event_size: int) -> ByMode:
-    """The default estimator for events of a given size, as a :class:`ByMode` to read or replace.
+    """Return the default estimator for events of a given size, as a :class:`ByMode`.
 
-    In train mode ``Exact()`` up to 8 coordinates, where it is the cheaper of the two (measured by
-    ``benchmarks/crossover.py``), and ``Roulette()`` above; in eval mode ``Exact()`` up to 1024
-    coordinates, and a deterministic ``ConvergedSeries()`` above.
+    In train mode ``Exact()`` up to 8 coordinates, where ``Exact()`` is the cheaper of the two
+    (measured by ``benchmarks/run/crossover.py``), and ``Roulette()`` above; in eval mode
+    ``Exact()`` up to 1024 coordinates, and a deterministic ``ConvergedSeries()`` above.
 
     Arguments:
-        event_size: the number of coordinates of one event.
+        event_size: the number of coordinates of one event, an integer of at least 1; else
+            :class:`ArgumentError` or :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentError, ArgumentTypeError: not an integer of at least 1.

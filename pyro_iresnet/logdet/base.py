@@ -13,11 +13,11 @@ from .series import LogOnePlus, Series
 
 @dataclass(frozen=True)
 class LogDet(ABC):
-    """An estimator of ``log|det(I + J)|``, or its exact value.
+    """Base class of estimators of ``log|det(I + J)|``, or of its exact value.
 
-    To write one, define :meth:`__call__`. It holds settings and no network, so it is a frozen
-    dataclass. What it returns is an estimate of the log-determinant itself, not only something
-    with the right gradient. One that draws at random in each call says so by ``stochastic = True``.
+    To write one, define :meth:`__call__` in a frozen dataclass of settings, without a network. It
+    returns an estimate of the log-determinant itself, not only a number with the right gradient.
+    Set ``stochastic = True`` if each call draws at random.
 
     Example:
         >>> import torch
@@ -45,15 +45,12 @@ class LogDet(ABC):
         lipschitz: float,
         series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
     ) -> Tensor:
-        """The log-determinant of each sample.
+        """Estimate the log-determinant of each sample, shape ``(*batch,)``.
 
         Arguments:
             linearization: ``g`` at a point.
             lipschitz: the bound of ``||J||_2`` that the contraction promises.
             series: the log-determinant as a function of ``J``; by default that of ``x + g(x)``.
-
-        Returns:
-            shape ``(*batch,)``.
         """
 
     def for_mode(self, training: bool) -> "LogDet":
@@ -73,8 +70,7 @@ class ByMode(LogDet):
     deterministic value.
 
     Arguments:
-        train: the estimator in train mode.
-        evaluate: the estimator in eval mode.
+        train, evaluate: the :class:`LogDet` of each mode; else :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentTypeError: ``train`` or ``evaluate`` is no :class:`LogDet`.

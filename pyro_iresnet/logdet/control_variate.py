@@ -20,9 +20,7 @@ class ControlVariate(ABC):
     The first two parts are exact and cheap. A random series estimates the rest: the series of ``J``
     and the series of :math:`\bar J` run on the same probes. The estimate is unbiased for every
     :math:`\bar J` that does not depend on the probes. A matrix near the Jacobians of the batch
-    leaves a small variance.
-
-    To write one, define :meth:`matrix`.
+    leaves a small variance. To write one, define :meth:`matrix`.
 
     Example:
         >>> import torch
@@ -41,15 +39,15 @@ class ControlVariate(ABC):
 
     @abstractmethod
     def matrix(self, linearization: Linearization) -> Tensor | None:
-        """The matrix, shape ``(D, D)``, with norm below 1; None for an expansion at 0."""
+        """Return the matrix, shape ``(D, D)``, with norm below 1; None for an expansion at 0."""
 
 
 @dataclass(frozen=True)
 class MeanJacobian(ControlVariate):
     r"""The Jacobian with the batch's mean slopes, :math:`W_n \bar S_{n-1} \cdots \bar S_1 W_1`.
 
-    The norm is at most the product of the norms of the weights, so the series converges. It costs
-    a few products of matrices for a whole batch. The matrix exists for maps of vectors with a
+    The norm is at most the product of the norms of the weights, so the series converges. A few
+    products of matrices serve a whole batch. The matrix exists for maps of vectors with a
     linearization in closed form that knows its trace. Other maps have the plain series.
 
     Example:
@@ -70,12 +68,10 @@ class MeanJacobian(ControlVariate):
 
 @dataclass(frozen=True)
 class Expansion:
-    """The exact part of a log-determinant, and the matrix that the series is expanded at.
+    """The exact part of a log-determinant, and the matrix to expand at, or None for 0.
 
-    Arguments:
-        exact: the part without draws, differentiable, shape ``(*batch,)``; None if not even the
-            trace of ``J`` is known.
-        matrix: the matrix, or None for 0.
+    The exact part has no draws, is differentiable and of shape ``(*batch,)``; None if not even the
+    trace of ``J`` is known.
     """
 
     exact: Tensor | None

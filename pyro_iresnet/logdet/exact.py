@@ -21,8 +21,8 @@ class Exact(LogDet):
 
     :math:`\log|\det(I + J)|` for a residual block. The formula is closed for matrices of side 1, 2
     and 3, and takes LU factors above. The side is D, or the width k of the narrowest hidden layer
-    if k is smaller, by Sylvester's identity :math:`\det(I_D + L R) = \det(I_k + R L)`. It costs as
-    many products with J, in one batched pass from the cheaper side, and a factorisation. Large
+    if k is smaller, by Sylvester's identity :math:`\det(I_D + L R) = \det(I_k + R L)`. The cost is
+    as many products with J, in one batched pass from the cheaper side, and a factorisation. Large
     batches are taken in parts, so that the memory of an evaluation stays bounded. Differentiable to
     any order.
 

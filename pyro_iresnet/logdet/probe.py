@@ -9,14 +9,10 @@ from .._counter_rng import BITS, signs
 
 
 def rademacher(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    r"""Independent signs, +1 or -1 with equal chance, from torch's generator.
+    r"""Draw signs, +1 or -1 with equal chance, in the dtype and on the device of ``like``.
 
     Among probes with independent entries, signs give :math:`u^\top A u` the least variance: the
     diagonal of A enters without noise (Hutchinson, 1990).
-
-    Arguments:
-        shape: the shape to draw.
-        like: the tensor whose dtype and device to take.
     """
     size = math.prod(shape)
     # One draw of 32 bits serves 32 signs.

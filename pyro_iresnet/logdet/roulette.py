@@ -55,7 +55,7 @@ class Roulette(LogDet):
     First derivatives only.
 
     Arguments:
-        truncation: how a sample decides to go on.
+        truncation: the probability that a sample goes on.
         probes: the number of probes ``u`` to average over, at least 1.
         control_variate: makes the matrix to expand at; None for 0.
 
@@ -112,14 +112,10 @@ class Roulette(LogDet):
 
 @dataclass(frozen=True)
 class Sampler:
-    """The sampling of a series, without gradients.
+    """The sampling of a series, without gradients; other arguments as in :class:`Roulette`.
 
-    Arguments:
-        truncation: how a sample decides to go on.
-        probes: the number of probes ``u`` for each sample.
-        first_is_exact: True if the first term is known, and left out of value and direction.
-        lipschitz: the bound of ``||J||_2`` that the contraction promises.
-        series: the coefficients.
+    ``first_is_exact`` is True if the first term is known, and left out of value and direction.
+    ``lipschitz`` is the bound of ``||J||_2`` that the contraction promises.
     """
 
     truncation: Truncation
@@ -157,16 +153,10 @@ class Sampler:
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""Draw the probes, the sampled rest and its direction.
 
-        The direction is :math:`\sum_k (k + 1)\, c_{k+1}\, w_k\, (v_k - \bar v_k)`.
-
-        Arguments:
-            jacobian: one for each sample.
-            like: has the shape ``(*batch, *event)`` of one probe for each sample.
-            event_dim: how many trailing dimensions form one event.
-            matrix: the matrix to expand at, or None for 0.
-
-        Returns:
-            shapes ``(probes, *batch, *event)``, ``(probes, *batch)`` and as the first.
+        The direction is :math:`\sum_k (k + 1)\, c_{k+1}\, w_k\, (v_k - \bar v_k)`. Shapes are
+        ``(probes, *batch, *event)`` of probes and direction, ``(probes, *batch)`` of the rest, with
+        ``(*batch, *event)`` the shape of ``like``. ``matrix`` is the matrix to expand at, or None
+        for 0.
         """
         self.truncation.warn(self.lipschitz)
         shape = (self.probes, *like.shape)
@@ -225,14 +215,13 @@ class Sampler:
 
 @dataclass
 class _Powers:
-    """The powers of J, and of the matrix expanded at, on the probes of the samples still alive.
+    """Powers of J, and of the matrix expanded at, on the probes ``u`` of the samples alive.
 
     Arguments:
         jacobian: J of these samples.
         matrix: the matrix expanded at and its transpose, shape ``(2, D, D)``, or None for 0.
-        u: the probes.
         v: ``(J^T)^k u``.
-        apart: the difference of the two powers, for the gradient of term k; made anew at each step.
+        apart: ``(J^T)^k u - (matrix^T)^k u``, for the gradient of term k; :meth:`step` replaces it.
         first: ``(J - matrix)^T u``; None without a matrix, as the next.
         back_forth: ``(matrix^T)^k u`` and ``matrix^k u``, shape ``(2, n, D)``.
     """
@@ -247,7 +236,7 @@ class _Powers:
 
     @classmethod
     def start(cls, jacobian: LinearMap, u: Tensor, matrix: Tensor | None) -> "_Powers":
-        """At k = 1."""
+        """Make the powers at k = 1."""
         v = jacobian.vm(u)
         if matrix is None:
             return cls(jacobian, None, u, v, v)
@@ -268,7 +257,7 @@ class _Powers:
         return torch.addcmul(tangent.mul_(-k), self.u, self.apart).sum(1)
 
     def size(self) -> Tensor:
-        """A scale of the terms to come, 0 if they are 0."""
+        """Return a scale of the terms to come, 0 if they are 0."""
         if self.back_forth is None:
             return row_norm(self.v)
         others = torch.linalg.vector_norm(self.back_forth, dim=2).amax(0)

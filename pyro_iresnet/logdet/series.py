@@ -22,31 +22,30 @@ class Series(ABC):
 
     @abstractmethod
     def coefficient(self, k: int) -> float:
-        """``c_k``, for ``k`` of at least 1."""
+        """Return ``c_k``, for ``k`` of at least 1."""
 
     def slope_coefficient(self, k: int) -> float:
-        r"""The coefficient :math:`(k + 1)\, c_{k+1}` of :math:`z^k` in :math:`f'`."""
+        r"""Return the coefficient :math:`(k + 1)\, c_{k+1}` of :math:`z^k` in :math:`f'`."""
         return (k + 1) * self.coefficient(k + 1)
 
     @abstractmethod
     def log_det(self, matrix: Tensor) -> Tensor:
-        """``tr f(A)``, differentiable, shapes ``(*batch, D, D)`` to ``(*batch,)``."""
+        """Return ``tr f(A)``, differentiable, shapes ``(*batch, D, D)`` to ``(*batch,)``."""
 
     @abstractmethod
     def expand(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """``tr f(A)`` and the matrix ``f'(A)``, for one matrix of norm below 1."""
+        """Return ``tr f(A)`` and the matrix ``f'(A)``, for one matrix of norm below 1."""
 
     @abstractmethod
     def tail(self, terms: int, lipschitz: float) -> float:
-        r"""A bound of :math:`\sum_{k > n} |c_k| L^{k-n}` after ``n`` terms."""
+        r"""Bound :math:`\sum_{k > n} |c_k| L^{k-n}` after ``n`` terms."""
 
 
 @dataclass(frozen=True)
 class LogOnePlus(Series):
     r""":math:`\log(1 + z) = z - z^2/2 + z^3/3 - \dots`, the series of :math:`y = x + g(x)`.
 
-    References:
-        Invertible Residual Networks (Behrmann et al., 2019), Equation 4.
+    Behrmann et al. (2019), Equation 4.
 
     Example:
         >>> series = LogOnePlus()
@@ -75,7 +74,7 @@ class LogOnePlus(Series):
 
 
 def log_det_one_plus(a: Tensor) -> Tensor:
-    """``log|det(I + A)|``, in closed form for sides 1, 2 and 3, else by LU factors."""
+    """Return ``log|det(I + A)|``, in closed form for sides 1, 2 and 3, else by LU factors."""
     match a.shape[-1]:
         case 1:
             return torch.log1p(a[..., 0, 0])
@@ -83,7 +82,9 @@ def log_det_one_plus(a: Tensor) -> Tensor:
             return torch.log((1 + a[..., 0, 0]) * (1 + a[..., 1, 1]) - a[..., 0, 1] * a[..., 1, 0])
         case 3:
             return torch.log(_det3(a))
-    b = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    # The identity first: torch.compile takes a wrong gradient of the sum in the other order, whose
+    # strides are those of a transposed matrix (torch 2.13, inductor).
+    b = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device) + a
     if in_torch_func():
         # Forward mode under vmap, the way of torch.func.hessian over a batch, gives wrong numbers
         # for slogdet and solve (torch 2.13), and right ones for LU factors.
@@ -93,7 +94,7 @@ def log_det_one_plus(a: Tensor) -> Tensor:
 
 
 def _det3(a: Tensor) -> Tensor:
-    """``det(I + A)`` of 3 x 3 matrices, along the first row."""
+    """Return ``det(I + A)`` of 3 x 3 matrices, along the first row."""
     p, q, r = 1 + a[..., 0, 0], a[..., 0, 1], a[..., 0, 2]
     d, e, f = a[..., 1, 0], 1 + a[..., 1, 1], a[..., 1, 2]
     g, h, i = a[..., 2, 0], a[..., 2, 1], 1 + a[..., 2, 2]

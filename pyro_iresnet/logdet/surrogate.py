@@ -8,15 +8,10 @@ from .._torch import undifferentiable
 
 
 def value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    """``value``, with the first derivatives of ``surrogate``; a second derivative raises.
+    """Return ``value``, with the first derivatives of ``surrogate``, a tensor of the same shape.
 
-    Arguments:
-        value: the tensor to return; receives no gradient.
-        surrogate: the tensor that receives the gradient, of the same shape.
-
-    Raises:
-        HigherOrderError: when differentiated twice, since the second derivative of the surrogate
-            is not the second derivative of the log-determinant.
+    ``value`` receives no gradient. A second derivative raises :class:`HigherOrderError`, since the
+    second derivative of the surrogate is not that of the log-determinant.
     """
     return _ValueWithGradientOf.apply(value, surrogate)
 

@@ -92,14 +92,10 @@ class PowerSeries(LogDet):
         event_size: int,
         series: Series = LogOnePlus(),  # noqa: B008
     ) -> float:
-        r"""A bound of the error of the cut, :math:`D \sum_{k>n} |c_k| L^k`, nats.
+        r"""Bound the error of the cut, :math:`D \sum_{k>n} |c_k| L^k`, nats.
 
-        For a residual block :math:`D L^{n+1} / ((n+1)(1-L))`.
-
-        Arguments:
-            lipschitz: ``L``, the bound of ``||J||_2``.
-            event_size: ``D``, the number of coordinates.
-            series: the coefficients; by default those of a residual block.
+        For a residual block :math:`D L^{n+1} / ((n+1)(1-L))`. ``lipschitz`` is ``L``, the bound of
+        ``||J||_2``; ``event_size`` is ``D``; ``series`` has the coefficients.
         """
         return event_size * lipschitz**self.terms * series.tail(self.terms, lipschitz)
 
@@ -120,8 +116,7 @@ class ConvergedSeries(LogDet):
 
     Arguments:
         tolerance: of the cut, in nats, above 0.
-        probes: the number of probes ``u`` to average over, at least 1.
-        seed: decides the probes.
+        probes, seed: as in :class:`PowerSeries`.
 
     Raises:
         ContractionError: the series does not converge, since the Jacobian exceeds ``lipschitz``.

@@ -43,22 +43,19 @@ class Truncation(ABC):
 
     @abstractmethod
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
-        r"""The probability to go on after a term, in [0, 1].
+        r"""Return the probability to go on after a term, in [0, 1], shape ``(n,)``.
 
         Arguments:
             term: the number of the term just taken, from 1; at least ``exact_terms``.
             magnitude: :math:`w_k \lVert v_k \rVert / \sqrt{D}` of each sample, with the weight
                 :math:`w_k` and :math:`v_k = (J^\top)^k u`; shape ``(n,)``.
-
-        Returns:
-            shape ``(n,)``.
         """
 
     def warn(self, lipschitz: float) -> None:  # noqa: B027  (most have nothing to say)
         """Warn if the variance is infinite, or may be, for ``||J||_2`` up to ``lipschitz``."""
 
     def max_terms(self, lipschitz: float) -> int:
-        """A number of terms that a sample of a true contraction exceeds only by a freak chance."""
+        """Return a number of terms that a true contraction exceeds only by a freak chance."""
         return self.exact_terms + math.ceil(SURELY_ENDED / -math.log(lipschitz))
 
 
@@ -79,7 +76,8 @@ class Adaptive(Truncation):
 
     Arguments:
         threshold: :math:`\tau`, above 0; a smaller one takes more terms and has less variance.
-        exact_terms: the number of terms that are always taken, at least 1.
+        exact_terms: the number of terms that are always taken, at least 1. Another value of either
+            raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or no number.
@@ -115,7 +113,7 @@ class Geometric(Truncation):
 
     Arguments:
         p: the probability to end after each further term, in (0, 1).
-        exact_terms: the number of terms that are always taken, at least 1.
+        exact_terms: as in :class:`Adaptive`, with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or no number.
@@ -155,7 +153,7 @@ class Geometric(Truncation):
 
 @dataclass(frozen=True)
 class Poisson(Truncation):
-    r"""A Poisson number of further terms, a published choice whose variance is infinite.
+    """A Poisson number of further terms, a published choice whose variance is infinite.
 
     The chance to reach term k falls like :math:`r^k / k!`, faster than any power of an eigenvalue
     of J. So the variance is infinite for every J that is not nilpotent, and the class warns of it.
@@ -163,7 +161,7 @@ class Poisson(Truncation):
 
     Arguments:
         rate: the mean number of further terms, above 0.
-        exact_terms: the number of terms that are always taken, at least 1.
+        exact_terms: as in :class:`Adaptive`, with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or no number.
@@ -207,10 +205,7 @@ class Poisson(Truncation):
 
 
 def pack(truncation: Truncation) -> tuple[str, list[float]] | None:
-    """Return a truncation as the name of its class and its fields, for :func:`unpack_truncation`.
-
-    None if the truncation is no dataclass of numbers.
-    """
+    """Return the name of a class and its fields, or None unless it is a dataclass of numbers."""
     values = [getattr(truncation, f.name) for f in _fields(type(truncation))]
     if not values or not all(isinstance(value, int | float) for value in values):
         return None

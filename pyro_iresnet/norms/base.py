@@ -1,9 +1,9 @@
-r"""Spectral norms of weights, and weights scaled until their norm meets a bound.
+"""Spectral norms of weights, and weights scaled until their norm meets a bound.
 
 The Lipschitz constant of a layer is the spectral norm of its weight, ``Lip(W x + b) = ||W||_2``
-(Behrmann et al. 2019, Eq. 3). Each strategy is a pure function of the weight. Gradients pass
-through the norm too: a flow trained with the norm held fixed loses most of its fit. A weight is a
-matrix, or the kernel of a convolution.
+(Behrmann et al. 2019, Eq. 3). Each strategy is a pure function of the weight, a matrix or the
+kernel of a convolution. Gradients pass through the norm too: a flow trained with the norm held
+fixed loses most of its fit.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class NormalizedWeight:
     known: Tensor | None = None
 
     def norm(self) -> Tensor:
-        """A proven upper bound of the weight's norm, a scalar without gradient."""
+        """Return a proven upper bound of the weight's norm, a scalar without gradient."""
         if self.known is not None:
             return self.known
         with torch.no_grad():
@@ -43,7 +43,7 @@ class NormalizedWeight:
 
     @torch.no_grad()
     def exact(self) -> Tensor:
-        """The largest singular value of a matrix; for a kernel, the tightest proven bound known."""
+        """Return the largest singular value; for a kernel, the tightest proven bound known."""
         return self._take(spectral_norm)
 
     def _take(self, norm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -82,29 +82,26 @@ class Norm(ABC):
 
     @property
     def certified(self) -> bool:
-        """True if :meth:`__call__` is a proven upper bound of the spectral norm."""
+        """Return True if :meth:`__call__` is a proven upper bound of the spectral norm."""
         return True
 
     @abstractmethod
     def __call__(self, weight: Tensor) -> Tensor:
-        """The norm by which weights are scaled, differentiable.
+        """Return the norm by which weights are scaled, differentiable, real, shape ``(*batch,)``.
 
         A matrix and its transpose must have the same norm, since matrices of one shape up to
         transposition are taken together.
 
         Arguments:
             weight: shape ``(*batch, rows, columns)``, real or complex.
-
-        Returns:
-            shape ``(*batch,)``, real.
         """
 
     def proven(self, weight: Tensor) -> Tensor:
-        """A proven upper bound of ``||weight||_2``; shapes as in :meth:`__call__`."""
+        """Return a proven upper bound of ``||weight||_2``; shapes as in :meth:`__call__`."""
         return self(weight)
 
     def constrain(self, weight: Tensor, bound: float | Tensor) -> Tensor:
-        r"""``weight`` if its norm is at most ``bound``, else ``weight`` scaled to ``bound``.
+        r"""Return ``weight`` if its norm is at most ``bound``, else ``weight`` scaled to ``bound``.
 
         .. math:: W \min(1, c / \lVert W \rVert)
 
@@ -131,19 +128,18 @@ class Norm(ABC):
         return (acting if turned.shape == many.shape else acting.mT).reshape(weight.shape)
 
     def sizes(self, weights: Tensor) -> Tensor:
-        """The norm of each weight, or of each row of each weight, which must meet the bound.
+        """Return the norm of each weight, or of each row of each weight, which must meet the bound.
+
+        Sizes of at most c must prove norms of at most c; their shape is ``(n,)`` or ``(n, rows)``.
 
         Arguments:
             weights: matrices, shape ``(n, rows, columns)``, or kernels, shape
                 ``(n, rows, columns, height, width)``; no more rows than columns.
-
-        Returns:
-            shape ``(n,)`` or ``(n, rows)``. Weights whose sizes are at most c have norm at most c.
         """
         return self(weights) if weights.dim() == 3 else over_symbol(weights, self)
 
     def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
-        """The factors that bring weights of these sizes to the bound."""
+        """Return the factors that bring weights of these sizes to the bound."""
         # A clamp below the bound makes the factor exactly 1, and its gradient 0, where W is small.
         return bound / torch.maximum(sizes, bound)
 
@@ -157,7 +153,7 @@ class Norm(ABC):
     def apply(
         self, weights: Tensor, bounds: Tensor, scales: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Bring weights to their bounds.
+        """Bring weights to their bounds; return them with proven bounds, shape ``(n,)``, or None.
 
         Override this method if one factor for each weight or each row is not enough.
 
@@ -165,9 +161,6 @@ class Norm(ABC):
             weights: as in :meth:`sizes`.
             bounds: bounds of the norms, shape ``(n,)``.
             scales: factors of the constrained weights, shape ``(n,)``; None for 1.
-
-        Returns:
-            the scaled weights, and proven bounds of their norms, shape ``(n,)``, or None.
         """
         # A norm has no second derivative at 0, where a last layer may start: take the norm of
         # ones there, and drop the result.
@@ -231,7 +224,8 @@ class Hard(Norm):
     alone (Behrmann et al. 2019, Eq. 3).
 
     Arguments:
-        norm: the strategy that takes the norm.
+        norm: a :class:`Norm` that scales a weight by a factor; else :class:`ArgumentError` or
+            :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentTypeError: ``norm`` is no :class:`Norm`.
@@ -294,11 +288,11 @@ def _one_or(scales: Tensor | None, sizes: Tensor) -> Tensor:
 
 
 def _spread(a: Tensor, like: Tensor) -> Tensor:
-    """``a`` with dimensions of size 1 at its end, until it has as many as ``like``."""
+    """Return ``a`` with dimensions of size 1 at its end, as many dimensions as ``like``."""
     return a.reshape(*a.shape, *(1,) * (like.dim() - a.dim()))
 
 
 def wide(weight: Tensor) -> Tensor:
-    """The matrix or its transpose, whichever has no more rows than columns."""
+    """Return the matrix or its transpose, whichever has no more rows than columns."""
     # Products of the wide orientation have long rows, and run up to twice as fast.
     return weight.mT if weight.shape[-2] > weight.shape[-1] else weight

@@ -32,8 +32,8 @@ class Cholesky(Norm):
         norm: takes the norm of a convolution.
 
     Raises:
-        ArgumentError: ``damping`` is not above 0, or ``norm`` is not certified.
-        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError, ArgumentTypeError: ``damping`` is no number above 0, or ``norm`` is no
+            certified :class:`Norm`.
 
     References:
         A Recipe for Improved Certifiable Robustness (Hu, Leino, Wang and Fredrikson, 2024), for
@@ -75,7 +75,7 @@ class Cholesky(Norm):
 
 
 def whitened(rows: Tensor, damping: float) -> Tensor:
-    r""":math:`L^{-1} W`, of norm below 1, for matrices of shape ``(n, rows, columns)``."""
+    """Return :math:`L^{-1} W`, of norm below 1, for matrices of shape ``(n, rows, columns)``."""
     if is_tracing() or in_forward_mode():
         # As in Gram: a tracer and forward mode need the plain operations.
         return _whitened(rows, damping)[0]
@@ -83,7 +83,7 @@ def whitened(rows: Tensor, damping: float) -> Tensor:
 
 
 def _whitened(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    r""":math:`X = L^{-1} W`, and :math:`L^{-1}`, both by differentiable operations."""
+    """Return :math:`X = L^{-1} W`, and :math:`L^{-1}`, both by differentiable operations."""
     n, columns = rows.shape[-2:]
     # The square of a weight needs twice the digits that float32 holds.
     precise = rows.double()

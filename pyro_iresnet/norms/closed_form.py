@@ -13,8 +13,8 @@ from .convolution import at_size_one, spectral_norm
 class SingularValue(Norm):
     """The exact largest singular value, certified and tight.
 
-    It is the root of the largest eigenvalue of the Gram matrix. The gradient sees one singular
-    value at a time: it is ``u v^T`` of the largest.
+    It is the root of the largest eigenvalue of the Gram matrix. The gradient is that of the largest
+    singular value alone, ``u v^T``.
 
     Example:
         >>> import torch
@@ -28,9 +28,7 @@ class SingularValue(Norm):
 
 @dataclass(frozen=True)
 class Frobenius(Norm):
-    r"""The Frobenius norm, an upper bound.
-
-    It is loose by up to :math:`\sqrt{n}` for ``n`` the smaller side.
+    r"""The Frobenius norm, an upper bound, loose by up to :math:`\sqrt{n}`, n the smaller side.
 
     Example:
         >>> import torch
@@ -50,10 +48,10 @@ class Schur(Norm):
               \lVert W \rVert_1 = \max_j \sum_i |W_{ij}|,\quad
               \lVert W \rVert_\infty = \max_i \sum_j |W_{ij}|
 
-    This is Schur's test. It takes two sums and no product of matrices, which makes it the cheapest
-    norm; it is loose by up to :math:`\sqrt{n}`. Each of the two norms alone bounds the stretch in
-    its own norm; together they bound the Euclidean stretch, in which this package measures the
-    error of an inverse and the length of a series.
+    This is Schur's test. It takes two sums and no product of matrices, so it is the cheapest norm;
+    it is loose by up to :math:`\sqrt{n}`. Each of the two norms alone bounds the stretch in its own
+    norm; together they bound the Euclidean stretch, in which this package measures the error of an
+    inverse and the length of a series.
 
     Example:
         >>> import torch

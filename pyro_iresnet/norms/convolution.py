@@ -22,14 +22,11 @@ GRID = 16
 
 
 def over_symbol(kernel: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """The norm of a convolution at every image size, from a norm of matrices.
+    """Return the norm of a convolution at every image size, shape ``(*batch,)``.
 
     Arguments:
         kernel: shape ``(*batch, out, in, height, width)``, stride and dilation 1.
         norm: a norm of matrices, shapes ``(*batch, out, in)`` to ``(*batch,)``.
-
-    Returns:
-        shape ``(*batch,)``.
     """
     height, width = kernel.shape[-2:]
     rows, columns = _frequencies(height), _frequencies(width)
@@ -43,7 +40,7 @@ def over_symbol(kernel: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def spectral_norm(weight: Tensor) -> Tensor:
-    """The largest singular value of matrices, shapes ``(*batch, m, n)`` to ``(*batch,)``.
+    """Return the largest singular value of matrices, shapes ``(*batch, m, n)`` to ``(*batch,)``.
 
     It is the root of the largest eigenvalue of the Gram matrix of the smaller side.
     """
@@ -51,14 +48,10 @@ def spectral_norm(weight: Tensor) -> Tensor:
 
 
 def at_size_one(weight: Tensor, norm: Callable[[Tensor], Tensor], dims: int = 2) -> Tensor:
-    """The norm of weights, taken with their largest entry scaled to 1.
+    """Return ``norm(weight)``, taken with the largest entry of each weight scaled to 1.
 
-    Without the scaling, the squares of entries would under- or overflow.
-
-    Arguments:
-        weight: shape ``(*batch, ...)``.
-        norm: gives one number or several for each weight, shape ``(*batch, ...)``.
-        dims: the number of trailing dimensions that form one weight.
+    Without the scaling, the squares of entries would under- or overflow. ``dims`` trailing
+    dimensions form one weight.
     """
     scale = weight.detach().abs().flatten(-dims).amax(-1)
     scale = torch.where(scale == 0, 1.0, scale)
@@ -87,7 +80,7 @@ def _slack(side: int, count: int) -> float:
 
 
 def _waves(side: int, count: int, kept: int, like: Tensor) -> Tensor:
-    """The phases of each position of a kernel at each frequency, shape ``(side, kept)``."""
+    """Return the phases of each position of a kernel at each frequency, shape ``(side, kept)``."""
     position = torch.arange(side, dtype=like.dtype, device=like.device)
     frequency = torch.arange(kept, dtype=like.dtype, device=like.device) * (2 * math.pi / count)
     phase = position[:, None] * frequency

@@ -23,7 +23,8 @@ class Gram(Norm):
     product more for its gradient in closed form, :math:`\nabla S = Q\, (Q W) / S^{p-1}`.
 
     Arguments:
-        squarings: ``k``, at least 1.
+        squarings: ``k``, an integer of at least 1; else :class:`ArgumentError` or
+            :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``squarings`` is no integer of at least 1.
@@ -57,7 +58,7 @@ RESCALE_EVERY = 3
 
 
 def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
-    """``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
+    """Return ``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
     tiny = torch.finfo(weight.dtype).tiny
     w = wide(weight)
     # Scaled by the largest entry: the squares in a norm under- or overflow where entries do not.

@@ -23,7 +23,8 @@ class PowerIteration(Norm):
     function of W. The gradient is :math:`u v^\top`, with ``u`` and ``v`` held fixed.
 
     Arguments:
-        steps: iterations, at least 1.
+        steps: iterations, an integer of at least 1; else :class:`ArgumentError` or
+            :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``steps`` is no integer of at least 1.

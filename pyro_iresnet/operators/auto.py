@@ -5,8 +5,5 @@ from .solve import DENSE, DenseSolve, LinearSolve
 
 
 def auto_linear_solve(event_size: int) -> LinearSolve:
-    """The default linear solve: ``DenseSolve()`` up to 16 coordinates, else ``KrylovSolve()``.
-
-    Up to 16 coordinates the dense solve is the faster one for a batch.
-    """
+    """Return ``DenseSolve()`` up to 16 coordinates (faster for a batch), else ``KrylovSolve()``."""
     return DenseSolve() if event_size <= DENSE else KrylovSolve()

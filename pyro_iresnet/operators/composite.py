@@ -31,13 +31,13 @@ class Chain(LinearMap):
         return Chain(tuple(a.select(index) for a in self.maps))
 
     def trace(self, weight: Tensor | None = None) -> Tensor | None:
-        r"""The exact trace of a network with at most two hidden layers, else None.
+        r"""Return the exact trace of a network with at most two hidden layers, else None.
 
-        Known for perceptrons, for networks whose layers keep their input (:class:`Append`), and
-        for convolutions. A trace is cyclic, so
+        Known for perceptrons, for networks whose layers keep their input (:class:`Append`), and for
+        convolutions. A trace is cyclic, so
         :math:`\mathrm{tr}(W_2 S W_1) = s^\top \mathrm{diag}(W_1 W_2)` and
-        :math:`\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1`:
-        one product of the size of a hidden layer for each sample.
+        :math:`\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1`: one
+        product of the size of a hidden layer for each sample.
         """
         match self.maps:
             case (Dense() | Diagonal() as only,):
@@ -182,9 +182,7 @@ class Append(LinearMap):
     def trace_with(self, last: Tensor, weight: Tensor | None) -> Tensor | None:
         r"""``tr(M V (I; S W))`` as :math:`\mathrm{tr}(M V_0) + s^\top \mathrm{diag}(W M V_1)`.
 
-        Arguments:
-            last: ``V = (V_0, V_1)``, the matrix that follows.
-            weight: ``M``; the identity when None.
+        ``last`` is ``V = (V_0, V_1)``, the matrix that follows; ``weight`` is ``M``, or None for 1.
         """
         match self.inner.maps:
             case (Dense(w), Diagonal(s)):
@@ -214,11 +212,7 @@ class Append(LinearMap):
 
 @dataclass(frozen=True)
 class Sum(LinearMap):
-    """The sum of maps on one event space.
-
-    Arguments:
-        maps: the terms, at least one.
-    """
+    """The sum of maps on one event space, at least one."""
 
     maps: tuple[LinearMap, ...]
 
@@ -254,11 +248,7 @@ class Sum(LinearMap):
 
 @dataclass(frozen=True)
 class Negated(LinearMap):
-    """``-A``.
-
-    Arguments:
-        a: the map ``A``.
-    """
+    """The negative ``-A`` of a map."""
 
     a: LinearMap
 

@@ -19,34 +19,27 @@ class ContractionMap(ABC):
 
     @property
     def closed_form(self) -> bool:
-        """True if ``linearize`` costs little more than a call."""
+        """Return True if ``linearize`` costs little more than a call."""
         return True
 
     @abstractmethod
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``g(x)``, shape ``(*batch, *event)``."""
+        """Return ``g(x)``, shape ``(*batch, *event)``."""
 
     @abstractmethod
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
-        """``g(x)`` and the Jacobian at ``x``."""
+        """Return ``g(x)`` and the Jacobian at ``x``."""
 
     @abstractmethod
     def lipschitz_bound(self) -> Tensor:
-        """A proven upper bound of ``Lip(g)`` with these weights, a scalar."""
+        """Return a proven upper bound of ``Lip(g)`` with these weights, a scalar."""
 
     def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Estimate how far rounding may move the computed ``g(x)``, in the Euclidean norm.
+        r"""Estimate how far rounding may move ``g(x)`` in the Euclidean norm, shape ``(n,)``.
 
-        The default knows nothing of the network. The estimate is :math:`4 \epsilon` times the
-        largest of the norms of ``x`` and ``g(x)`` and of 1. Hidden layers have about size 1 for
-        standardised data.
-
-        Arguments:
-            x: shape ``(n, *event)``.
-            context: shape ``(n, size)``.
-
-        Returns:
-            shape ``(n,)``.
+        The default knows nothing of the network: :math:`4 \epsilon` times the largest of the norms
+        of ``x`` and ``g(x)`` and of 1, since hidden layers have about size 1 for standardised data.
+        Shapes are ``(n, *event)`` and ``(n, size)``.
         """
         largest = torch.maximum(row_norm(x), row_norm(self(x, context)))
         return 4 * torch.finfo(x.dtype).eps * largest.clamp(min=1.0)

@@ -40,7 +40,7 @@ class Convolution(LinearMap):
 def convolve(
     v: Tensor, kernel: Tensor, bias: Tensor | None = None, *, circular: bool = False
 ) -> Tensor:
-    """The convolution of ``v``, ``(*batch, in, height, width)`` to ``(*batch, out, ...)``."""
+    """Convolve ``v``, shapes ``(*batch, in, height, width)`` to ``(*batch, out, ...)``."""
     flat = v.reshape(-1, *v.shape[-3:])
     padding = tuple(side // 2 for side in kernel.shape[-2:])
     if circular and any(padding):
@@ -52,11 +52,9 @@ def convolve(
 
 
 def trace_through(first: Convolution, middle: Tensor | None, last: Convolution) -> "TraceKernels":
-    """The weights of the slopes in the trace of two convolutions with slopes between them.
+    """Return the weights of the slopes in the trace of two convolutions with the same padding.
 
-    Arguments:
-        first, last: convolutions with the same padding.
-        middle: the 1 x 1 kernel between two sets of slopes, as a matrix; None for one set.
+    ``middle`` is the 1 x 1 kernel between two sets of slopes, as a matrix; None for one set.
     """
     # The first kernel leads from a pixel to a hidden pixel at an offset. The last kernel, turned
     # round, leads back.
@@ -72,21 +70,18 @@ def trace_through(first: Convolution, middle: Tensor | None, last: Convolution) 
 class TraceKernels:
     """The weights of the slopes in a trace, for each offset of a kernel.
 
-    Arguments:
-        weights: shape ``(height, width, channels)``, or ``(height, width, channels, channels)``
-            for two sets of slopes.
-        circular: as in :class:`Convolution`.
+    ``weights`` has the shape ``(height, width, channels)``, or
+    ``(height, width, channels, channels)`` for two sets of slopes.
     """
 
     weights: Tensor
     circular: bool
 
     def trace(self, slopes: Tensor, later: Tensor | None) -> Tensor | None:
-        """The trace for each sample, shape ``(*batch,)``; None for images smaller than a kernel.
+        """Return the traces, shape ``(*batch,)``; None for images smaller than a kernel.
 
-        Arguments:
-            slopes: slopes behind the first kernel, shape ``(*batch, channels, height, width)``.
-            later: slopes before the last kernel, if there are two sets.
+        Slopes have the shape ``(*batch, channels, height, width)``; ``later`` are those before the
+        last kernel, if there are two sets.
         """
         if any(size < side for size, side in zip(slopes.shape[-2:], self._sides(), strict=True)):
             return None

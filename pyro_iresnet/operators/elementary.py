@@ -10,11 +10,7 @@ from .linear_map import LinearMap
 
 @dataclass(frozen=True)
 class Dense(LinearMap):
-    """One matrix for all samples.
-
-    Arguments:
-        weight: the matrix, shape ``(event_out, event_in)``.
-    """
+    """One matrix for all samples, shape ``(event_out, event_in)``."""
 
     weight: Tensor
 
@@ -72,7 +68,7 @@ class Diagonal(LinearMap):
         return self.mean_entries().flatten().diag()
 
     def mean_entries(self) -> Tensor:
-        """The mean of the diagonal over the batch."""
+        """Return the mean of the diagonal over the batch."""
         return self._rows().mean(0)
 
     def packed(self) -> tuple[list[str], list[Tensor]]:
@@ -93,9 +89,7 @@ class Diagonal(LinearMap):
 class Permutation(LinearMap):
     """A reordering of the entries, with one order for each sample.
 
-    Arguments:
-        order: entry i of the result is entry ``order[i]`` of the argument; shape
-            ``(*batch, event)``.
+    Entry i of the result is entry ``order[i]``, shape ``(*batch, event)``, of the argument.
     """
 
     order: Tensor

@@ -33,7 +33,7 @@ class State(Protocol):
     """The state of an iterative solve between two steps, one entry for each row."""
 
     def select(self, index: Tensor) -> Self:
-        """The state of the rows ``index`` only."""
+        """Return the state of the rows ``index`` only."""
         ...
 
 
@@ -49,9 +49,6 @@ class IterativeSolve(LinearSolve):
 
     To write one, define :meth:`init` and :meth:`step`. A step must shrink the residual by the
     factor L at least, as a term of the Neumann series does.
-
-    Attributes:
-        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
     """
 
     rtol: float | None = None
@@ -64,16 +61,14 @@ class IterativeSolve(LinearSolve):
 
     @abstractmethod
     def init(self) -> State:
-        """The state before the first step."""
+        """Return the state before the first step."""
 
     @abstractmethod
     def step(self, product: Product, residual: Tensor, state: Any) -> tuple[Tensor, Tensor, State]:
-        """The increment of ``w``, the residual after it, and the next state.
+        """Return the increment of ``w``, the residual after it, and the next state.
 
-        Arguments:
-            product: multiplies rows by ``J``, or by its transpose.
-            residual: ``v - (I + J) w``, shape ``(n, *event)``.
-            state: the state after the last step.
+        ``product`` multiplies rows by ``J``, or by its transpose; ``residual`` is
+        ``v - (I + J) w``, shape ``(n, *event)``.
         """
 
     def __call__(
@@ -138,7 +133,7 @@ class IterativeSolve(LinearSolve):
 
 
 def _limit(rtol: float, lipschitz: float) -> int:
-    """The number of products that the Neumann series needs, and ten more for rounding."""
+    """Return the number of products that the Neumann series needs, and ten more for rounding."""
     if lipschitz == 0.0:
         return 3
     return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
@@ -153,15 +148,12 @@ def _certified(
     waits: Tensor,
     asked: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The residuals and the mask of rows that go on, after a second look at rows about to leave.
+    """Return residuals and the mask of rows that go on, with a second look at rows that leave.
 
-    Arguments:
-        product: multiplies the rows at work.
-        right, w: the right-hand side and the solution, for all rows.
-        rows: the indices of the rows at work, to which the other arguments belong.
-        residual: the residuals that the steps returned.
-        waits: the mask of rows that go on by these residuals.
-        asked: the norm of a residual that is small enough.
+    ``right`` and ``w`` are the right-hand side and the solution for all rows. The other arguments
+    belong to the rows at work, whose indices are ``rows``: the product, the residuals that the
+    steps returned, the mask ``waits`` of rows that go on by these residuals, and the norm ``asked``
+    of a residual that is small enough.
     """
     eps = torch.finfo(w.dtype).eps
     size = row_norm(w.index_select(0, rows))
@@ -204,15 +196,15 @@ class NeumannSolve(IterativeSolve):
 
 @dataclass(frozen=True)
 class KrylovSolve(IterativeSolve):
-    r"""Solve by generalized conjugate residuals: the least residual over the Krylov space.
+    """Solve by generalized conjugate residuals: the least residual over the Krylov space.
 
     In exact arithmetic this is GMRES: after k products the residual is the least that any
     polynomial of degree k in J gives. The Neumann series takes one polynomial for every J. After
     ``restart`` directions the solve starts afresh.
 
     Arguments:
-        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
-        restart: the number of directions to keep, at least 1; each takes two vectors.
+        rtol: as in :class:`NeumannSolve`, with the same errors.
+        restart: the number of directions to keep, an integer of at least 1; each takes two vectors.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``restart`` no integer of at
@@ -220,8 +212,8 @@ class KrylovSolve(IterativeSolve):
         LinearSolveError: in a call: a sample did not reach the tolerance.
 
     References:
-        Variational Iterative Methods for Nonsymmetric Systems of Linear Equations (Eisenstat,
-        Elman and Schultz, 1983).
+        Variational Iterative Methods for Nonsymmetric Systems of Linear Equations (Eisenstat, Elman
+        and Schultz, 1983).
 
     Example:
         >>> from pyro_iresnet import Newton
@@ -263,7 +255,7 @@ class _Basis:
     images: Tensor | None = None
 
     def extended(self, step: Tensor, image: Tensor) -> "_Basis":
-        """The basis with one more direction."""
+        """Add one direction to the basis."""
         if self.steps is None or self.images is None:
             return _Basis(step[None], image[None])
         return _Basis(torch.cat([self.steps, step[None]]), torch.cat([self.images, image[None]]))

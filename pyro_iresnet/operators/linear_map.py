@@ -19,55 +19,54 @@ class LinearMap(ABC):
 
     @abstractmethod
     def mv(self, v: Tensor) -> Tensor:
-        """``A v``, shape ``(*lead, *batch, *event_out)``."""
+        """Return ``A v``, shape ``(*lead, *batch, *event_out)``."""
 
     @abstractmethod
     def vm(self, v: Tensor) -> Tensor:
-        """``A^T v``, shape ``(*lead, *batch, *event_in)``."""
+        """Return ``A^T v``, shape ``(*lead, *batch, *event_in)``."""
 
     @abstractmethod
     def select(self, index: Tensor) -> "LinearMap":
-        """The map of the samples ``index``, positions in the flattened batch, repeats allowed."""
+        """Return the map of samples, by positions in the flattened batch, repeats allowed."""
 
     def trace(self, weight: Tensor | None = None) -> Tensor | None:
-        """``tr(M A)``, broadcastable to ``(*batch,)``, or None if it would cost too much.
+        """Return ``tr(M A)``, broadcastable to ``(*batch,)``, or None if it would cost too much.
 
-        Arguments:
-            weight: ``M``, one matrix for all samples; the identity when None.
+        ``weight`` is ``M``, one matrix for all samples; the identity when None.
         """
         return None
 
     def mean(self) -> Tensor | None:
-        """A matrix near the mean of ``A`` over the batch, or None if it would cost too much.
+        """Return a matrix near the mean of ``A`` over the batch, or None if it would cost too much.
 
         The norm of the matrix is at most the bound of ``A`` that the parts of ``A`` prove.
         """
         return None
 
     def halfway(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Two tensors whose inner product is :math:`\ell^\top A r`, for less than ``mv`` costs."""
+        r"""Return two tensors with inner product :math:`\ell^\top A r`, cheaper than ``mv``."""
         return left, self.mv(right)
 
     def narrowed(self) -> "LinearMap":
-        r"""A map with the same :math:`\det(I + A)`, on as few coordinates as is known.
+        r"""Return a map with the same :math:`\det(I + A)`, on as few coordinates as is known.
 
         Sylvester's identity: :math:`\det(I + B A) = \det(I + A B)`.
         """
         return self
 
     def packed(self) -> tuple[list[str], list[Tensor]] | None:
-        """The words that name the parts in order, and the tensors of the parts, for ``unpack``.
+        """Return the words that name the parts in order, and the parts' tensors, for ``unpack``.
 
         None if a part has no such name, as a function has none.
         """
         return None
 
     def cost(self) -> int | None:
-        """The number of multiplications of one product with a vector, or None if unknown."""
+        """Return the number of multiplications of one product with a vector, or None if unknown."""
         return None
 
     def widths(self) -> tuple[int, ...]:
-        """The number of coordinates before, between and after the parts; empty if unknown.
+        """Return the number of coordinates before, between and after the parts; empty if unknown.
 
         Known for maps of vectors, such as products of :class:`Dense` and :class:`Diagonal`.
         """
@@ -75,10 +74,10 @@ class LinearMap(ABC):
 
     @property
     def transpose_is_cheaper(self) -> bool:
-        """True if a dense matrix is cheaper to form by ``vm``, row by row, than by ``mv``."""
+        """Return True if a dense matrix is cheaper to form by ``vm``, by rows, than by ``mv``."""
         return True
 
 
 def row_norm(v: Tensor) -> Tensor:
-    """The Euclidean norm of each row, shapes ``(n, *event)`` to ``(n,)``."""
+    """Return the Euclidean norm of each row, shapes ``(n, *event)`` to ``(n,)``."""
     return torch.linalg.vector_norm(v.flatten(1), dim=1)

@@ -48,24 +48,24 @@ class Linearization:
         return self.event_shape.numel()
 
     def mv(self, v: Tensor) -> Tensor:
-        """``J v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
+        """Return ``J v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
         return self.jacobian.mv(v)
 
     def vm(self, v: Tensor) -> Tensor:
-        """``J^T v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
+        """Return ``J^T v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""
         return self.jacobian.vm(v)
 
     def bilinear(self, left: Tensor, right: Tensor) -> Tensor:
-        r""":math:`\ell^\top J r` for each sample, shape ``(*lead, *batch)``."""
+        r"""Return :math:`\ell^\top J r` for each sample, shape ``(*lead, *batch)``."""
         left, right = self.jacobian.halfway(left, right)
         return self.sum_event(left * right)
 
     def as_matrix(self) -> Tensor:
-        """``J`` with events flattened, shape ``(*batch, D, D)``, in one batched pass."""
+        """Return ``J`` with events flattened, shape ``(*batch, D, D)``, in one batched pass."""
         return _as_matrix(self.jacobian, self.event_shape, self.value)
 
     def narrowed_matrix(self) -> Tensor:
-        r"""A matrix ``A`` with :math:`\det(I + A) = \det(I + J)`, as small as is known.
+        r"""Return a matrix ``A`` with :math:`\det(I + A) = \det(I + J)`, as small as is known.
 
         If a hidden layer of width k is narrower than D, Sylvester's identity
         :math:`\det(I_D + L R) = \det(I_k + R L)` gives a matrix of shape ``(*batch, k, k)``.
@@ -76,39 +76,32 @@ class Linearization:
         return _as_matrix(narrow, narrow.widths()[:1], self.value)
 
     def trace(self, weight: Tensor | None = None) -> Tensor | None:
-        """``tr(M J)``, shape ``(*batch,)``, if it costs no more than a few products, else None.
+        """Return ``tr(M J)``, shape ``(*batch,)``, or None if it costs more than a few products.
 
-        Arguments:
-            weight: ``M``, one matrix for all samples; the identity when None.
+        ``weight`` is ``M``, one matrix for all samples; the identity when None.
         """
         trace = self.jacobian.trace(weight)
         return None if trace is None else trace.expand(self.batch_shape)
 
     def select(self, index: Tensor) -> "Linearization":
-        """The linearization of the samples ``index``, positions in the flattened batch."""
+        """Return the linearization of the samples ``index``, positions in the flattened batch."""
         flat = self.value.reshape(-1, *self.event_shape)
         return Linearization(flat[index], self.jacobian.select(index), self.event_dim)
 
     def sum_event(self, v: Tensor) -> Tensor:
-        """The sum of ``v`` over its event dimensions."""
+        """Return the sum of ``v`` over its event dimensions."""
         return v.flatten(v.dim() - self.event_dim).sum(-1)
 
     def norm(self, v: Tensor) -> Tensor:
-        """The Euclidean norm of ``v`` over its event dimensions."""
+        """Return the Euclidean norm of ``v`` over its event dimensions."""
         return torch.linalg.vector_norm(v.flatten(v.dim() - self.event_dim), dim=-1)
 
 
 def _as_matrix(a: LinearMap, event_shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Form a square map as a matrix with events flattened, in one batched pass.
+    """Form a square map as a matrix with events flattened, shape ``(*batch, D, D)``, in one pass.
 
-    Arguments:
-        a: the map.
-        event_shape: the event shape of the map's argument.
-        like: a tensor whose batch, dtype and device to take; its shape is ``(*batch, ...)``, with
-            as many dimensions as ``(*batch, *event)``.
-
-    Returns:
-        shape ``(*batch, D, D)``.
+    ``like`` gives batch, dtype and device; its shape is ``(*batch, ...)``, with as many dimensions
+    as ``(*batch, *event)``.
     """
     batch = like.shape[: like.dim() - len(event_shape)]
     size = math.prod(event_shape)
@@ -129,12 +122,8 @@ _uncompiled = disable_compiler("it differentiates a network of which only the ca
 class Autograd(LinearMap):
     """The Jacobian of any function by automatic differentiation, one sweep for each product.
 
-    Arguments:
-        function: ``g``, acting on each sample by itself.
-        x: the point of linearization, shape ``(*batch, *event)``.
-        context: the context, shape ``(*batch, size)``, or None.
-        event_dim: the number of trailing dimensions of ``x`` that form one event.
-        pullback: ``v -> J^T v``.
+    ``function`` acts on each sample by itself, at ``x``, shape ``(*batch, *event)``, with a context
+    or None. ``pullback`` is ``v -> J^T v``.
     """
 
     function: Callable[..., Tensor]
@@ -177,7 +166,7 @@ class Autograd(LinearMap):
 def autograd_map(
     function: Callable[..., Tensor], x: Tensor, context: Tensor | None, event_dim: int
 ) -> tuple[Tensor, Autograd]:
-    """The value of ``function`` at ``x`` and its Jacobian as an :class:`Autograd` map."""
+    """Return the value of ``function`` at ``x`` and its Jacobian as an :class:`Autograd` map."""
 
     def at_context(point: Tensor) -> Tensor:
         return function(point) if context is None else function(point, context)
@@ -191,14 +180,13 @@ def linearize_by_autograd(
 ) -> Linearization:
     """Linearize any ``g`` whose samples do not mix, by automatic differentiation.
 
+    Each ``mv`` or ``vm`` of the result costs one sweep through ``function``.
+
     Arguments:
         function: ``g(x)``, or ``g(x, context)`` when a context is given.
         x: the point of linearization, shape ``(*batch, *event)``.
         context: passed on to ``function``, shape ``(*batch, size)``.
         event_dim: the number of trailing dimensions of ``x`` that form one event.
-
-    Returns:
-        A :class:`Linearization`; each ``mv`` or ``vm`` costs one sweep through ``function``.
 
     Example:
         >>> import torch

@@ -26,12 +26,12 @@ GROUPS: dict[str, Callable[[tuple[LinearMap, ...]], LinearMap]] = {
 
 
 def unpack(words: list[str], tensors: list[Tensor]) -> LinearMap:
-    """The map that :meth:`LinearMap.packed` took apart."""
+    """Rebuild the map that :meth:`LinearMap.packed` took apart."""
     return Chain(tuple(_parts(iter(words), iter(tensors))))
 
 
 def _parts(words: Iterator[str], tensors: Iterator[Tensor]) -> Iterator[LinearMap]:
-    """The maps up to the end of a group."""
+    """Yield the maps up to the end of a group."""
     for word in words:
         if word == ")":
             return

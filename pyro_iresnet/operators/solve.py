@@ -34,9 +34,6 @@ class Solved(NamedTuple):
 class LinearSolve(ABC):
     """Base class of solves with ``I + J``. To write one, define :meth:`__call__`.
 
-    Raises:
-        LinearSolveError: in a call with ``throw``: a sample failed.
-
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction
@@ -59,17 +56,15 @@ class LinearSolve(ABC):
         lipschitz: float,
         throw: bool = True,
     ) -> Solved:
-        """``(I + J)^{-1} v``, or ``(I + J)^{-T} v``.
+        """Return ``(I + J)^{-1} v``, or ``(I + J)^{-T} v`` with ``transpose``.
 
         Arguments:
             linearization: holds ``J``.
             v: the right-hand side, shape ``(*batch, *event)``.
             transpose: if True, solve with the transpose.
             lipschitz: a bound of ``||J||_2``, below 1.
-            throw: if True, raise if a sample fails; else ``failed`` marks the sample.
-
-        Raises:
-            LinearSolveError: with ``throw``, if a sample fails.
+            throw: if True, raise :class:`LinearSolveError` if a sample fails; else ``failed`` marks
+                the sample.
         """
 
 
@@ -118,16 +113,10 @@ class DenseSolve(LinearSolve):
 def beyond_bound(
     v: Tensor, w: Tensor, lipschitz: float, event_dim: int, residual: Tensor | float = 0.0
 ) -> Tensor:
-    """The mask of samples whose ``J w`` exceeds the bound of ``J`` by more than rounding.
+    """Return the mask of samples whose ``J w`` exceeds the bound of ``J`` by more than rounding.
 
-    Arguments:
-        v, w: the right-hand side and the solution; ``J w`` is their difference.
-        lipschitz: the bound of ``||J||_2``.
-        event_dim: the number of trailing dimensions that form one event.
-        residual: an upper bound of the norm of ``v - (I + J) w``.
-
-    Returns:
-        shape ``(*batch,)``.
+    ``v`` and ``w`` are the right-hand side and the solution; ``J w`` is their difference.
+    ``residual`` is an upper bound of the norm of ``v - (I + J) w``.
     """
     slack = 16 * torch.finfo(w.dtype).eps ** 0.5
     batch, event = v.shape[: v.dim() - event_dim], v.shape[v.dim() - event_dim :]
@@ -137,10 +126,10 @@ def beyond_bound(
 
 
 def default_rtol(dtype: torch.dtype) -> float:
-    """The relative tolerance of an inverse: 1e-10 in float64, 1e-6 in lower precision."""
+    """Return the relative tolerance of an inverse: 1e-10 in float64, 1e-6 in lower precision."""
     return 1e-10 if dtype == torch.float64 else 1e-6
 
 
 def floor(dtype: torch.dtype, lipschitz: float) -> float:
-    r"""The relative error :math:`8\,\epsilon / (1 - L)` below which rounding hides the residual."""
+    r"""Return the relative error that rounding hides, :math:`8\,\epsilon / (1 - L)`."""
     return 8 * torch.finfo(dtype).eps / (1 - lipschitz)

@@ -25,6 +25,9 @@ class PatientActNorm(DataDependentInit, ActNorm):
     Arguments:
         features: the number of coordinates, or of channels of images.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: inputs of another shape, dtype or device.
+
     References:
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
 
@@ -40,13 +43,10 @@ class PatientActNorm(DataDependentInit, ActNorm):
     """
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scale and shift the inputs; return them with ``log|det|``, and ignore the context.
+        """Scale and shift the inputs, without the context; return them with ``log|det|``.
 
-        Arguments:
-            inputs: shape ``(batch, features)`` or ``(batch, channels, height, width)``.
-
-        Raises:
-            ArgumentError, ArgumentTypeError: ``inputs`` of another shape, dtype or device.
+        ``inputs`` have the shape ``(batch, features)`` or ``(batch, channels, height, width)``.
+        Another shape, dtype or device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
         self._check(inputs)
         if self.training and not in_torch_func() and not self.has_started():
@@ -78,7 +78,7 @@ class PatientActNorm(DataDependentInit, ActNorm):
     @disable_compiler("ActNorm starts from the data of a first call: make that call uncompiled")
     @torch.no_grad()
     def _start(self, inputs: Tensor) -> None:
-        # A parameter that functional_call puts in for one call would be lost, and the start with it.
+        # A parameter of functional_call would be lost after the call, and the start with it.
         if bool(self.initialized) or not isinstance(self.log_scale, nn.Parameter):
             return
         if bool(self.log_scale.any() or self.shift.any()):

@@ -26,7 +26,7 @@ def iresnet_flow(
     between: Callable[[int], Transform] | None = PatientActNorm,
     **options: Unpack[BlockKeywords],
 ) -> Flow:
-    """Make an nflows ``Flow`` of ActNorms and blocks in turn over a standard normal.
+    """Make an nflows ``Flow`` of ActNorms and blocks (Behrmann et al. 2019) over a standard normal.
 
     The flow runs from data to noise, so training needs no inversion. The first batch in train mode
     standardises the data (:class:`PatientActNorm`): let it have a hundred rows or more. A batch of
@@ -38,19 +38,12 @@ def iresnet_flow(
     ``norm=Cholesky(damping=1.0)``.
 
     Arguments:
-        features: the number of coordinates.
+        features, hidden_features: as in :class:`IResNetTransform`, with the same errors.
         num_blocks: the number of blocks.
-        hidden_features: of each block, as in :class:`IResNetTransform`.
         between: makes the transform before each block and at the end, called with ``features``;
             None for no transform.
         options: of each block, as in :class:`IResNetTransform`. As ``options`` a sequence of
             records is taken in turn.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
-
-    References:
-        Invertible Residual Networks (Behrmann et al., 2019), Section 5.
 
     Example:
         >>> import torch
@@ -80,10 +73,14 @@ def conditional_iresnet_flow(
     An embedding of the context shifts and gates the hidden layers of each block.
 
     Arguments:
-        features, num_blocks, hidden_features, between, options: as in :func:`iresnet_flow`.
+        features, num_blocks, hidden_features, between, options: as in :func:`iresnet_flow`, with
+            the same errors.
         context_features: the size of the context, behind ``embedding_net`` if there is one.
         embedding_net: makes the context of all blocks from the context that the flow is given; None
             for the context itself.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
 
     Example:
         >>> import torch

@@ -7,10 +7,7 @@ from torch import Tensor
 
 
 class Noise(StandardNormal):
-    """nflows' ``StandardNormal``, whose draws follow the flow from dtype to dtype.
-
-    nflows draws in torch's default dtype, so a ``flow.double()`` would sample float32 noise.
-    """
+    """nflows' ``StandardNormal`` in the flow's dtype; nflows draws in torch's default dtype."""
 
     def __init__(self, features: int) -> None:
         super().__init__([features])

@@ -12,7 +12,7 @@ from ...options import BlockKeywords, BlockOptions
 
 
 class IResNetTransform(Transform):
-    """An invertible block, such as :math:`y = x + g(x)`, as an nflows transform.
+    """An invertible block, such as :math:`y = x + g(x)` (Behrmann et al., 2019), for nflows.
 
     ``forward(inputs, context=None)`` and ``inverse(inputs, context=None)`` return
     ``(outputs, logabsdet)`` of shapes ``(batch, features)`` and ``(batch,)``. As with nflows' own
@@ -21,17 +21,14 @@ class IResNetTransform(Transform):
 
     Arguments:
         features: the number of coordinates.
-        hidden_features: the width of two hidden layers, or a sequence of widths; default ``2 *
-            features``, at least 64 and at most 512.
+        hidden_features: the width of two hidden layers, or a sequence of widths; default
+            ``2 * features``, at least 64 and at most 512.
         context_features: the size of the context, or None.
         options: ``block``, ``lipschitz``, ``activation``, ``norm``, ``coordinates``, ``logdet`` and
             ``solver`` as in :class:`BlockOptions`, and ``options``, a record to start from.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
-
-    References:
-        Invertible Residual Networks (Behrmann et al., 2019).
 
     Example:
         >>> import torch
@@ -61,10 +58,7 @@ class IResNetTransform(Transform):
 
     @classmethod
     def from_block(cls, block: Block) -> "IResNetTransform":
-        """Make the transform of any :class:`Block`: a wrapped network, a user's own contraction or block.
-
-        Raises :class:`ArgumentTypeError` if ``block`` is no ``Block``.
-        """
+        """Make the transform of any :class:`Block`, or raise :class:`ArgumentTypeError`."""
         transform = cls.__new__(cls)
         Transform.__init__(transform)
         example = "ResidualBlock(DenseContraction(2))"
@@ -79,12 +73,8 @@ class IResNetTransform(Transform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate the block at ``inputs``; return the outputs and ``log|det|``.
 
-        Arguments:
-            inputs: shape ``(batch, features)``.
-            context: shape ``(batch, context_features)``.
-
-        Raises:
-            ArgumentError, ArgumentTypeError: a tensor of another shape, dtype or device.
+        Shapes are ``(batch, features)`` and ``(batch, context_features)``. Another shape, dtype or
+        device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
         evaluation = self.block.evaluate(*self._checked(inputs, context))
         return evaluation.y, evaluation.log_det()
@@ -92,10 +82,9 @@ class IResNetTransform(Transform):
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Invert the block, to the solver's tolerance; arguments, results and errors as :meth:`forward`.
+        """Invert the block, to the solver's tolerance; shapes and errors as :meth:`forward`.
 
-        Raises:
-            InversionError: a sample did not reach the tolerance, or is NaN or infinite.
+        :class:`InversionError` if a sample does not reach the tolerance, or is NaN or infinite.
         """
         evaluation = self.block.evaluate_inverse(*self._checked(inputs, context))
         return evaluation.x, -evaluation.log_det()

@@ -22,7 +22,8 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     that call only training changes ``s`` and ``t``. Call :meth:`eval` to look before you start.
 
     Arguments:
-        input_dim: the number of coordinates.
+        input_dim: the number of coordinates, at least 1. Another value, and an input of another
+            shape, dtype or device, raise :class:`ArgumentError` or :class:`ArgumentTypeError`.
         cache_size: 1 to remember the last call, 0 for no memory.
 
     Raises:

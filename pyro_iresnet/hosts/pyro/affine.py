@@ -23,8 +23,7 @@ class TriangularAffine(CachedTransform, TransformModule):
     another.
 
     Arguments:
-        input_dim: the number of coordinates.
-        cache_size: 1 to remember the last call, 0 for no memory.
+        input_dim, cache_size: as in :class:`ActNorm`, with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -43,8 +42,8 @@ class TriangularAffine(CachedTransform, TransformModule):
     def __init__(self, input_dim: int, *, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         self.input_dim = check_positive_int(input_dim, "input_dim")
-        # Parameters without a gradient, since Pyro's parameter store keeps no buffers. A guide that came
-        # back from the store with another start would be another guide.
+        # Parameters without a gradient, since Pyro's parameter store keeps no buffers. A guide that
+        # came back from the store with another start would be another guide.
         self.start_loc = nn.Parameter(torch.zeros(input_dim))
         self.start_scale_tril = nn.Parameter(torch.eye(input_dim))
         self.shift = nn.Parameter(torch.zeros(input_dim))
@@ -67,12 +66,8 @@ class TriangularAffine(CachedTransform, TransformModule):
     def start_at(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Start at a normal distribution, and set the learned parameters back to 0.
 
-        Arguments:
-            loc: shape ``(D,)``.
-            scale_tril: lower triangular with a positive diagonal, shape ``(D, D)``.
-
-        Raises:
-            ArgumentError: another shape, not finite, not triangular or no positive diagonal.
+        ``loc`` has the shape ``(D,)``; ``scale_tril`` is lower triangular with a positive diagonal,
+        shape ``(D, D)``. Other or infinite values raise :class:`ArgumentError`.
         """
         size = self.input_dim
         if loc.shape != (size,) or scale_tril.shape != (size, size):

@@ -50,7 +50,7 @@ def conditional_iresnet(
 
     Arguments:
         context_dim: the size of the context.
-        input_dim, hidden_dims, options: as in :func:`iresnet`.
+        input_dim, hidden_dims, options: as in :func:`iresnet`, with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -76,7 +76,7 @@ def iresnet_stack(
     between: Callable[[int], Transform] | None = actnorm,
     **options: Unpack[BlockKeywords],
 ) -> Stack:
-    """Make a stack of ActNorms and blocks in turn, with an ActNorm at the end.
+    """Make a stack of ActNorms and blocks in turn (Behrmann et al. 2019, Section 5).
 
     The stack is a module: ``stack.parameters()`` trains all of it, and ``stack.eval()`` makes the
     log-density deterministic. For a density estimator let the stack run from data to noise, as
@@ -88,18 +88,12 @@ def iresnet_stack(
     ``hidden_dims``.
 
     Arguments:
-        input_dim, hidden_dims: as in :func:`iresnet`.
+        input_dim, hidden_dims: as in :func:`iresnet`, with the same errors.
         num_blocks: the number of blocks.
         between: makes the transform before each block and at the end, called with ``input_dim``;
             None for no transform.
         options: of each block, as in :func:`iresnet`. As ``options`` a sequence of records is taken
             in turn: a list of two gives every other block the second record.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
-
-    References:
-        Invertible Residual Networks (Behrmann et al., 2019), Section 5.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -170,6 +164,9 @@ def conditional_iresnet_stack(
         context_dim: the size of the context.
         input_dim, num_blocks, hidden_dims, between, options: as in :func:`iresnet_stack`, with the
             same errors.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
 
     Example:
         >>> import torch, pyro.distributions as dist

@@ -56,10 +56,7 @@ class CachedTransform:
 
     @abstractmethod
     def check(self, x: Tensor, name: str) -> Tensor:
-        """Return ``x``, or raise if it has another shape, dtype or type.
-
-        ``name`` is ``"x"`` on the way forward, ``"y"`` on the way back.
-        """
+        """Return ``x``, or raise; ``name`` is ``"x"``, or ``"y"`` on the way back."""
 
     @abstractmethod
     def evaluate(self, x: Tensor) -> Evaluation:
@@ -118,10 +115,7 @@ class CachedTransform:
 
 
 def forget_the_store(module: nn.Module) -> None:
-    """Make the parameters of a module pickle after Pyro has trained them.
-
-    Pyro hangs a weak reference on each parameter, which does not pickle. Pyro sets it when needed.
-    """
+    """Drop the references of Pyro's store, set anew when needed, which do not pickle."""
     for parameter in module.parameters():
         vars(parameter).pop("unconstrained", None)
 
@@ -153,10 +147,7 @@ def _modes(x: Tensor) -> tuple[bool, ...]:
 
 @dataclass(eq=False)
 class _Memory:
-    """An evaluation, and the modes and fingerprint (transform and pair) that it rests on.
-
-    ``spent`` is True after a backward pass, which frees the graph.
-    """
+    """An evaluation, its modes and its fingerprint; spent once a backward pass frees the graph."""
 
     evaluation: Evaluation
     modes: tuple[bool, ...]

@@ -79,7 +79,7 @@ def raise_unconditioned(transform: object) -> NoReturn:
 
 
 class ConditionalIResNet(ConditionalTransformModule):
-    r"""An invertible block, such as :math:`y = x + g(x; c)`, as a conditional Pyro transform.
+    r"""A conditional block, such as :math:`y = x + g(x; c)` (Behrmann et al., 2019), for Pyro.
 
     :math:`\mathrm{Lip}(g(\cdot; c)) < 1` holds for every context ``c``, so the transform is a
     bijection under each context, and both directions work for any value. Use it in a
@@ -95,8 +95,9 @@ class ConditionalIResNet(ConditionalTransformModule):
         block: a :class:`Block` whose contraction has a ``context_dim``; else :class:`ArgumentError`
             or :class:`ArgumentTypeError`.
 
-    References:
-        Invertible Residual Networks (Behrmann et al., 2019).
+    Raises:
+        ArgumentError: the contraction takes no context.
+        ArgumentTypeError: ``block`` is no ``Block``.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -143,11 +144,8 @@ class ConditionalIResNet(ConditionalTransformModule):
     def condition(self, context: Tensor) -> ConditionedIResNet:
         """Return the transform of ``x`` alone at a context; it shares the parameters and the mode.
 
-        Arguments:
-            context: shape ``(*batch, size)``, which broadcasts against the batch of ``x``.
-
-        Raises:
-            ArgumentError, ArgumentTypeError: a context of another size or dtype.
+        The context has the shape ``(*batch, size)`` and broadcasts against the batch of ``x``.
+        Another size or dtype raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
         self.block.contraction.check_context(context)
         conditioned = ConditionedIResNet(self.block, context)

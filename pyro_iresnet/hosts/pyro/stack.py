@@ -51,10 +51,7 @@ def _evaluation(transform: Any, x: Tensor, y: Tensor) -> Evaluation:
 
 
 def _chain(steps: Sequence[Evaluation], extra_dims: Sequence[int]) -> Evaluation:
-    """Make the evaluation of bijections in turn, at least one.
-
-    ``extra_dims`` are the trailing dimensions of each log-determinant that are no batch.
-    """
+    """Make the evaluation of bijections; ``extra_dims`` of a log-determinant are no batch."""
 
     def log_det() -> Tensor:
         total: Any = 0.0
@@ -263,10 +260,7 @@ class ConditionalStack(ConditionalComposeTransformModule):
         raise_unconditioned(self)
 
     def condition(self, context: Tensor) -> Stack:
-        """Return the stack of ``x`` alone at a context; it shares the parameters and the mode.
-
-        Arguments and errors as in :meth:`ConditionalIResNet.condition`.
-        """
+        """Return the stack at a context, as :meth:`ConditionalIResNet.condition` does."""
         stack = Stack([part.condition(context) for part in self.transforms], self._cache_size)
         stack.training = self.training
         return stack

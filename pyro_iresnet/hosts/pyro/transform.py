@@ -69,7 +69,7 @@ class BlockTransform(CachedTransform, TransformModule):
 
 
 class IResNet(BlockTransform):
-    r"""An invertible block, such as :math:`y = x + g(x)`, as a Pyro transform.
+    r"""An invertible block, such as :math:`y = x + g(x)` (Behrmann et al., 2019), for Pyro.
 
     :math:`\mathrm{Lip}(g) < 1` holds by construction, so the transform is bijective on all of
     :math:`\mathbb{R}^D`. Both directions work for any value, not only for a remembered one: ``inv``
@@ -82,9 +82,6 @@ class IResNet(BlockTransform):
         block: a :class:`ResidualBlock`, a :class:`CayleyBlock` or another :class:`Block`; else
             :class:`ArgumentTypeError`.
         cache_size: 1 to remember the last call, 0 for no memory.
-
-    References:
-        Invertible Residual Networks (Behrmann et al., 2019).
 
     Example:
         >>> import torch, pyro.distributions as dist

@@ -27,8 +27,8 @@ class Anderson(Solver):
 
     Arguments:
         history: the number of differences to combine, at least 1; never more than coordinates.
-        preconditioner: an affine map near the block, which also gives the start; None for none.
-        rtol, atol, max_steps: as in :class:`FixedPoint`.
+        preconditioner: an :class:`AffinePreconditioner`, which also gives the start, or None.
+        rtol, atol, max_steps: as in :class:`FixedPoint`, with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: as :class:`FixedPoint`; ``history`` is below 1;
@@ -80,20 +80,14 @@ class Anderson(Solver):
 
 @dataclass(frozen=True)
 class _State:
-    """The state between two steps.
-
-    Arguments:
-        affine: the preconditioner's map, or None for the identity.
-        r: the preconditioned residual at the present point, shape ``(n, D)``; None if unknown.
-        history: the last differences.
-    """
+    """The preconditioner's map, the preconditioned residual (None if unknown), the history."""
 
     affine: Affine | None
     r: Tensor | None
     history: "_History"
 
     def mixed(self, residual: Tensor) -> Tensor:
-        """The preconditioned residual."""
+        """Return the preconditioned residual."""
         return residual if self.affine is None else self.affine.precondition(residual)
 
     def select(self, index: Tensor) -> "_State":
@@ -142,11 +136,11 @@ class _History:
         )
 
     def best_shift(self, residual: Tensor) -> tuple[Tensor, "_History"]:
-        """The shift to subtract from the fixed-point step, and the history after this residual."""
+        """Return the shift to subtract from the fixed-point step, and the next history."""
         used, last = len(self.changes), (self.count - 1) % self.slots
         along = torch.stack([(change * residual).sum(1) for change in self.changes])
-        # The last change is this residual minus the one before, scaled. So its inner products with
-        # the other changes are the differences of ``along``, with the same scale.
+        # The last change is the scaled difference of this residual and the one before. So its inner
+        # products with the other changes are the differences of ``along``, with the same scale.
         gram = self.gram.clone()
         with_last = (along - self.along[:used]) * self.scale
         with_last[last] = gram[last, last]
@@ -159,7 +153,7 @@ class _History:
         return shift, replace(self, gram=gram, along=along)
 
     def extended(self, change: Tensor, move: Tensor, accepted: Tensor) -> "_History":
-        """The history with one more difference, for the samples that accepted the step."""
+        """Add a difference, for the samples that accepted the step."""
         size = torch.linalg.vector_norm(change, dim=1)
         usable = accepted & (size > 0)
         scale = torch.where(usable, 1 / size, 0.0)
@@ -189,16 +183,10 @@ class _History:
 
 
 def _solve(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Solve ``a x = b`` by elimination for many small positive definite matrices; overwrites both.
+    """Solve ``a x = b`` for small positive definite matrices, by elimination in place.
 
-    LAPACK takes the matrices one by one, which is slower for sides of 1 to 5.
-
-    Arguments:
-        a: shape ``(side, side, n)``.
-        b: shape ``(side, n)``.
-
-    Returns:
-        the rows of x, each of shape ``(n,)``.
+    Shapes are ``(side, side, n)`` and ``(side, n)``; a list has the rows of x. LAPACK takes the
+    matrices one by one, which is slower for sides of 1 to 5.
     """
     side = len(b)
     for i in range(side - 1):

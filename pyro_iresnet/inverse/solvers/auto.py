@@ -6,14 +6,15 @@ from .base import Solver
 
 
 def auto_solver(event_size: int | None = None) -> Solver:
-    """The default solver for events of a given size: ``Anderson()`` for every size.
+    """Return the default solver for events of a given size: ``Anderson()`` for every size.
 
-    Measured by ``benchmarks/inverse.py`` in 2 and 64 dimensions: with large batches it is the
-    fastest at every size. ``Newton()`` is as fast for a handful of samples, and takes the fewest
-    steps where a block is close to Lipschitz 1.
+    Anderson acceleration is the fastest solver for large batches, in 2 and in 64 dimensions
+    (``benchmarks/run/inverse.py``). ``Newton()`` is as fast for a handful of samples, and takes the
+    fewest steps if a block is close to Lipschitz 1.
 
     Arguments:
-        event_size: the number of coordinates of one event, or None where it may vary.
+        event_size: the number of coordinates of one event, at least 1 (else :class:`ArgumentError`
+            or :class:`ArgumentTypeError`); None if the number may vary.
 
     Raises:
         ArgumentError, ArgumentTypeError: not an integer of at least 1.

@@ -18,7 +18,7 @@ row_norm = partial(torch.linalg.vector_norm, dim=-1)
 
 @dataclass(frozen=True)
 class Problem:
-    """``x + g(x) = y`` for the samples that are still at work, events flattened into rows.
+    """The equation ``x + g(x) = y`` for the samples still at work, events flattened into rows.
 
     Arguments:
         g: the contraction with its acting weights.
@@ -70,8 +70,8 @@ class Point:
     def unless(self, refused: Tensor, other: "Point") -> "Point":
         """Return this point, but the other point for the samples that are refused.
 
-        The linearization stays this one's: a refused sample takes a fixed-point step next, which
-        needs none.
+        The linearization stays that of this point: a refused sample takes a fixed-point step next,
+        which needs no linearization.
         """
         wide = refused[:, None]
         return Point(
@@ -95,27 +95,27 @@ class Point:
 
 
 class State(Protocol):
-    """What a solver carries from step to step, one entry for each sample."""
+    """The state of a solver between two steps, one entry for each sample."""
 
     def select(self, index: Tensor) -> Self:
-        """That of the samples ``index`` only."""
+        """Return the state of the samples ``index`` only."""
         ...
 
 
 class Stateless:
-    """The state of a solver that needs none."""
+    """The empty state."""
 
     def select(self, index: Tensor) -> Self:
         return self
 
 
 class Step(NamedTuple):
-    """What a solver proposes.
+    """The proposal of a solver.
 
     Arguments:
         x: the next iterate.
         state: the next state.
-        products: how many products with a Jacobian it took; shape ``(n,)``, or one number.
+        products: the number of products with a Jacobian; shape ``(n,)``, or one number.
     """
 
     x: Tensor
@@ -125,22 +125,22 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
-    """A way to go from one iterate to the next.
+    """Base class of solvers: strategies that go from one iterate to the next.
 
-    To write one, define :meth:`step`, and :meth:`init` if it carries a state. The loop evaluates
-    ``g``, watches the certificate, drops the samples that are done, and keeps a proposal only where
-    it leaves no more than :func:`share_kept` of the residual: elsewhere the fixed-point step
-    follows, which leaves no more than ``L`` of it.
+    To write one, define :meth:`step`, and :meth:`init` if the solver has a state. The loop
+    evaluates ``g``, watches the certificate and drops the samples that are done. A proposal may
+    leave at most :func:`share_kept` of the residual. Else a fixed-point step replaces the proposal,
+    and leaves at most ``L`` of the residual.
 
     Attributes:
-        rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64. With 0, and no
-            atol, as exact as the arithmetic allows.
+        rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64. With 0, and no atol,
+            as exact as the arithmetic allows.
         atol: absolute tolerance, in the units of ``x``; by default 0.
-        max_steps: by default what theory says suffices.
+        max_steps: the largest number of steps; by default the number that theory gives.
 
     Raises:
-        ArgumentError, ArgumentTypeError: a tolerance below 0, or ``max_steps`` that is no integer
-            of at least 1.
+        ArgumentError, ArgumentTypeError: a tolerance below 0, or ``max_steps`` is no integer of at
+            least 1.
 
     Example:
         >>> from dataclasses import dataclass
@@ -158,9 +158,9 @@ class Solver(ABC):
     atol: float = 0.0
     max_steps: int | None = None
 
-    # Whether a step needs the Jacobian at the point it starts from.
+    # True if a step needs the Jacobian at its start.
     linearizes: ClassVar[bool] = False
-    # Whether the residual must fall from step to step; not where the step is the safeguard itself.
+    # True if a fixed-point step replaces a step after which the residual is too large.
     safeguarded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -171,47 +171,38 @@ class Solver(ABC):
             check_positive_int(self.max_steps, "max_steps")
 
     def init(self, problem: Problem, x0: Tensor | None) -> tuple[Tensor, Any]:
-        """Where to start, by default at ``y``, and the state before the first step.
-
-        Arguments:
-            problem: what is to be solved.
-            x0: where the caller wants to start, or None.
-        """
+        """Return the start, ``x0`` or else ``y``, and the state before the first step."""
         return (problem.y if x0 is None else x0), Stateless()
 
     @abstractmethod
     def step(self, problem: Problem, point: Point, state: Any) -> Step:
-        """The next iterate and state, from where ``g`` was evaluated last."""
+        """Return the next iterate and state, from the last evaluation of ``g``."""
 
     def learn(self, state: Any, point: Point, tried: Point, accepted: Tensor) -> Any:
-        """The state with what an evaluation tells.
+        """Return the state after an evaluation.
 
         Arguments:
-            state: as the last step left it.
-            point: where that step started.
-            tried: where it went.
-            accepted: the mask of the samples that stay there; the others go back.
+            state: the state that the last step returned.
+            point, tried: the start and the end of the last step.
+            accepted: the mask of the samples that stay at the end; the others go back to the start.
         """
         return state
 
     def default_max_steps(self, ratio: float, lipschitz: float) -> int:
-        """Steps that suffice: at worst every other one is refused, and leaves the next to the
-        fixed-point step.
+        """Return the number of steps that suffices, if at worst every other step is refused.
 
-        Arguments:
-            ratio: the largest ``(first residual / (1 - L)) / tolerance`` of a sample.
-            lipschitz: the proven bound ``L``.
+        ``ratio`` is the largest ``(first residual / (1 - L)) / tolerance`` of a sample.
         """
         return 2 * picard_steps(ratio, share_kept(lipschitz))
 
 
 def picard_steps(ratio: float, lipschitz: float) -> int:
-    """The steps of the fixed-point iteration that shrink an error by ``ratio`` (Eq. 36)."""
+    """Return the fixed-point steps that shrink an error by ``ratio``, by Banach's bound."""
     if ratio <= 1.0 or lipschitz == 0.0:
         return 1
     return max(1, math.ceil(math.log(ratio) / -math.log(lipschitz)))
 
 
 def share_kept(lipschitz: float) -> float:
-    """The share of a residual that a step may leave, halfway between ``L`` and 1."""
+    """Return the share of a residual that a step may leave, halfway between ``L`` and 1."""
     return (1 + lipschitz) / 2

@@ -22,13 +22,7 @@ class FixedPoint(Solver):
     the cycle.
 
     Arguments:
-        rtol: relative tolerance; by default 1e-6 in float32, 1e-10 in float64.
-        atol: absolute tolerance, in the units of ``x``; by default 0.
-        max_steps: the largest number of steps; by default Banach's bound gives it.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: a tolerance below 0, or ``max_steps`` that is no integer
-            of at least 1.
+        rtol, atol, max_steps: as in :class:`Solver`, with the same errors.
 
     Example:
         >>> from pyro_iresnet import FixedPoint, iresnet

@@ -12,16 +12,16 @@ from .base import Point, Problem, Solver, Step
 
 @dataclass(frozen=True)
 class Newton(Solver):
-    r"""Newton's method: :math:`x' = x - (I + J)^{-1} r` with :math:`r = x + g(x) - y`.
+    """Newton's method: :math:`x' = x - (I + J)^{-1} r` with :math:`r = x + g(x) - y`.
 
-    Convergence near the solution is quadratic: it takes a few steps, each with one linear solve. If
+    Convergence near the solution is quadratic: a few steps suffice, each with one linear solve. If
     a step does not bring the residual down enough, a fixed-point step from the same point replaces
     it, so Newton's method converges for every contraction.
 
     Arguments:
-        linear_solve: the solve with :math:`I + J`; by default the dense solve up to 16
-            coordinates, which counts as D evaluations of ``g``, and Krylov's method above.
-        rtol, atol, max_steps: as in :class:`FixedPoint`.
+        linear_solve: the :class:`LinearSolve` with :math:`I + J`; by default the dense solve up to
+            16 coordinates, which counts as D evaluations of ``g``, and Krylov's method above.
+        rtol, atol, max_steps: as in :class:`FixedPoint`, with the same errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: as :class:`FixedPoint`; ``linear_solve`` is no

@@ -12,24 +12,19 @@ from .base import Problem, row_norm
 
 
 class Affine(NamedTuple):
-    r"""The map :math:`x \mapsto A x + c`.
-
-    Arguments:
-        inverse: :math:`A^{-1}`, transposed, to multiply rows with; shape ``(D, D)``.
-        offset: ``c``, shape ``(D,)``.
-    """
+    r"""The map :math:`x \mapsto A x + c`; ``inverse`` is :math:`A^{-1}`, transposed, ``(D, D)``."""
 
     inverse: Tensor
     offset: Tensor
 
     def start(self, y: Tensor) -> Tensor:
-        """The x with ``A x + c = y`` for each row; y itself if c is ten times larger than y."""
+        """Return x with ``A x + c = y`` for each row; y itself if c is ten times larger than y."""
         x = (y - self.offset) @ self.inverse
         drowned = row_norm(y) < 0.1 * row_norm(self.offset[None])
         return torch.where(drowned[:, None], y, x)
 
     def precondition(self, residual: Tensor) -> Tensor:
-        r""":math:`A^{-1} r`, for rows."""
+        """Return :math:`A^{-1} r`, for rows."""
         return residual @ self.inverse
 
 
@@ -45,7 +40,8 @@ class AffinePreconditioner:
     the points once, whatever its batch; :class:`Stats` does not count these evaluations.
 
     Arguments:
-        points: the number of points; they are pairs of opposites, so an odd number gets one more.
+        points: the number of points, at least 1 (else :class:`ArgumentError`); they are pairs of
+            opposites, so an odd number gets one more.
 
     Raises:
         ArgumentError: fewer than 1 point.

@@ -133,7 +133,7 @@ class AutoIResNet(AutoNormalizingFlow):
         return normal.expand([self.latent_dim]).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Stack:
-        """Return the flow from the base distribution to the unconstrained scale, as NeuTra takes it.
+        """Return the flow from the base distribution to the unconstrained scale, for NeuTra.
 
         Raises :class:`ArgumentError` in train mode with a log-determinant that is drawn anew in
         each call, which no HMC could follow.

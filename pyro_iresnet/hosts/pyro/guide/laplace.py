@@ -21,7 +21,7 @@ NEWTON = 20
 
 @dataclass(frozen=True)
 class Normal:
-    """A normal distribution: ``loc``, shape ``(D,)``, and lower-triangular ``scale_tril``, ``(D, D)``."""
+    """A normal distribution, with a lower-triangular scale of shape ``(D, D)``."""
 
     loc: Tensor
     scale_tril: Tensor

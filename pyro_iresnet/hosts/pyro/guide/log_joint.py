@@ -123,9 +123,6 @@ def _is_full(cell: CellType) -> bool:
 
 
 def _is_users(value: object) -> bool:
-    """Return True for a module, and for a function outside the libraries.
-
-    A function of a library leads far, and to no module of the user.
-    """
+    """Return True for a module, and for a function outside the libraries, which lead far."""
     module = getattr(value, "__module__", None) or ""
     return isinstance(value, nn.Module) or not module.startswith(("torch", "pyro.", "numpy"))

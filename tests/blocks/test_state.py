@@ -1,0 +1,275 @@
+"""Keys of the state of each block and each stack: a saved file must load into the next version."""
+
+import pytest
+import torch
+
+from pyro_iresnet import (
+    AutoIResNet,
+    CayleyBlock,
+    ConvContraction,
+    DenseContraction,
+    DenseNetContraction,
+    IResNetTransform,
+    ResidualBlock,
+    actnorm,
+    conditional_iresnet,
+    conditional_iresnet_flow,
+    conditional_iresnet_stack,
+    implicit_stack,
+    iresnet,
+    iresnet_flow,
+    iresnet_stack,
+    wrap,
+)
+from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
+from pyro_iresnet.hosts.nflows import PatientActNorm
+from pyro_iresnet.hosts.pyro import TriangularAffine
+
+from ..guides.models import banana
+
+
+def guide():
+    made = AutoIResNet(banana, 1, hidden_dims=[3], init="plain")
+    made()
+    return made
+
+
+MAKERS = {
+    "dense": lambda: ResidualBlock(DenseContraction(2, [3])),
+    "cayley": lambda: CayleyBlock(DenseContraction(2, [3])),
+    "densenet": lambda: ResidualBlock(DenseNetContraction(2, [3])),
+    "conv": lambda: ResidualBlock(ConvContraction((2, 3, 4), [3])),
+    "wrapped": lambda: ResidualBlock(wrap(torch.nn.Linear(2, 2), lipschitz=0.9)),
+    "context": lambda: CayleyBlock(DenseContraction(2, [3], context_dim=3)),
+    "diagonal": lambda: ResidualBlock(DenseContraction(2, []), coordinates=DiagonalScale()),
+    "triangular": lambda: CayleyBlock(DenseContraction(2, []), coordinates=TriangularScale()),
+    "asinh": lambda: ResidualBlock(DenseContraction(2, []), coordinates=Asinh()),
+    "in_turn": lambda: ResidualBlock(
+        DenseContraction(2, []), coordinates=(Asinh(), TriangularScale())
+    ),
+    "actnorm": lambda: actnorm(2),
+    "patient_actnorm": lambda: PatientActNorm(2),
+    "affine": lambda: TriangularAffine(2),
+    "iresnet": lambda: iresnet(2, [3]),
+    "conditional_iresnet": lambda: conditional_iresnet(2, 3, [3], coordinates=None),
+    "iresnet_stack": lambda: iresnet_stack(2, 1, [3], block="cayley"),
+    "implicit_stack": lambda: implicit_stack(2, 2, [], between=None),
+    "conditional_iresnet_stack": lambda: conditional_iresnet_stack(2, 3, 1, []),
+    "IResNetTransform": lambda: IResNetTransform(2, [3]),
+    "iresnet_flow": lambda: iresnet_flow(2, 1, hidden_features=[3]),
+    "conditional_iresnet_flow": lambda: conditional_iresnet_flow(
+        2, 3, 1, hidden_features=[], embedding_net=torch.nn.Linear(2, 3), between=None
+    ),
+    "AutoIResNet": guide,
+}
+KEYS = {
+    "dense": """
+        contraction.activations.0.raw_beta
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        contraction.layers.1.weight
+        contraction.layers.1.bias
+    """,
+    "cayley": """
+        contraction.activations.0.raw_beta
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        contraction.layers.1.weight
+        contraction.layers.1.bias
+    """,
+    "densenet": """
+        contraction.angles
+        contraction.activations.0.raw_beta
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        contraction.layers.1.weight
+        contraction.layers.1.bias
+    """,
+    "conv": """
+        contraction.activations.0.raw_beta
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        contraction.layers.1.weight
+        contraction.layers.1.bias
+    """,
+    "wrapped": """
+        contraction.module.weight
+        contraction.module.bias
+    """,
+    "context": """
+        contraction.activations.0.raw_beta
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        contraction.layers.1.weight
+        contraction.layers.1.bias
+        contraction.conditioner.embedding.0.weight
+        contraction.conditioner.embedding.0.bias
+        contraction.conditioner.shifts.0.weight
+        contraction.conditioner.gates.0.weight
+        contraction.conditioner.gates.0.bias
+    """,
+    "diagonal": """
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        coordinates.log_scale
+    """,
+    "triangular": """
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        coordinates.log_scale
+        coordinates.below
+    """,
+    "asinh": """
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        coordinates.log_scale
+    """,
+    "in_turn": """
+        contraction.layers.0.weight
+        contraction.layers.0.bias
+        coordinates.maps.0.log_scale
+        coordinates.maps.1.log_scale
+        coordinates.maps.1.below
+    """,
+    "actnorm": """
+        log_scale
+        shift
+        initialized
+    """,
+    "patient_actnorm": """
+        log_scale
+        shift
+        initialized
+    """,
+    "affine": """
+        start_loc
+        start_scale_tril
+        shift
+        log_scale
+        below
+    """,
+    "iresnet": """
+        block.contraction.activations.0.raw_beta
+        block.contraction.layers.0.weight
+        block.contraction.layers.0.bias
+        block.contraction.layers.1.weight
+        block.contraction.layers.1.bias
+        block.coordinates.log_scale
+    """,
+    "conditional_iresnet": """
+        block.contraction.activations.0.raw_beta
+        block.contraction.layers.0.weight
+        block.contraction.layers.0.bias
+        block.contraction.layers.1.weight
+        block.contraction.layers.1.bias
+        block.contraction.conditioner.embedding.0.weight
+        block.contraction.conditioner.embedding.0.bias
+        block.contraction.conditioner.shifts.0.weight
+        block.contraction.conditioner.gates.0.weight
+        block.contraction.conditioner.gates.0.bias
+    """,
+    "iresnet_stack": """
+        0.log_scale
+        0.shift
+        0.initialized
+        1.block.contraction.activations.0.raw_beta
+        1.block.contraction.layers.0.weight
+        1.block.contraction.layers.0.bias
+        1.block.contraction.layers.1.weight
+        1.block.contraction.layers.1.bias
+        1.block.coordinates.log_scale
+        2.log_scale
+        2.shift
+        2.initialized
+    """,
+    "implicit_stack": """
+        0.block.contraction.layers.0.weight
+        0.block.contraction.layers.0.bias
+        0.block.coordinates.log_scale
+        1.block.contraction.layers.0.weight
+        1.block.contraction.layers.0.bias
+        1.block.coordinates.log_scale
+    """,
+    "conditional_iresnet_stack": """
+        0.log_scale
+        0.shift
+        0.initialized
+        1.block.contraction.layers.0.weight
+        1.block.contraction.layers.0.bias
+        1.block.contraction.conditioner.embedding.0.weight
+        1.block.contraction.conditioner.embedding.0.bias
+        1.block.contraction.conditioner.shifts.0.weight
+        1.block.contraction.conditioner.gates.0.weight
+        1.block.contraction.conditioner.gates.0.bias
+        1.block.coordinates.log_scale
+        2.log_scale
+        2.shift
+        2.initialized
+    """,
+    "IResNetTransform": """
+        block.contraction.activations.0.raw_beta
+        block.contraction.layers.0.weight
+        block.contraction.layers.0.bias
+        block.contraction.layers.1.weight
+        block.contraction.layers.1.bias
+        block.coordinates.log_scale
+    """,
+    "iresnet_flow": """
+        _transform._transforms.0.log_scale
+        _transform._transforms.0.shift
+        _transform._transforms.0.initialized
+        _transform._transforms.1.block.contraction.activations.0.raw_beta
+        _transform._transforms.1.block.contraction.layers.0.weight
+        _transform._transforms.1.block.contraction.layers.0.bias
+        _transform._transforms.1.block.contraction.layers.1.weight
+        _transform._transforms.1.block.contraction.layers.1.bias
+        _transform._transforms.1.block.coordinates.log_scale
+        _transform._transforms.2.log_scale
+        _transform._transforms.2.shift
+        _transform._transforms.2.initialized
+    """,
+    "conditional_iresnet_flow": """
+        _transform._transforms.0.block.contraction.layers.0.weight
+        _transform._transforms.0.block.contraction.layers.0.bias
+        _transform._transforms.0.block.contraction.conditioner.embedding.0.weight
+        _transform._transforms.0.block.contraction.conditioner.embedding.0.bias
+        _transform._transforms.0.block.contraction.conditioner.shifts.0.weight
+        _transform._transforms.0.block.contraction.conditioner.gates.0.weight
+        _transform._transforms.0.block.contraction.conditioner.gates.0.bias
+        _transform._transforms.0.block.coordinates.log_scale
+        _embedding_net.0.weight
+        _embedding_net.0.bias
+    """,
+    "AutoIResNet": """
+        transform.0.block.contraction.activations.0.raw_beta
+        transform.0.block.contraction.layers.0.weight
+        transform.0.block.contraction.layers.0.bias
+        transform.0.block.contraction.layers.1.weight
+        transform.0.block.contraction.layers.1.bias
+        transform.0.block.coordinates.log_scale
+        transform.1.start_loc
+        transform.1.start_scale_tril
+        transform.1.shift
+        transform.1.log_scale
+        transform.1.below
+    """,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_keys(name):
+    state = MAKERS[name]().state_dict()
+    assert list(state) == KEYS[name].split()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_saves_tensors_once(name):
+    module, fresh = MAKERS[name](), MAKERS[name]()
+    state = module.state_dict()
+    storages = [v.untyped_storage().data_ptr() for v in state.values()]
+    assert len(set(storages)) == len(storages)
+    # Each parameter is in the state.
+    assert sum(p.numel() for p in module.parameters()) <= sum(v.numel() for v in state.values())
+    fresh.load_state_dict(state)
+    again = fresh.state_dict()
+    assert all(torch.equal(v, again[key]) for key, v in state.items())
