@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch import full_precision
 from ..errors import ArgumentError, check_lipschitz, check_tensor
 from ..operators import ContractionMap, Linearization, linearize_by_autograd
 
@@ -92,7 +93,9 @@ class Contraction(nn.Module, ABC):
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """Return ``g(x)`` and the Jacobian at ``x``, in one pass."""
         x, context = self.check(x, context)
-        return self.materialize().linearize(x, context)
+        with full_precision(x):
+            g = self.materialize()
+        return g.linearize(x, context)
 
     def check(
         self, x: Tensor, context: Tensor | None = None, name: str = "x"

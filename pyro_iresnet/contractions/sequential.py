@@ -72,7 +72,9 @@ class LayeredContraction(Contraction):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)
-        return self.materialize()(x, context)
+        with full_precision(x):
+            g = self.materialize()
+        return g(x, context)
 
     def materialize(self) -> "LayerSequence":
         return self._map_with(self.norm.constrain_all(*zip(*self.raw_weights(), strict=True)))
@@ -81,13 +83,14 @@ class LayeredContraction(Contraction):
         """List the weights that act, with the names of the parameters behind them."""
         raw = self.raw_weights()
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        normalized = self.norm.constrain_all(*zip(*raw, strict=True))
+        with full_precision(raw[0].weight):
+            normalized = self.norm.constrain_all(*zip(*raw, strict=True))
         pairs = enumerate(zip(raw, normalized, strict=True))
         return [(names.get(id(w.weight), f"weight {i}"), n) for i, (w, n) in pairs]
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
-        return self.materialize().lipschitz_bound()
+        return materialize_together([self])[0].lipschitz_bound()
 
     def _map_with(self, weights: Sequence[NormalizedWeight]) -> "LayerSequence":
         event_dim = len(self.event_shape)

@@ -6,7 +6,7 @@ from .exact import Exact
 from .roulette import Roulette
 from .truncated import ConvergedSeries
 
-# Up to this size the dense Jacobian costs no more than a stochastic series, and has no variance.
+# Up to this size the dense Jacobian costs about as much as a stochastic series, without variance.
 EXACT_IN_TRAINING = 8
 # Up to this size an exact evaluation is affordable.
 EXACT_IN_EVALUATION = 1024
@@ -15,7 +15,7 @@ EXACT_IN_EVALUATION = 1024
 def auto_logdet(event_size: int) -> ByMode:
     """Return the default estimator for events of a given size, as a :class:`ByMode`.
 
-    In train mode ``Exact()`` up to 8 coordinates, where ``Exact()`` is the cheaper of the two
+    In train mode ``Exact()`` up to 8 coordinates, where ``Exact()`` costs about as much as a draw
     (measured by ``benchmarks/run/crossover.py``), and ``Roulette()`` above; in eval mode
     ``Exact()`` up to 1024 coordinates, and a deterministic ``ConvergedSeries()`` above.
 

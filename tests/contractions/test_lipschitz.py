@@ -262,3 +262,17 @@ class Counted(torch.nn.Module):
 
 def test_bound_with_integer_parameter():
     assert float(wrap(Counted(), lipschitz=0.9).lipschitz_bound()) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("name", ["two_hidden", "densenet", "conv_zeros", "sequence"])
+def test_bound_under_autocast(name):
+    g = zoo.CONTRACTIONS[name]().float()
+    x = torch.randn(5, *zoo.event_shape(name), dtype=torch.float32)
+    bound = g.lipschitz_bound()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(g.lipschitz_bound(), bound)
+        parts = [m for m in g.modules() if isinstance(m, LayeredContraction)]
+        weights = [w.weight for part in parts for w in weights_of(part)]
+        assert all(w.dtype == torch.float32 for w in weights)
+        near = g(x)
+    torch.testing.assert_close(near.float(), g(x), atol=0.1, rtol=0.1)
