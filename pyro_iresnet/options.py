@@ -33,8 +33,6 @@ KINDS = (
     Solver,
     Truncation,
 )
-# Options whose value is a class, or a partial of a class.
-MAKERS = ("block", "activation")
 
 
 class BlockKeywords(TypedDict, total=False):
@@ -91,9 +89,9 @@ class BlockOptions:
 
     def __post_init__(self) -> None:
         if self.hidden_dims is not None:
-            set_field = object.__setattr__
-            set_field(self, "hidden_dims", check_dims(self.hidden_dims, "hidden_dims"))
-        check_lipschitz(self.lipschitz)
+            widths = check_dims(self.hidden_dims, "hidden_dims")
+            object.__setattr__(self, "hidden_dims", widths)
+        object.__setattr__(self, "lipschitz", check_lipschitz(self.lipschitz))
         if isinstance(self.coordinates, list):
             object.__setattr__(self, "coordinates", tuple(self.coordinates))
         if isinstance(self.block, str) and self.block not in BLOCKS:
@@ -113,11 +111,14 @@ class BlockOptions:
                 check_instance(value, kind, name, "Exact()" if kind is LogDet else "Anderson()")
 
     @classmethod
-    def of(cls, keywords: Any, **own: Any) -> "BlockOptions":
+    def of(
+        cls, keywords: Any, builder: Callable[..., object] | None = None, **own: Any
+    ) -> "BlockOptions":
         """Make the record of a builder's keywords.
 
         ``own`` are options that the builder has as arguments; None for the default. A keyword that
-        is no option raises :class:`ArgumentTypeError`, which suggests one.
+        is neither an option nor an argument of ``builder`` raises :class:`ArgumentTypeError`, which
+        suggests a near one.
         """
         keywords = dict(keywords)
         base = keywords.pop("options", None)
@@ -126,7 +127,8 @@ class BlockOptions:
         known = [f.name for f in fields(cls)]
         for name in keywords:
             if name not in known:
-                near = difflib.get_close_matches(name, [*known, "options"], 1)
+                arguments = [] if builder is None else [*inspect.signature(builder).parameters]
+                near = difflib.get_close_matches(name, [*arguments, *known, "options"], 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ArgumentTypeError(
                     f"Expected keywords among {', '.join(known)} and options; got {name!r}.{hint}"
@@ -135,16 +137,18 @@ class BlockOptions:
         return cls(**keywords) if base is None else replace(base, **keywords)
 
     @classmethod
-    def records(cls, keywords: Any, **own: Any) -> "tuple[BlockOptions, ...]":
+    def records(
+        cls, keywords: Any, builder: Callable[..., object] | None = None, **own: Any
+    ) -> "tuple[BlockOptions, ...]":
         """Make the records that blocks take in turn; ``options`` may be one or a sequence."""
         base = keywords.get("options")
         if not isinstance(base, list | tuple):
-            return (cls.of(keywords, **own),)
+            return (cls.of(keywords, builder, **own),)
         if not base:
             raise ArgumentError(
                 "Expected options to be one record or a sequence of some; got none."
             )
-        return tuple([cls.of({**keywords, "options": one}, **own) for one in base])
+        return tuple([cls.of({**keywords, "options": one}, builder, **own) for one in base])
 
     def build(self, dim: int, context_dim: int | None = None) -> Block:
         """Make a block of ``dim`` coordinates, under a context of size ``context_dim`` or None."""
@@ -187,6 +191,10 @@ class BlockOptions:
         shown = [f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self)]
         return f"BlockOptions({', '.join(shown)})"
 
+    # A frozen record needs no copy, and a copy by pickle would lose a lambda.
+    def __copy__(self) -> "BlockOptions":
+        return self
+
     def __deepcopy__(self, memo: object) -> "BlockOptions":
         return self
 
@@ -210,9 +218,14 @@ def _restored(values: dict[str, Any]) -> BlockOptions:
 
 def _shown(value: object) -> str:
     if isinstance(value, partial):
-        given = ", ".join(f"{name}={v!r}" for name, v in value.keywords.items())
-        return f"partial({_shown(value.func)}, {given})"
+        given = [f"{name}={v!r}" for name, v in _given(value).items()]
+        return f"partial({', '.join([_shown(value.func), *given])})"
     return value.__name__ if isinstance(value, type) else repr(value)
+
+
+def _given(value: partial[Any]) -> dict[str, Any]:
+    """Return the arguments of a partial by name."""
+    return inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
 
 
 def _name(kind: type) -> str:
@@ -231,23 +244,29 @@ def _known() -> dict[str, type]:
     return found
 
 
+# The JSON of a class, of a partial of a class, and of an object of a class: the key that names the
+# class, and for the last two the settings apart, whose names may be any.
+CLASS, PARTIAL, OBJECT, SETTINGS = "class", "partial", "object", "settings"
+
+
 def _encode(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
         return [_encode(v, name) for v in value]
     if isinstance(value, type) and issubclass(value, KINDS):
-        return {"kind": _name(value)}
+        return {CLASS: _name(value)}
     if isinstance(value, partial) and isinstance(value.func, type):
-        given = inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
-        return {**_encode(value.func, name), **{n: _encode(v, name) for n, v in given.items()}}
-    if is_dataclass(value) and isinstance(value, KINDS):
-        given = {f.name: _encode(getattr(value, f.name), name) for f in fields(value) if f.init}
-        return {"kind": _name(type(value)), **given}
-    raise ArgumentError(
-        f"Expected {name} to be a class, a functools.partial of a class, or a strategy that is a "
-        f"dataclass, to be written as JSON; got {value!r}."
-    )
+        given, key, kind = _given(value), PARTIAL, value.func
+    elif is_dataclass(value) and isinstance(value, KINDS):
+        given = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        key, kind = OBJECT, type(value)
+    else:
+        raise ArgumentError(
+            f"Expected {name} to be a class, a functools.partial of a class, or a strategy that is "
+            f"a dataclass, to be written as JSON; got {value!r}."
+        )
+    return {key: _name(kind), SETTINGS: {n: _encode(v, name) for n, v in given.items()}}
 
 
 def _decode(value: Any, name: str) -> Any:
@@ -255,13 +274,21 @@ def _decode(value: Any, name: str) -> Any:
         return tuple(_decode(v, name) for v in value)
     if not isinstance(value, dict):
         return value
-    given = {n: _decode(v, n) for n, v in value.items() if n != "kind"}
-    kind = _known().get(value.get("kind"))  # pyright: ignore[reportArgumentType]
+    [key] = [k for k in (CLASS, PARTIAL, OBJECT) if k in value] or [None]
+    kind = None if key is None else _known().get(value[key])
     if kind is None:
         raise ArgumentError(
-            f"Expected {name} of a known class; got {value.get('kind')!r}. Import the module that "
-            "defines the class first."
+            f"Expected {name} of a known class; got {value}. Import the module that defines the "
+            "class first."
         )
-    if name in MAKERS:
-        return partial(kind, **given) if given else kind
-    return kind(**given)
+    settings = {n: _decode(v, name) for n, v in value.get(SETTINGS, {}).items()}
+    if key == CLASS:
+        return kind
+    try:
+        signature = inspect.signature(kind)
+        (signature.bind_partial if key == PARTIAL else signature.bind)(**settings)
+    except TypeError as error:
+        raise ArgumentError(
+            f"Expected settings of {kind.__name__} for {name}; got {settings}: {error}."
+        ) from error
+    return partial(kind, **settings) if key == PARTIAL else kind(**settings)

@@ -44,7 +44,7 @@ from pyro_iresnet.logdet import (
     Truncation,
 )
 from pyro_iresnet.norms import Gram, Hard, SingularValue
-from pyro_iresnet.operators import DenseSolve, KrylovSolve
+from pyro_iresnet.operators import DenseSolve
 from pyro_iresnet.options import BlockOptions
 from pyro_iresnet.solvers import AffinePreconditioner
 
@@ -93,7 +93,7 @@ class Arctan(Elementwise):
 class Doubled(Gram):
     """Norm of a user, made of another norm."""
 
-    inner: Gram = Gram(2)
+    inner: Gram = Gram(2)  # noqa: RUF009
 
     def __call__(self, weight):
         return 2 * self.inner(weight)
@@ -368,7 +368,7 @@ def test_suggests_near_option(name):
     ):
         with pytest.raises(ArgumentTypeError, match=f"got '{wrong}'. Did you mean '{near}'"):
             BUILDERS[name](**{wrong: None})
-    with pytest.raises(ArgumentTypeError, match="got 'xyz'.$"):
+    with pytest.raises(ArgumentTypeError, match=r"got 'xyz'\.$"):
         BUILDERS[name](xyz=1)
 
 
@@ -420,7 +420,7 @@ def test_refuses_wrong_type(name, option):
 def test_refuses_wrong_value(name):
     with pytest.raises(ArgumentError, match=r"lipschitz in \(0, 1\); got 1.5"):
         BUILDERS[name](lipschitz=1.5)
-    with pytest.raises(ArgumentError, match="block to be one of 'residual', 'cayley'.*'cayle'"):
+    with pytest.raises(ArgumentError, match=r"block to be one of 'residual', 'cayley'.*'cayle'"):
         BUILDERS[name](block="cayle")
 
 
@@ -446,10 +446,10 @@ FOREIGN = [
     "3",
     "[]",
     "null",
-    '{"norm": {"kind": "Unknown"}}',
+    '{"norm": {"class": "Unknown"}}',
     '{"norm": {"squarings": 3}}',
-    '{"norm": {"kind": "torch.nn.modules.linear.Linear"}}',
-    '{"norm": {"kind": "os.system", "command": "true"}}',
+    '{"norm": {"class": "torch.nn.modules.linear.Linear"}}',
+    '{"norm": {"object": "os.system", "settings": {"command": "true"}}}',
 ]
 
 
@@ -463,8 +463,8 @@ def test_refuses_foreign_json(text):
     "text",
     [
         '{"breadth": 3}',
-        '{"norm": {"kind": "Gram", "breadth": 3}}',
-        '{"norm": {"kind": "LipSwish"}}',
+        '{"norm": {"object": "Gram", "settings": {"breadth": 3}}}',
+        '{"norm": {"class": "LipSwish"}}',
         '{"norm": 3}',
     ],
 )
@@ -536,8 +536,8 @@ class Awkward(Gram):
     """Norm whose fields have the names that JSON uses itself."""
 
     kind: str = "fast"
-    block: Gram = Gram(2)
-    activation: Gram = Gram(3)
+    block: Gram = Gram(2)  # noqa: RUF009
+    activation: Gram = Gram(3)  # noqa: RUF009
 
 
 @pytest.mark.parametrize("field", ["kind", "block", "activation"])

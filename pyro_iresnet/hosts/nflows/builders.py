@@ -54,7 +54,7 @@ def iresnet_flow(
         >>> flow.eval().sample(10).shape
         torch.Size([10, 2])
     """
-    records = BlockOptions.records(options, hidden_dims=widths(hidden_features))
+    records = BlockOptions.records(options, iresnet_flow, hidden_dims=widths(hidden_features))
     return _flow(features, None, num_blocks, between, None, records)
 
 
@@ -92,7 +92,9 @@ def conditional_iresnet_flow(
         torch.Size([5, 10, 2])
     """
     check_positive_int(context_features, "context_features")
-    records = BlockOptions.records(options, hidden_dims=widths(hidden_features))
+    records = BlockOptions.records(
+        options, conditional_iresnet_flow, hidden_dims=widths(hidden_features)
+    )
     return _flow(features, context_features, num_blocks, between, embedding_net, records)
 
 

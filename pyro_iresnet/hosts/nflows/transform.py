@@ -54,7 +54,8 @@ class IResNetTransform(Transform):
         if context_features is not None:
             check_positive_int(context_features, "context_features")
         hidden = widths(hidden_features)
-        self.block = BlockOptions.of(options, hidden_dims=hidden).build(size, context_features)
+        record = BlockOptions.of(options, type(self), hidden_dims=hidden)
+        self.block = record.build(size, context_features)
 
     @classmethod
     def from_block(cls, block: Block) -> "IResNetTransform":

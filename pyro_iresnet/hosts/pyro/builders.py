@@ -35,7 +35,7 @@ def iresnet(
         >>> stack = iterated(4, iresnet, 10, [32, 32], lipschitz=0.9)
     """
     size = check_positive_int(input_dim, "input_dim")
-    return IResNet(BlockOptions.of(options, hidden_dims=hidden_dims).build(size))
+    return IResNet(BlockOptions.of(options, iresnet, hidden_dims=hidden_dims).build(size))
 
 
 def conditional_iresnet(
@@ -64,7 +64,9 @@ def conditional_iresnet(
     size = check_positive_int(input_dim, "input_dim")
     check_positive_int(context_dim, "context_dim")
     return ConditionalIResNet(
-        BlockOptions.of(options, hidden_dims=hidden_dims).build(size, context_dim)
+        BlockOptions.of(options, conditional_iresnet, hidden_dims=hidden_dims).build(
+            size, context_dim
+        )
     )
 
 
@@ -104,7 +106,7 @@ def iresnet_stack(
         >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
         >>> loss.backward()
     """
-    records = BlockOptions.records(options, hidden_dims=hidden_dims)
+    records = BlockOptions.records(options, iresnet_stack, hidden_dims=hidden_dims)
     return Stack(_parts([IResNet], input_dim, None, num_blocks, between, records))
 
 
@@ -140,7 +142,7 @@ def implicit_stack(
         >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
         >>> loss.backward()
     """
-    records = BlockOptions.records(options, hidden_dims=hidden_dims)
+    records = BlockOptions.records(options, implicit_stack, hidden_dims=hidden_dims)
     return Stack(_parts([IResNet, InverseIResNet], input_dim, None, num_blocks, between, records))
 
 
@@ -178,7 +180,7 @@ def conditional_iresnet_stack(
         >>> loss.backward()
     """
     check_positive_int(context_dim, "context_dim")
-    records = BlockOptions.records(options, hidden_dims=hidden_dims)
+    records = BlockOptions.records(options, conditional_iresnet_stack, hidden_dims=hidden_dims)
     kinds = [ConditionalIResNet]
     return ConditionalStack(_parts(kinds, input_dim, context_dim, num_blocks, between, records))
 

@@ -118,7 +118,7 @@ class AutoIResNet(AutoNormalizingFlow):
         AutoContinuous.__init__(self, model, init_loc_fn=init_loc_fn)
         self._users_model = (model,)
         self.num_blocks = check_positive_int(num_blocks, "num_blocks")
-        self.options = BlockOptions.records(options, hidden_dims=hidden_dims)
+        self.options = BlockOptions.records(options, type(self), hidden_dims=hidden_dims)
         # Wrong options raise here, and not at the first step of SVI.
         self._blocks(2)
         self.init, self.init_scale = init, check_positive(init_scale, "init_scale")
