@@ -76,9 +76,11 @@ OF_NFLOWS = ("IResNetTransform", "conditional_iresnet_flow", "iresnet_flow")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the nflows host."""
+    """Import a name of the nflows host, or the namespace ``testing``."""
     if name in OF_NFLOWS:
         return getattr(import_module(".hosts.nflows", __name__), name)
+    if name == "testing":
+        return import_module(".testing", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

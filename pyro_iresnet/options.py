@@ -5,34 +5,31 @@ import inspect
 import json
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypedDict
 
+from torch import nn
+
+from ._strategy_json import decode, encode, given
 from .activations import Activation, LipSwish
+from .activations.base import check_activation
 from .blocks import Block, CayleyBlock, ResidualBlock
 from .contractions import DenseContraction
 from .coordinates import Coordinates, DiagonalScale
-from .errors import ArgumentError, ArgumentTypeError, check_dims, check_instance, check_lipschitz
-from .inverse import AffinePreconditioner, Solver
-from .logdet import ControlVariate, LogDet, Truncation
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    IResNetError,
+    check_dims,
+    check_instance,
+    check_lipschitz,
+)
+from .inverse import Solver
+from .logdet import LogDet
 from .norms import Cholesky, Norm
-from .operators import LinearSolve
 
 BLOCKS: dict[str, Callable[..., Block]] = {"residual": ResidualBlock, "cayley": CayleyBlock}
-# Classes whose subclasses JSON may name.
-KINDS = (
-    Activation,
-    AffinePreconditioner,
-    Block,
-    ControlVariate,
-    Coordinates,
-    LinearSolve,
-    LogDet,
-    Norm,
-    Solver,
-    Truncation,
-)
 
 
 class BlockKeywords(TypedDict, total=False):
@@ -48,7 +45,7 @@ class BlockKeywords(TypedDict, total=False):
     solver: Solver | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BlockOptions:
     """The options of one block with a fully connected ``g``.
 
@@ -104,7 +101,19 @@ class BlockOptions:
                 "Expected block to be 'residual', 'cayley' or a callable that makes a block of a "
                 f"contraction, such as CayleyBlock; got {self.block!r}."
             )
+        if isinstance(self.block, nn.Module):
+            raise ArgumentTypeError(
+                "Expected block to be a callable that makes a block, such as CayleyBlock; got a "
+                f"{type(self.block).__name__}, which is made already. Pass its class."
+            )
+        check_activation(self.activation)
         check_instance(self.norm, Norm, "norm", "Gram()")
+        if isinstance(self.coordinates, tuple):
+            for i, one in enumerate(self.coordinates):
+                check_instance(one, Coordinates, f"coordinates[{i}]", "DiagonalScale()")
+        elif self.coordinates is not None:
+            example = "DiagonalScale(), (Asinh(), DiagonalScale()) or None"
+            check_instance(self.coordinates, Coordinates, "coordinates", example)
         for name, kind in (("logdet", LogDet), ("solver", Solver)):
             value = getattr(self, name)
             if value is not None:
@@ -127,13 +136,19 @@ class BlockOptions:
         known = [f.name for f in fields(cls)]
         for name in keywords:
             if name not in known:
-                arguments = [] if builder is None else [*inspect.signature(builder).parameters]
+                arguments = [] if builder is None else list(inspect.signature(builder).parameters)
+                arguments = [a for a in arguments if a != "options"]
                 near = difflib.get_close_matches(name, [*arguments, *known, "options"], 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
+                listed = ", ".join(dict.fromkeys([*arguments, *known]))
                 raise ArgumentTypeError(
-                    f"Expected keywords among {', '.join(known)} and options; got {name!r}.{hint}"
+                    f"Expected keywords among {listed} and options; got {name!r}.{hint}"
                 )
-        keywords |= {name: value for name, value in own.items() if value is not None}
+        for name, value in own.items():
+            if value is not None:
+                if name in keywords:
+                    raise ArgumentError(f"Expected {name} once; got it twice, by two arguments.")
+                keywords[name] = value
         return cls(**keywords) if base is None else replace(base, **keywords)
 
     @classmethod
@@ -170,7 +185,7 @@ class BlockOptions:
 
     def to_json(self) -> str:
         """Write JSON, or raise :class:`ArgumentError` if JSON cannot name an option (a lambda)."""
-        return json.dumps({f.name: _encode(getattr(self, f.name), f.name) for f in fields(self)})
+        return json.dumps({f.name: encode(getattr(self, f.name), f.name) for f in fields(self)})
 
     @classmethod
     def from_json(cls, text: str) -> "BlockOptions":
@@ -181,11 +196,26 @@ class BlockOptions:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ArgumentError(f"Expected the JSON of BlockOptions; got {text[:80]!r}.") from error
-        if not isinstance(values, dict):
-            raise ArgumentError(f"Expected the JSON of BlockOptions; got {text[:80]!r}.")
-        return cls.of({name: _decode(value, name) for name, value in values.items()})
+            return cls.of({name: decode(value, name) for name, value in values.items()})
+        except IResNetError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArgumentError(
+                f"Expected the JSON of BlockOptions; got {str(text)[:80]!r}: {error}."
+            ) from error
+
+    def _key(self) -> tuple[object, ...]:
+        # Python compares partials by identity.
+        values = [getattr(self, f.name) for f in fields(self)]
+        return tuple(
+            [(v.func, tuple(given(v).items())) if isinstance(v, partial) else v for v in values]
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockOptions) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def __repr__(self) -> str:
         shown = [f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self)]
@@ -218,77 +248,6 @@ def _restored(values: dict[str, Any]) -> BlockOptions:
 
 def _shown(value: object) -> str:
     if isinstance(value, partial):
-        given = [f"{name}={v!r}" for name, v in _given(value).items()]
-        return f"partial({', '.join([_shown(value.func), *given])})"
+        settings = [f"{name}={v!r}" for name, v in given(value).items()]
+        return f"partial({', '.join([_shown(value.func), *settings])})"
     return value.__name__ if isinstance(value, type) else repr(value)
-
-
-def _given(value: partial[Any]) -> dict[str, Any]:
-    """Return the arguments of a partial by name."""
-    return inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
-
-
-def _name(kind: type) -> str:
-    """Return the name of a class, with its module if the class is not of this package."""
-    inside = kind.__module__.startswith(f"{__package__}.")
-    return kind.__name__ if inside else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _known() -> dict[str, type]:
-    """Return every class that JSON may name."""
-    found, waiting = {}, list(KINDS)
-    while waiting:
-        kind = waiting.pop()
-        found[_name(kind)] = kind
-        waiting += kind.__subclasses__()
-    return found
-
-
-# The JSON of a class, of a partial of a class, and of an object of a class: the key that names the
-# class, and for the last two the settings apart, whose names may be any.
-CLASS, PARTIAL, OBJECT, SETTINGS = "class", "partial", "object", "settings"
-
-
-def _encode(value: Any, name: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_encode(v, name) for v in value]
-    if isinstance(value, type) and issubclass(value, KINDS):
-        return {CLASS: _name(value)}
-    if isinstance(value, partial) and isinstance(value.func, type):
-        given, key, kind = _given(value), PARTIAL, value.func
-    elif is_dataclass(value) and isinstance(value, KINDS):
-        given = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
-        key, kind = OBJECT, type(value)
-    else:
-        raise ArgumentError(
-            f"Expected {name} to be a class, a functools.partial of a class, or a strategy that is "
-            f"a dataclass, to be written as JSON; got {value!r}."
-        )
-    return {key: _name(kind), SETTINGS: {n: _encode(v, name) for n, v in given.items()}}
-
-
-def _decode(value: Any, name: str) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(v, name) for v in value)
-    if not isinstance(value, dict):
-        return value
-    [key] = [k for k in (CLASS, PARTIAL, OBJECT) if k in value] or [None]
-    kind = None if key is None else _known().get(value[key])
-    if kind is None:
-        raise ArgumentError(
-            f"Expected {name} of a known class; got {value}. Import the module that defines the "
-            "class first."
-        )
-    settings = {n: _decode(v, name) for n, v in value.get(SETTINGS, {}).items()}
-    if key == CLASS:
-        return kind
-    try:
-        signature = inspect.signature(kind)
-        (signature.bind_partial if key == PARTIAL else signature.bind)(**settings)
-    except TypeError as error:
-        raise ArgumentError(
-            f"Expected settings of {kind.__name__} for {name}; got {settings}: {error}."
-        ) from error
-    return partial(kind, **settings) if key == PARTIAL else kind(**settings)

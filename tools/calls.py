@@ -66,9 +66,9 @@ class Limit:
 
 LIMITS = {
     Row.BLOCK: Limit(110, files=23),
-    Row.INVERSE: Limit(275, files=35),
+    Row.INVERSE: Limit(277, files=35),
     Row.NFLOWS: Limit(80),
-    Row.STACK: Limit(720),
+    Row.STACK: Limit(800),
 }
 
 

@@ -115,6 +115,18 @@ class Factors(NamedTuple):
         return v if len(self.signs) == 1 else torch.cat([sign * v for sign in self.signs], dim)
 
 
+EXAMPLE = "LipSwish, or functools.partial(Sine, frequency=2.0)"
+
+
+def check_activation(activation: object) -> None:
+    """Raise unless ``activation`` is a callable that may make an activation."""
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise ArgumentTypeError(
+            f"Expected activation to be a class or a callable that makes one, such as {EXAMPLE}; "
+            f"got {activation!r}. Each layer needs its own, so pass the class."
+        )
+
+
 def make_activations(
     activation: Callable[[], Activation], widths: Sequence[int], kind: type[Activation] = Activation
 ) -> nn.ModuleList:
@@ -129,23 +141,18 @@ def make_activations(
         ArgumentError, ArgumentTypeError: ``activation`` makes no activation of this kind, or one
             that cannot follow a layer of its width.
     """
-    example = "LipSwish, or functools.partial(Sine, frequency=2.0)"
-    if isinstance(activation, nn.Module) or not callable(activation):
-        raise ArgumentTypeError(
-            f"Expected activation to be a class or a callable that makes one, such as {example}; "
-            f"got {activation!r}. Each layer needs its own, so pass the class."
-        )
+    check_activation(activation)
     made = nn.ModuleList()
     for width in widths:
         one = activation()
         if not isinstance(one, Activation):
             raise ArgumentTypeError(
-                f"Expected activation to make an Activation, such as {example}; "
+                f"Expected activation to make an Activation, such as {EXAMPLE}; "
                 f"it made a {type(one).__name__}."
             )
         if not isinstance(one.factors().core, kind):
             raise ArgumentTypeError(
-                f"Expected activation to act on every entry by itself, such as {example}; "
+                f"Expected activation to act on every entry by itself, such as {EXAMPLE}; "
                 f"got {type(one).__name__}."
             )
         one.check_width(width)

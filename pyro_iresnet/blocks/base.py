@@ -58,9 +58,9 @@ class Block(nn.Module, ABC):
     """A bijection :math:`y = f(x)` made of a contraction ``g``.
 
     To write one, define :meth:`evaluate` and :meth:`evaluate_inverse`. The block then stands in
-    both hosts, in stacks, flows and guides, and in the diagnostics. :meth:`materialize` gives ``g``
-    with its acting weights, :meth:`to_coordinates` and :meth:`from_coordinates` carry a point into
-    the coordinates of ``g`` and back, and :meth:`evaluation` makes the result.
+    both hosts, in stacks, flows and guides, and in the diagnostics. :meth:`contraction_map` gives
+    ``g`` with its acting weights, :meth:`to_coordinates` and :meth:`from_coordinates` carry a point
+    into the coordinates of ``g`` and back, and :meth:`evaluation` makes the result.
 
     Arguments:
         contraction: ``g``, a :class:`Contraction`; :func:`wrap` makes one of your own network.
@@ -165,7 +165,7 @@ class Block(nn.Module, ABC):
         evaluation = self.evaluate_inverse(*self.check(y, context, "y"), x0=x0)
         return evaluation.x, -evaluation.log_det()
 
-    def materialize(self) -> ContractionMap:
+    def contraction_map(self) -> ContractionMap:
         """Return ``g`` with its acting weights, as a stack or :class:`cached` shares them."""
         return map_of(self.contraction)
 
@@ -194,10 +194,9 @@ class Block(nn.Module, ABC):
         return self.contraction.context_dim
 
     def extra_repr(self) -> str:
-        if self.options is not None:
-            return repr(self.options)
         coordinates = None if self.coordinates is None else self.coordinates.strategy
-        return f"logdet={self.logdet}, solver={self.solver}, coordinates={coordinates}"
+        shown = f"logdet={self.logdet}, solver={self.solver}, coordinates={coordinates}"
+        return shown if self.options is None else f"{shown}, options={self.options}"
 
     def to_coordinates(self, x: Tensor) -> Tensor:
         """Carry ``x`` into the coordinates of ``g``."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._torch import full_precision
+from ..errors import ContractionError, InversionError, TracingError
 from ..inverse import SolveKeywords, implicit_inverse, solve_in
 from ..logdet import Series
 from ..logdet.series import log_det_one_plus
@@ -54,7 +55,8 @@ class CayleyBlock(Block):
     function theorem. The log-determinant is an odd series in J, with half of the terms of a
     residual block's.
 
-    Arguments and errors as in :class:`Block`.
+    Arguments and errors as in :class:`Block`. The forward pass raises as the inverse does: a sample
+    of NaN has no solution.
 
     References:
         Invertible Monotone Operators for Normalizing Flows (Ahn, Kim, Hong and Ko, 2022).
@@ -91,15 +93,22 @@ class CayleyBlock(Block):
         """Invert with figures and without gradients; arguments as :meth:`ResidualBlock.solve`."""
         y, context = self.check(y, context, "y")
         with full_precision(y):
-            return self._solve(self.materialize(), y, context, sign=-1, **options)[1]
+            return self._solve(self.contraction_map(), y, context, sign=-1, **options)[1]
 
     def _solved(
         self, x: Tensor, context: Tensor | None, x0: Tensor | None, *, sign: int
     ) -> tuple[ContractionMap, Tensor]:
         """Return ``g``, and w with ``w + g(w) = x`` (``w - g(w) = x`` for the sign -1)."""
         with full_precision(x):
-            g = self.materialize()
-            w, solution = self._solve(g, x, context, sign=sign, x0=x0)
+            g = self.contraction_map()
+            try:
+                w, solution = self._solve(g, x, context, sign=sign, x0=x0)
+            except (InversionError, ContractionError, TracingError) as error:
+                if sign < 0:
+                    raise
+                seen = f"The forward pass of CayleyBlock solves w + g(w) = x, and failed. {error}"
+                arguments = (error.solution,) if isinstance(error, InversionError) else ()
+                raise type(error)(seen, *arguments) from error
             if torch.is_grad_enabled():
                 signed = g if sign > 0 else NegatedMap(g)
                 w = implicit_inverse(

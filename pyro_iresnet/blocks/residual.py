@@ -45,12 +45,12 @@ class ResidualBlock(Block):
         with full_precision(x):
             # Without the Jacobian, which a value alone does not need.
             z = self.to_coordinates(x)
-            return self.from_coordinates(z + self.materialize()(z, context))
+            return self.from_coordinates(z + self.contraction_map()(z, context))
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Evaluation:
         with full_precision(x):
             z = self.to_coordinates(x)
-            at = self.materialize().linearize(z, context)
+            at = self.contraction_map().linearize(z, context)
             y = self.from_coordinates(z + at.value)
         return self.evaluation(x, y, lambda: at, LogOnePlus(), _vjp, _inverse_vjp)
 
@@ -58,7 +58,7 @@ class ResidualBlock(Block):
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
     ) -> Evaluation:
         with full_precision(y):
-            g = self.materialize()
+            g = self.contraction_map()
             z, solution = self._solve(g, y, context, x0=x0)
             if torch.is_grad_enabled():
                 target, bound = self.to_coordinates(y), solution.lipschitz
@@ -77,7 +77,7 @@ class ResidualBlock(Block):
         """
         y, context = self.check(y, context, "y")
         with full_precision(y):
-            return self._solve(self.materialize(), y, context, **options)[1]
+            return self._solve(self.contraction_map(), y, context, **options)[1]
 
     def _solve(
         self,

@@ -77,12 +77,16 @@ class LayeredContraction(Contraction):
         return g(x, context)
 
     def materialize(self) -> "LayerSequence":
-        return self._map_with(self.norm.constrain_all(*zip(*self.raw_weights(), strict=True)))
+        raw = self.raw_weights()
+        normalized = self.norm.constrain_all(*zip(*raw, strict=True)) if raw else []
+        return self._map_with(normalized)
 
     def normalized_weights(self) -> list[tuple[str, NormalizedWeight]]:
         """List the weights that act, with the names of the parameters behind them."""
         raw = self.raw_weights()
         names = {id(parameter): name for name, parameter in self.named_parameters()}
+        if not raw:
+            return []
         with full_precision(raw[0].weight):
             normalized = self.norm.constrain_all(*zip(*raw, strict=True))
         pairs = enumerate(zip(raw, normalized, strict=True))
@@ -168,7 +172,8 @@ class LayerSequence(ContractionMap):
         return Linearization(value, Chain(maps), self.event_dim)
 
     def lipschitz_bound(self) -> Tensor:
-        return torch.as_tensor(bound_of(self.layers))
+        bound = bound_of(self.layers)
+        return bound if isinstance(bound, Tensor) else torch.tensor(bound)
 
     def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         # Each layer rounds at the size of its terms, and the layers after it pass that on.

@@ -7,12 +7,15 @@ from torch import nn
 import pyro_iresnet
 from pyro_iresnet import (
     ByMode,
+    CayleyBlock,
     DenseContraction,
     Exact,
     FixedPoint,
+    InversionError,
     IResNet,
     IResNetError,
     IResNetTransform,
+    Newton,
     PowerSeries,
     ResidualBlock,
     Roulette,
@@ -26,6 +29,7 @@ from pyro_iresnet import (
     wrap,
 )
 from pyro_iresnet.activations import LipSwish, Sine
+from pyro_iresnet.blocks import Block
 from pyro_iresnet.contractions import Contraction
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.hosts.pyro import ConditionalStack, Stack
@@ -230,3 +234,48 @@ def test_one_base_error():
     ]
     assert len(errors) == 9
     assert all(issubclass(e, IResNetError) for e in errors)
+
+
+def test_forward_of_cayley():
+    block = CayleyBlock(zoo.near_minus(), solver=FixedPoint(max_steps=1))
+    with pytest.raises(InversionError, match="forward pass of CayleyBlock solves") as caught:
+        block(torch.randn(3, zoo.DIM))
+    assert caught.value.solution.stats.steps.shape == (3,)
+    with pytest.raises(InversionError) as caught:
+        block.inverse(torch.randn(3, zoo.DIM))
+    assert "forward pass" not in str(caught.value)
+
+
+def test_repr_follows_block():
+    transform = iresnet(2, lipschitz=0.5)
+    transform.block.solver = Newton(rtol=0.125)
+    shown = repr(transform)
+    assert "solver=Newton(rtol=0.125" in shown
+    assert "options=BlockOptions(" in shown
+    assert "lipschitz=0.5" in shown
+
+
+def test_ignores_default_device():
+    g = zoo.dense()
+    with torch.device("meta"):
+        assert g.lipschitz_bound().device.type == "cpu"
+
+
+def test_hosts_ask_block():
+    class Positive(Block):
+        def check(self, x, context=None, name="x"):
+            x, context = super().check(x, context, name)
+            if bool((x < 0).any()):
+                raise ArgumentError(f"Expected {name} of at least 0.")
+            return x, context
+
+        def evaluate(self, x, context=None):
+            raise AssertionError("not reached")
+
+        def evaluate_inverse(self, y, context=None, *, x0=None):
+            raise AssertionError("not reached")
+
+    block, x = Positive(zoo.dense()), -torch.ones(2, zoo.DIM)
+    for call in (block, IResNet(block), IResNetTransform.from_block(block)):
+        with pytest.raises(ArgumentError, match="of at least 0"):
+            call(x)

@@ -63,13 +63,13 @@ class Coupling(Block):
 
     def evaluate(self, x, context=None):
         z = self.to_coordinates(x)
-        at = self.materialize().linearize(z * self.still(z), context)
+        at = self.contraction_map().linearize(z * self.still(z), context)
         y = self.from_coordinates(z + at.value * (1 - self.still(z)))
         return self._made(x, y, at)
 
     def evaluate_inverse(self, y, context=None, *, x0=None):
         z = self.to_coordinates(y)
-        at = self.materialize().linearize(z * self.still(z), context)
+        at = self.contraction_map().linearize(z * self.still(z), context)
         x = self.from_coordinates(z - at.value * (1 - self.still(z)))
         return self._made(x, y, at)
 
@@ -99,18 +99,18 @@ class Stretched(Block):
         self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
 
     def evaluate(self, x, context=None):
-        at = self.materialize().linearize(x, context)
+        at = self.contraction_map().linearize(x, context)
         return self._made(x, self.log_scale.exp() * (x + at.value), at)
 
     def evaluate_inverse(self, y, context=None, *, x0=None):
         target = torch.exp(-self.log_scale) * y
         x = solve(self.contraction, target.detach(), self.solver, context=context, x0=x0).value
-        at = self.materialize().linearize(x, context)
+        at = self.contraction_map().linearize(x, context)
         # One Newton step carries the gradient.
         residual = (target - x - at.value).flatten(x.dim() - self.event_dim)
         slope = torch.eye(residual.shape[-1]) + at.as_matrix()
         x = x + torch.linalg.solve(slope.detach(), residual[..., None])[..., 0].reshape(x.shape)
-        return self._made(x, y, self.materialize().linearize(x, context))
+        return self._made(x, y, self.contraction_map().linearize(x, context))
 
     def _made(self, x, y, at):
         scale, size = self.log_scale.detach().exp(), at.event_size

@@ -261,7 +261,9 @@ def test_torch_func():
     torch.testing.assert_close(jacobian, expected.transpose(0, 1))
 
 
-def test_compiles_whole():
+def test_compiles_whole(monkeypatch):
+    # The compiler switches the validation of torch off once, and Pyro may have switched it on.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
     flow = family(conditional_iresnet(2, zoo.CONTEXT, [4]).inv, dim=2)
 
     def loss(x, context):

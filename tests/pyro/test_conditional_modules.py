@@ -249,7 +249,7 @@ ERRORS = {
             .log_abs_det_jacobian(torch.randn(4, 2), torch.randn(5, 2))
         ),
         ArgumentError,
-        r"x and y of one shape; got \(4, 2\) and \(5, 2\)",
+        r"x and y of one batch; got shapes \(4, 2\) and \(5, 2\)",
     ),
     "context_dim": (
         lambda: conditional_iresnet(2, 0),

@@ -77,7 +77,11 @@ class IResNetTransform(Transform):
         Shapes are ``(batch, features)`` and ``(batch, context_features)``. Another shape, dtype or
         device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
-        evaluation = self.block.evaluate(*self._checked(inputs, context))
+        block = self.block
+        if block.contraction.context_dim is None:
+            # nflows hands a context to every transform.
+            context = None
+        evaluation = block.evaluate(*block.check(inputs, context, "inputs"))
         return evaluation.y, evaluation.log_det()
 
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -87,13 +91,11 @@ class IResNetTransform(Transform):
 
         :class:`InversionError` if a sample does not reach the tolerance, or is NaN or infinite.
         """
-        evaluation = self.block.evaluate_inverse(*self._checked(inputs, context))
+        block = self.block
+        if block.contraction.context_dim is None:
+            context = None
+        evaluation = block.evaluate_inverse(*block.check(inputs, context, "inputs"))
         return evaluation.x, -evaluation.log_det()
-
-    def _checked(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Check both by nflows' names; nflows hands a context to every transform."""
-        g = self.block.contraction
-        return g.check(inputs, None if g.context_dim is None else context, "inputs")
 
 
 def widths(hidden_features: int | Sequence[int] | None) -> Sequence[int] | None:

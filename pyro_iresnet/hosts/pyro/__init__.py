@@ -10,8 +10,9 @@ from .builders import (
     iresnet_stack,
 )
 from .conditional import ConditionalIResNet, ConditionedIResNet
+from .conditional_stack import ConditionalStack
 from .guide import AutoIResNet, PathDistribution
-from .stack import ConditionalStack, Stack
+from .stack import Stack
 from .transform import InverseIResNet, IResNet
 
 __all__ = [

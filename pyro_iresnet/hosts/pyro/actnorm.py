@@ -78,6 +78,10 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
         return self._evaluation((y - self.shift) * torch.exp(-self.log_scale), y)
 
+    def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
+        # A question about a pair does not start.
+        return self._evaluation(x, y)
+
     def with_cache(self, cache_size: int = 1) -> "ActNorm":
         """Return the transform, parameters and buffer shared, with another cache."""
         if cache_size == self._cache_size:

@@ -5,6 +5,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..._torch import full_precision
 from ...blocks import Evaluation
 from ...errors import ArgumentError, check_positive_int, check_tensor
 from .cached_transform import CachedTransform
@@ -105,14 +106,16 @@ class TriangularAffine(CachedTransform, TransformModule):
         return x
 
     def evaluate(self, x: Tensor) -> Evaluation:
-        scale_tril = self.scale_tril
-        return self._evaluation(x, self.loc + x @ scale_tril.mT, scale_tril)
+        with full_precision(x):
+            scale_tril = self.scale_tril
+            return self._evaluation(x, self.loc + x @ scale_tril.mT, scale_tril)
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
-        scale_tril = self.scale_tril
-        rows = (y - self.loc).reshape(-1, self.input_dim)
-        x = torch.linalg.solve_triangular(scale_tril, rows.mT, upper=False)
-        return self._evaluation(x.mT.reshape(y.shape), y, scale_tril)
+        with full_precision(y):
+            scale_tril = self.scale_tril
+            rows = (y - self.loc).reshape(-1, self.input_dim)
+            x = torch.linalg.solve_triangular(scale_tril, rows.mT, upper=False)
+            return self._evaluation(x.mT.reshape(y.shape), y, scale_tril)
 
     def with_cache(self, cache_size: int = 1) -> "TriangularAffine":
         """Return the transform, parameters shared, with another cache."""

@@ -11,7 +11,8 @@ from ...options import BlockKeywords, BlockOptions
 from ..interleave import interleave
 from .actnorm import actnorm
 from .conditional import ConditionalIResNet
-from .stack import ConditionalStack, Stack
+from .conditional_stack import ConditionalStack
+from .stack import Stack
 from .transform import InverseIResNet, IResNet
 
 

@@ -7,7 +7,6 @@ of the optimiser, and a ``y`` without gradients after a call under ``no_grad``.
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,13 +82,22 @@ class CachedTransform:
         if x is None:
             evaluation = self.evaluate_inverse(y)
             return self._remember(evaluation, evaluation.x)
-        return self.evaluate_pair(*_of_one_shape(self.check(x, "x"), y, self.domain.event_dim))  # pyright: ignore[reportAttributeAccessIssue]
+        x = self.check(x, "x")
+        if x.shape != y.shape:
+            ends: Any = self
+            x, y = _of_one_batch(x, y, ends.domain.event_dim, ends.codomain.event_dim)
+        return self.evaluate_pair(x, y)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._call(x)
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        return self._inverse(y)
+        return self._inverse(self.check(y, "y") if y is None else y)
+
+    @property
+    def remembers(self) -> bool:
+        """True if the transform keeps its last evaluation."""
+        return self._cache_size > 0
 
     def __getstate__(self) -> dict[str, Any]:
         # A remembered evaluation holds an autograd graph, and a graph neither copies nor pickles.
@@ -102,7 +110,7 @@ class CachedTransform:
     def _remember(self, evaluation: Evaluation, made: Tensor) -> Evaluation:
         """Keep an evaluation until a gradient has passed ``made``, a tensor of its own making."""
         # A compiler sees that a second call repeats the first, and computes it once by itself.
-        if not self._cache_size or is_compiling():
+        if not self.remembers or is_compiling():
             return evaluation
         by_value = not in_torch_func()
         pair = evaluation.x, evaluation.y
@@ -120,16 +128,18 @@ def forget_the_store(module: nn.Module) -> None:
         vars(parameter).pop("unconstrained", None)
 
 
-def _of_one_shape(x: Tensor, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+def _of_one_batch(
+    x: Tensor, y: Tensor, x_event_dim: int, y_event_dim: int
+) -> tuple[Tensor, Tensor]:
     """Return both with the batch of both: a context may have widened the batch of one."""
-    if x.shape == y.shape:
-        return x, y
-    if x.shape[x.dim() - event_dim :] == y.shape[y.dim() - event_dim :]:
-        with suppress(RuntimeError):
-            return torch.broadcast_tensors(x, y)
-    raise ArgumentError(
-        f"Expected x and y of one shape; got {tuple(x.shape)} and {tuple(y.shape)}."
-    )
+    cuts = x.dim() - x_event_dim, y.dim() - y_event_dim
+    try:
+        batch = torch.broadcast_shapes(x.shape[: cuts[0]], y.shape[: cuts[1]])
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"Expected x and y of one batch; got shapes {tuple(x.shape)} and {tuple(y.shape)}."
+        ) from error
+    return x.expand(*batch, *x.shape[cuts[0] :]), y.expand(*batch, *y.shape[cuts[1] :])
 
 
 def _modes(x: Tensor) -> tuple[bool, ...]:

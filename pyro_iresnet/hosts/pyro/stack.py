@@ -4,26 +4,22 @@ import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 from pyro.distributions import ComposeTransformModule
-from pyro.distributions.conditional import (
-    ConditionalComposeTransformModule,
-    ConditionalTransform,
-)
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
+from torch.distributions.transforms import Transform, _InverseTransform
 
-from ..._modules import contractions_of, modules_of
+from ..._modules import contractions_of, evaluating, modules_of
 from ..._torch import is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
 from ...errors import ArgumentError, ArgumentTypeError
 from ...operators.linearization import vjp_of
+from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
-from .conditional import raise_unconditioned
 
 
 def evaluate(transform: Any, x: Tensor) -> Evaluation:
@@ -73,7 +69,7 @@ def _chain(steps: Sequence[Evaluation], extra_dims: Sequence[int]) -> Evaluation
     return Evaluation(steps[0].x, steps[-1].y, log_det, vjp, inverse_vjp)
 
 
-def _checked(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -> list[Any]:
+def checked_parts(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -> list[Any]:
     """Return the parts as a list, or raise."""
     if not isinstance(parts, Iterable):
         raise ArgumentTypeError(
@@ -120,9 +116,11 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     def __init__(self, parts: Sequence[Transform], cache_size: int = 1) -> None:
         kinds, example = (Transform,), "a transform, such as iresnet(2)"
-        parts = _checked(parts, kinds, example)
+        parts = checked_parts(parts, kinds, example)
         _check_neighbours(parts)
-        super().__init__(parts, cache_size=cache_size)
+        # Torch would give its own cache, by identity alone, to each part.
+        super().__init__(parts, cache_size=0)
+        self._cache_size = cache_size
         self._derived: Any = None
 
     def _call(self, x: Tensor) -> Tensor:
@@ -140,8 +138,10 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             return _identity(x)
         steps: list[Evaluation] = []
         with together(contractions_of(self)):
-            for part in self.parts:
-                steps.append(evaluate(part, steps[-1].y if steps else x))
+            for i, part in enumerate(self.parts):
+                x = self._checked_behind(i, x, "x")
+                steps.append(evaluate(part, x))
+                x = steps[-1].y
         return _chain(steps, self._ends()[2])
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
@@ -149,21 +149,50 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             return _identity(y)
         steps: list[Evaluation] = []
         with together(contractions_of(self)):
-            for part in reversed(self.parts):
-                steps.insert(0, evaluate_inverse(part, steps[0].x if steps else y))
+            for i in reversed(range(len(self.parts))):
+                y = self._checked_behind(i, y, "y")
+                steps.insert(0, evaluate_inverse(self.parts[i], y))
+                y = steps[0].x
         return _chain(steps, self._ends()[2])
+
+    def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
+        if is_compiling():
+            return self.evaluate(x)
+        # A question about a pair starts no ActNorm.
+        with evaluating([m for m in modules_of(self) if isinstance(m, DataDependentInit)]):
+            return self.evaluate(x)
 
     def check(self, x: Tensor, name: str) -> Tensor:
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(
                 f"Expected {name} to be a torch.Tensor; got {type(x).__name__}."
             )
-        entrance = 0 if name == "x" else len(self.parts) - 1
-        for i, part in enumerate(self.parts):
-            inner = part.inv if isinstance(part, _InverseTransform) else part
-            if isinstance(inner, CachedTransform) and (i == entrance or inner.widens):
-                x = inner.check(x, name)
+        parts = self.parts if name == "x" else self.parts[::-1]
+        for i, part in enumerate(parts):
+            ours = _ours(part)
+            if ours is None:
+                # The shape behind a foreign part is known there only.
+                break
+            if i == 0 or ours.widens:
+                x = ours.check(x, name)
         return x
+
+    @property
+    def remembers(self) -> bool:
+        # A foreign part that is no module may change unseen.
+        for part in self.parts:
+            if _ours(part) is None and not isinstance(part, nn.Module):
+                return False
+        return super().remembers
+
+    def _checked_behind(self, i: int, x: Tensor, name: str) -> Tensor:
+        """Check the tensor before part ``i`` if a foreign part made it."""
+        ours, before = _ours(self.parts[i]), self.parts[:i] if name == "x" else self.parts[i + 1 :]
+        if ours is None or not before:
+            return x
+        neighbour = before[-1] if name == "x" else before[0]
+        behind_foreign = ours.widens and any(_ours(part) is None for part in before)
+        return ours.check(x, name) if _ours(neighbour) is None or behind_foreign else x
 
     @property
     def inv(self) -> Transform:
@@ -194,15 +223,20 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     def _ends(self) -> tuple[constraints.Constraint, constraints.Constraint, list[int]]:
         """Return domain, codomain, and the extra dimensions of each part's log-determinant."""
-        parts = tuple(map(id, self.parts))
-        if self._derived is None or self._derived[0] != parts:
-            base: Any = ComposeTransform
-            domain, codomain = base.domain.fget(self), base.codomain.fget(self)
-            extra_dims, event_dim = [], domain.event_dim
-            for part in self.parts:
-                extra_dims.append(event_dim - part.domain.event_dim)
-                event_dim += part.codomain.event_dim - part.domain.event_dim
-            self._derived = parts, (domain, codomain, extra_dims)
+        key = tuple(map(id, self.parts))
+        if self._derived is None or self._derived[0] != key:
+            parts = [(part, part.domain.event_dim, part.codomain.event_dim) for part in self.parts]
+            # The event dimensions at both ends are the largest that any part asks for.
+            first = parts[-1][2] if parts else 0
+            for _, before, after in reversed(parts):
+                first = max(first + before - after, before)
+            extra_dims, last = [], first
+            for _, before, after in parts:
+                extra_dims.append(last - before)
+                last = max(last + after - before, after)
+            domain = _widened(parts[0][0].domain if parts else constraints.real, first)
+            codomain = _widened(parts[-1][0].codomain if parts else constraints.real, last)
+            self._derived = key, (domain, codomain, extra_dims)
         return self._derived[1]
 
     def with_cache(self, cache_size: int = 1) -> "Stack":
@@ -214,65 +248,24 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         return other
 
 
-class ConditionalStack(ConditionalComposeTransformModule):
-    """Transforms in turn, conditional or not, as one module; each context makes a :class:`Stack`.
-
-    The density of ``[stack.inv]`` needs no inversion. Every ``condition`` shares the parts, so an
-    ActNorm starts once, from the first batch under any context, and a change of mode reaches the
-    stacks conditioned before it.
-
-    Arguments:
-        parts: the transforms, in the order they act.
-        cache_size: of the stacks that ``condition`` makes.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: a part is no transform, or is no module and holds modules,
-            whose parameters would not be registered.
-
-    Example:
-        >>> import torch, pyro.distributions as dist
-        >>> from pyro_iresnet import actnorm, conditional_iresnet
-        >>> from pyro_iresnet.hosts.pyro import ConditionalStack
-        >>> stack = ConditionalStack([actnorm(2), conditional_iresnet(2, context_dim=3)])
-        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
-        >>> family = dist.ConditionalTransformedDistribution(base, [stack.inv])
-        >>> family.condition(torch.randn(100, 3)).log_prob(torch.randn(100, 2)).shape
-        torch.Size([100])
-    """
-
-    def __init__(
-        self, parts: Sequence[Transform | ConditionalTransform], cache_size: int = 1
-    ) -> None:
-        kinds = Transform, ConditionalTransform
-        example = "a transform or a conditional transform, such as conditional_iresnet(2, 3)"
-        parts = _checked(parts, kinds, example)
-        for i, part in enumerate(parts):
-            if not isinstance(part, nn.Module) and modules_of(part):
-                raise ArgumentError(
-                    f"Expected parts[{i}] to be a module, since its parameters would not be "
-                    f"registered; got {type(part).__name__}. "
-                    "Pass the module in it, or ConditionalStack([module]).inv for its inverse."
-                )
-        super().__init__(parts, cache_size=cache_size)
-
-    def forward(self, *_: object, **__: object) -> NoReturn:
-        """Raise, since there is no transform without a context."""
-        raise_unconditioned(self)
-
-    def condition(self, context: Tensor) -> Stack:
-        """Return the stack at a context, as :meth:`ConditionalIResNet.condition` does."""
-        stack = Stack([part.condition(context) for part in self.transforms], self._cache_size)
-        stack.training = self.training
-        return stack
-
-
 def _identity(x: Tensor) -> Evaluation:
-    return Evaluation(x, x, lambda: x.new_zeros(()), lambda w: w, lambda w: w)
+    return Evaluation(x, x, lambda: x.new_zeros(x.shape), lambda w: w, lambda w: w)
+
+
+def _ours(part: Any) -> Any:
+    """Return the transform of this package that a part is, or is the inverse of; else None."""
+    inner = part.inv if isinstance(part, _InverseTransform) else part
+    return inner if isinstance(inner, CachedTransform) else None
+
+
+def _widened(constraint: Any, event_dim: int) -> constraints.Constraint:
+    extra = event_dim - constraint.event_dim
+    return constraints.independent(constraint, extra) if extra > 0 else constraint
 
 
 def _event_shape(part: Any) -> tuple[int, ...] | None:
-    inner = part.inv if isinstance(part, _InverseTransform) else part
-    return inner.event_shape if isinstance(inner, CachedTransform) else None  # pyright: ignore[reportAttributeAccessIssue]
+    ours = _ours(part)
+    return None if ours is None else ours.event_shape
 
 
 def _check_neighbours(parts: Sequence[Any]) -> None:

@@ -48,7 +48,7 @@ class BlockTransform(CachedTransform, TransformModule):
         return self.block.event_shape
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        return self.block.contraction.check(x, None, name)[0]
+        return self.block.check(x, None, name)[0]
 
     def with_cache(self, cache_size: int = 1) -> "BlockTransform":
         """Return the transform, parameters shared, with another cache."""
