@@ -134,10 +134,15 @@ class TriangularAffine(CachedTransform, TransformModule):
             start = self.start_scale_tril.detach().diagonal().log().sum()
             return (start + self.log_scale.sum()).expand(x.shape[:-1])
 
+        def vjp(w: Tensor) -> Tensor:
+            with full_precision(w):
+                return w @ lower
+
         def inverse_vjp(w: Tensor) -> Tensor:
-            rows = w.reshape(-1, self.input_dim)
-            carried = torch.linalg.solve_triangular(lower.mT, rows.mT, upper=True)
-            return carried.mT.reshape(w.shape)
+            with full_precision(w):
+                rows = w.reshape(-1, self.input_dim)
+                carried = torch.linalg.solve_triangular(lower.mT, rows.mT, upper=True)
+                return carried.mT.reshape(w.shape)
 
         lower = scale_tril.detach()
-        return Evaluation(x, y, log_det, lambda w: w @ lower, inverse_vjp)
+        return Evaluation(x, y, log_det, vjp, inverse_vjp)
