@@ -3,7 +3,7 @@
 import copy
 import math
 import pickle
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch.func import functional_call, jacrev, vmap
 
 from pyro_iresnet import (
+    AutoIResNet,
     CayleyBlock,
     DenseContraction,
     Exact,
@@ -31,11 +32,14 @@ from pyro_iresnet import (
     wrap,
 )
 from pyro_iresnet.blocks import CayleySeries
+from pyro_iresnet.coordinates import Asinh, TriangularScale
 from pyro_iresnet.errors import HigherOrderError, TracingError
 from pyro_iresnet.logdet import ConvergedSeries, Geometric, LogOnePlus, MeanJacobian
+from pyro_iresnet.norms import SingularValue
 from pyro_iresnet.solvers import Anderson
 
 from .. import zoo
+from ..guides.models import banana, step
 
 ZOO = {**zoo.CONTRACTIONS, **zoo.CONDITIONAL}
 TIGHT = Newton(rtol=1e-13)
@@ -175,6 +179,58 @@ def test_error_bound_in_coordinates(name, dtype, scale):
     block = zoo.bent(zoo.cayley(**zoo.COORDINATES[name])).to(dtype)
     y = block(scale * torch.randn(50, zoo.DIM, dtype=dtype)).detach()
     check_error_bound(block, y)
+
+
+@pytest.mark.parametrize("name", zoo.COORDINATES)
+def test_keeps_tolerance_in_coordinates(name):
+    tight = zoo.bent(zoo.cayley(solver=TIGHT, **zoo.COORDINATES[name]))
+    x = torch.randn(50, zoo.DIM)
+    y, back = tight(x).detach(), tight.inverse(x).detach()
+    loose = copy.deepcopy(tight)
+    for asked in (1e-2, 1e-6):
+        loose.solver = Anderson(rtol=asked)
+        for found, expected in ((loose(x), y), (loose.inverse(x), back)):
+            assert bool((norms(found - expected) <= 1.01 * asked * norms(x)).all())
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_error_bound_is_tight(steps):
+    """Stop early where ``g`` and ``w + g(w)`` stretch all they may."""
+    g = wrap(zoo.Scaled(0.9, torch.eye(1)), lipschitz=0.9)
+    y = torch.tensor([[1.0], [-3.0]])
+    solution = CayleyBlock(g, solver=FixedPoint()).solve(y, max_steps=steps, throw=False)
+    error = norms(solution.value - 19 * y)
+    assert bool((error <= solution.stats.error_bound).all())
+    assert bool((error >= 0.99 * solution.stats.error_bound).all())
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 60])
+def test_error_bound_where_curved(steps):
+    """Stop early where the way back to ``x`` stretches ever more."""
+    g = DenseContraction(1, [], lipschitz=0.9, norm=SingularValue())
+    with torch.no_grad():
+        g.layers[0].weight.fill_(5.0)
+    block = CayleyBlock(g, solver=FixedPoint(), coordinates=Asinh())
+    y = torch.tensor([[0.1], [-0.15]])
+    solution = block.solve(y, max_steps=steps, throw=False)
+    error = norms(solution.value - (19 * y.asinh()).sinh())
+    assert bool((error <= solution.stats.error_bound).all())
+    # The bound is of use in the end.
+    assert steps < 60 or bool((error >= 0.5 * solution.stats.error_bound).all())
+
+
+@pytest.mark.parametrize("dim", [3, 20])
+def test_error_bound_when_ill_conditioned(dim):
+    block = CayleyBlock(DenseContraction(dim), coordinates=TriangularScale())
+    with torch.no_grad():
+        block.coordinates.below.normal_(std=2.0)
+    block = block.float()
+    y = block.coordinates.inverse(torch.randn(50, dim)).detach().float()
+    # Weights of both precisions differ by rounding.
+    exact = copy.deepcopy(block).double().solve(y.double(), rtol=1e-14).value
+    stats = (solution := block.solve(y)).stats
+    assert bool((norms(solution.value.double() - exact) <= 2 * stats.error_bound).all())
+    assert bool((stats.error_bound <= stats.tolerance).all())
 
 
 @pytest.mark.parametrize("solver", zoo.SOLVERS)
@@ -503,8 +559,8 @@ def test_certificate():
     assert found.holds
     row = found.rows[-1]
     w = (x + block(x)).detach() / 2
-    at_w = torch.linalg.matrix_norm(block.contraction.linearize(w).as_matrix(), ord=2).max()
-    assert float(at_w) * (1 - 1e-6) <= row.stretch <= row.bound <= row.promised + 1e-9
+    at_w = torch.linalg.matrix_norm(block.contraction.linearize(w).as_matrix(), ord=2).detach()
+    assert float(at_w.max()) * (1 - 1e-6) <= row.stretch <= row.bound <= row.promised + 1e-9
 
 
 FLOWS = {
@@ -607,10 +663,14 @@ def test_compiles():
     torch.testing.assert_close(*(torch.autograd.grad(s, x) for s in sums))
 
 
-make_partial = partial(CayleyBlock, solver=TIGHT)
-
-
-def test_builder_takes_partial():
-    block = iresnet(2, [4], block=make_partial).block
-    # The option of the builder wins, None included.
-    assert isinstance(block, CayleyBlock)
+def test_guide():
+    guide = AutoIResNet(banana, 2, hidden_dims=[8], block="cayley")
+    assert torch.tensor(step(guide)).isfinite().all()
+    assert all(type(part.block) is CayleyBlock for part in guide.transform.parts[:-1])
+    posterior = guide.get_posterior()
+    x = posterior.rsample((6,))
+    found = torch.autograd.grad(posterior.score_parts(x).entropy_term.sum(), x)[0]
+    z = x.detach().clone().requires_grad_()
+    expected = torch.autograd.grad(posterior.log_prob(z).sum(), z)[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert certificate(guide).holds

@@ -98,7 +98,9 @@ def test_loss_of_flow(make, name, share, backend):
     check_compiled(loss, module, torch.randn(6, zoo.DIM), backend)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 20])
+@pytest.mark.parametrize(
+    "dim", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 20]
+)
 def test_other_dimensions(dim):
     flow, module = nflows_flow(None, dim)
     check_compiled(lambda x: -flow.log_prob(x).mean(), module, torch.randn(6, dim), "aot_eager")

@@ -215,7 +215,7 @@ def test_builder_makes_block(builder, name):
     assert blocks
     assert all(type(block) is kind and block.options.block is OWN[name] for block in blocks)
     if name == "partial":
-        assert all(float(block.log_scale.exp()) == pytest.approx(0.5) for block in blocks)
+        assert all(block.log_scale.detach().exp().item() == pytest.approx(0.5) for block in blocks)
     x, context = torch.randn(20, 2), torch.randn(20, 3)
     if "conditional" not in builder:
         context = None
