@@ -106,6 +106,12 @@ class BlockOptions:
                 "Expected block to be a callable that makes a block, such as CayleyBlock; got a "
                 f"{type(self.block).__name__}, which is made already. Pass its class."
             )
+        for name in getattr(self.block, "keywords", {}):
+            if name in ("logdet", "solver", "coordinates"):
+                raise ArgumentError(
+                    f"Expected {name} as an option beside block, as BlockOptions({name}=...); got "
+                    "it inside the partial, where the option would override it."
+                )
         check_activation(self.activation)
         check_instance(self.norm, Norm, "norm", "Gram()")
         if isinstance(self.coordinates, tuple):

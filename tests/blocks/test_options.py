@@ -554,3 +554,10 @@ def test_record_is_frozen():
     assert record == BlockOptions(hidden_dims=(4,), coordinates=(Asinh(),))
     assert {record: 1}[through_json(record)] == 1
     assert isinstance(iresnet(2, options=record).block, nn.Module)
+
+
+@pytest.mark.parametrize("name", ["logdet", "solver", "coordinates"])
+def test_refuses_hidden_option(name):
+    value = {"logdet": Exact(), "solver": Newton(), "coordinates": Asinh()}[name]
+    with pytest.raises(ArgumentError, match=f"Expected {name} as an option beside block"):
+        BlockOptions(block=partial(CayleyBlock, **{name: value}))
