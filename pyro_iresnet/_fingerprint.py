@@ -5,10 +5,13 @@ from dataclasses import dataclass, is_dataclass
 import torch
 from torch import Tensor, nn
 
+from ._comparable import IncomparableError, contents_of, hooks_of
 from ._modules import modules_of
 
 # Types of a setting, beside frozen strategies.
 PLAIN = (int, float, str, tuple)
+# Libraries whose modules show all their state as parameters, buffers and settings of plain types.
+KNOWN = ("torch.", "pyro_iresnet.", "pyro.", "nflows.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,29 +24,42 @@ class Fingerprint:
     Arguments:
         settings: of the module and its parts.
         tensors: parameters, buffers and others, held so that no other tensor takes their place.
-        needs: True for each tensor that requires gradients.
+        marks: for each tensor, True if it requires gradients, and its node of the graph or None.
         values: copies of the tensors; None if values are not compared.
     """
 
     settings: list[object]
     tensors: list[Tensor]
-    needs: list[bool]
+    marks: list[tuple[bool, object]]
     values: list[Tensor] | None
 
     @classmethod
-    def of(cls, module: nn.Module, *others: Tensor, by_value: bool = True) -> "Fingerprint":
-        """Take the fingerprint of a module, and of other tensors that a call depends on."""
-        settings, tensors = _see(module, others)
+    def of(cls, module: nn.Module, *others: Tensor, by_value: bool = True) -> "Fingerprint | None":
+        """Take the fingerprint of a module, and of other tensors that a call depends on.
+
+        Return None if the module holds an object of the user's that may change without a trace.
+        """
+        try:
+            settings, tensors = _see(module, others)
+        except IncomparableError:
+            return None
         values = [t.detach().clone() for t in tensors] if by_value else None
-        return cls(settings, tensors, [t.requires_grad for t in tensors], values)
+        return cls(settings, tensors, [(t.requires_grad, t.grad_fn) for t in tensors], values)
 
     def holds(self, module: nn.Module, *others: Tensor) -> bool:
         """Return True if nothing has changed."""
-        settings, tensors = _see(module, others)
+        try:
+            settings, tensors = _see(module, others)
+        except IncomparableError:
+            return False
         if settings != self.settings or len(tensors) != len(self.tensors):
             return False
         for i, tensor in enumerate(tensors):
-            if tensor is not self.tensors[i] or tensor.requires_grad != self.needs[i]:
+            needs, node = self.marks[i]
+            if tensor is not self.tensors[i] or tensor.requires_grad != needs:
+                return False
+            # `detach_` leaves the identity, the value and, with `requires_grad_`, the need.
+            if tensor.grad_fn is not node:
                 return False
         if self.values is not None:
             for tensor, value in zip(tensors, self.values, strict=True):
@@ -59,10 +75,16 @@ def _see(module: nn.Module, others: tuple[Tensor, ...]) -> tuple[list[object], l
     settings: list[object] = []
     tensors = list(others)
     for m in modules_of(module):
-        settings.append(type(m))
-        for name, value in vars(m).items():
-            if name[0] != "_" and (isinstance(value, PLAIN) or is_dataclass(value)):
-                settings.append(value)
+        kind = type(m)
+        settings.append(kind)
+        if kind.__module__.startswith(KNOWN):
+            for name, value in vars(m).items():
+                if name[0] != "_" and (isinstance(value, PLAIN) or is_dataclass(value)):
+                    settings.append(value)
+        else:
+            settings.append(contents_of(m, tensors))
+        if m._forward_hooks or m._forward_pre_hooks:
+            settings.append(hooks_of(m, tensors))
         for held in (m._parameters, m._buffers):
             for tensor in held.values():
                 if tensor is not None:

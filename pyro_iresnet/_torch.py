@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import Function, forward_ad
 
@@ -21,6 +22,9 @@ is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
 is_compiling = torch.compiler.is_compiling
 # True inside vmap, grad, jvp and the other transforms of torch.func.
 in_torch_func = torch._C._are_functorch_transforms_active
+# Called with True: the hooks on the tensors that autograd saves, as in torch.utils.checkpoint, or
+# None. A call under hooks may be run again in the backward pass, and has to save the same again.
+saved_tensor_hooks = _autograd._top_saved_tensors_default_hooks
 
 
 def in_forward_mode() -> bool:

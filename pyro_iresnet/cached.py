@@ -10,7 +10,7 @@ import torch
 
 from ._fingerprint import Fingerprint
 from ._modules import contractions_of
-from ._torch import in_torch_func, is_compiling
+from ._torch import in_torch_func, is_compiling, saved_tensor_hooks
 from .contractions import Contraction, materialize_together
 from .operators import ContractionMap
 
@@ -162,7 +162,9 @@ class _ManyCalls(_Shared):
 
     def is_open_here(self) -> bool:
         # A transform of torch.func may have put other parameters in place.
-        return not in_torch_func() and super().is_open_here()
+        if in_torch_func() or not super().is_open_here():
+            return False
+        return self.compiling or saved_tensor_hooks(True) is None
 
     def map_of(self, contraction: Contraction) -> ContractionMap:
         inference = not self.compiling and torch.is_inference_mode_enabled()
@@ -181,7 +183,7 @@ class _Computed:
     """Maps by the identity of the contraction, and fingerprints; none in a compiled graph."""
 
     maps: dict[int, ContractionMap]
-    fingerprints: dict[int, Fingerprint]
+    fingerprints: dict[int, Fingerprint | None]
 
     @classmethod
     def of(cls, contractions: list[Contraction], compiling: bool) -> "_Computed":
@@ -190,4 +192,5 @@ class _Computed:
         return cls({id(c): m for c, m in zip(contractions, maps, strict=True)}, fingerprints)
 
     def holds_for(self, contraction: Contraction) -> bool:
-        return self.fingerprints[id(contraction)].holds(contraction)
+        fingerprint = self.fingerprints[id(contraction)]
+        return fingerprint is not None and fingerprint.holds(contraction)

@@ -347,7 +347,6 @@ def test_notices_changes(change, batch):
     conditioned = transform.condition(context)
     x = torch.randn(4, 5, 20)
     y = conditioned(x)
-    assert conditioned(x) is y
     assert conditioned.inv(y) is x
     before = conditioned.log_abs_det_jacobian(x, y).detach()
     change(transform, context, x)
@@ -367,7 +366,7 @@ def test_new_context():
     y = conditioned(x)
     assert not torch.allclose(transform.condition(second)(x), y)
     torch.testing.assert_close(transform.condition(first)(x), y)
-    assert conditioned(x) is y
+    assert conditioned.inv(y) is x
     y.sum().backward()
     torch.testing.assert_close(conditioned(x), y)
 

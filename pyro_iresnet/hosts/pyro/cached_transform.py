@@ -15,7 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ..._fingerprint import Fingerprint
-from ..._torch import in_torch_func, is_compiling
+from ..._torch import in_torch_func, is_compiling, saved_tensor_hooks
 from ...blocks import Evaluation
 from ...errors import ArgumentError, ArgumentTypeError
 
@@ -27,7 +27,10 @@ class CachedTransform:
     ``with_cache``, and the three methods of a torch transform by :meth:`evaluation`. The last call
     is found by the identity of its tensors, as in torch: ``log_abs_det_jacobian(x, y)`` after
     ``y = t(x)`` costs no second pass, and ``t.inv(y)`` no inversion. A write to ``x``, ``y`` or a
-    parameter, and another mode, end the memory. A stack evaluates its parts by :meth:`evaluate`,
+    parameter, and another mode, end the memory. With gradients a second ``t(x)`` and a second
+    log-determinant are computed anew, so that two losses of one ``x`` have a graph each. There is
+    no memory under hooks on saved tensors (``torch.utils.checkpoint``), nor for a network that
+    holds objects which cannot be compared. A stack evaluates its parts by :meth:`evaluate`,
     and so only the outermost transform remembers.
     """
 
@@ -71,7 +74,7 @@ class CachedTransform:
 
     def evaluation(self, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation:
         """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
-        memory = None if is_compiling() else self._memory
+        memory = None if is_compiling() or saved_tensor_hooks(True) else self._memory
         if memory is not None and memory.is_of(self, x, y):
             return memory.evaluation
         if y is None:
@@ -110,12 +113,14 @@ class CachedTransform:
     def _remember(self, evaluation: Evaluation, made: Tensor) -> Evaluation:
         """Keep an evaluation until a gradient has passed ``made``, a tensor of its own making."""
         # A compiler sees that a second call repeats the first, and computes it once by itself.
-        if not self.remembers or is_compiling():
+        if is_compiling() or not self.remembers or saved_tensor_hooks(True):
             return evaluation
         by_value = not in_torch_func()
         pair = evaluation.x, evaluation.y
         fingerprint = Fingerprint.of(self, *pair, by_value=by_value)  # pyright: ignore[reportArgumentType]
-        memory = _Memory(evaluation, _modes(evaluation.x), fingerprint)
+        if fingerprint is None:
+            return evaluation
+        memory = _Memory(evaluation, made, _modes(evaluation.x), fingerprint)
         memory.end_after(made)
         memory.watch_log_det()
         self._memory = memory
@@ -157,12 +162,20 @@ def _modes(x: Tensor) -> tuple[bool, ...]:
 
 @dataclass(eq=False)
 class _Memory:
-    """An evaluation, its modes and its fingerprint; spent once a backward pass frees the graph."""
+    """An evaluation, its modes and its fingerprint.
+
+    Arguments:
+        made: the tensor of ``evaluation`` that the call made, its x or its y.
+        spent: True once a backward pass has freed the graph.
+        log_det_taken: True once a log-determinant with a graph has been taken.
+    """
 
     evaluation: Evaluation
+    made: Tensor
     modes: tuple[bool, ...]
     fingerprint: Fingerprint
     spent: bool = False
+    log_det_taken: bool = False
 
     def is_of(self, transform: Any, x: Tensor | None, y: Tensor | None) -> bool:
         """Return True if the evaluation is that of ``x``, of ``y`` or of the pair, and holds."""
@@ -170,6 +183,14 @@ class _Memory:
         if self.spent or (x is None and y is None):
             return False
         if (x is not None and x is not pair[0]) or (y is not None and y is not pair[1]):
+            return False
+        # A graph serves one call and one log-determinant: a second loss needs a graph of its own.
+        if x is not None and y is not None:
+            repeats = self.log_det_taken
+        else:
+            wanted = pair[1] if y is None else pair[0]
+            repeats = wanted is self.made and wanted.grad_fn is not None
+        if repeats:
             return False
         return _modes(pair[0]) == self.modes and self.fingerprint.holds(transform, *pair)
 
@@ -194,6 +215,7 @@ class _Memory:
             value = compute()
             if (alive := memory()) is not None:
                 alive.end_after(value)
+                alive.log_det_taken = value.grad_fn is not None
             return value
 
         self.evaluation = replace(self.evaluation, log_det=log_det)
