@@ -24,14 +24,13 @@ class Fingerprint:
     Arguments:
         settings: of the module and its parts.
         tensors: parameters, buffers and others, held so that no other tensor takes their place.
-        marks: for each tensor, True if it requires gradients, and its node of the graph or None.
-        values: copies of the tensors; None if values are not compared.
+        marks: for each tensor, True if it requires gradients, its node of the graph or None, and a
+            copy; None for the copy if values are not compared.
     """
 
     settings: list[object]
     tensors: list[Tensor]
-    marks: list[tuple[bool, object]]
-    values: list[Tensor] | None
+    marks: list[tuple[bool, object, Tensor | None]]
 
     @classmethod
     def of(cls, module: nn.Module, *others: Tensor, by_value: bool = True) -> "Fingerprint | None":
@@ -43,8 +42,11 @@ class Fingerprint:
             settings, tensors = _see(module, others)
         except IncomparableError:
             return None
-        values = [t.detach().clone() for t in tensors] if by_value else None
-        return cls(settings, tensors, [(t.requires_grad, t.grad_fn) for t in tensors], values)
+        if by_value:
+            marks = [(t.requires_grad, t.grad_fn, t.detach().clone()) for t in tensors]
+        else:
+            marks = [(t.requires_grad, t.grad_fn, None) for t in tensors]
+        return cls(settings, tensors, marks)
 
     def holds(self, module: nn.Module, *others: Tensor) -> bool:
         """Return True if nothing has changed."""
@@ -55,18 +57,19 @@ class Fingerprint:
         if settings != self.settings or len(tensors) != len(self.tensors):
             return False
         for i, tensor in enumerate(tensors):
-            needs, node = self.marks[i]
+            needs, node, _ = self.marks[i]
             if tensor is not self.tensors[i] or tensor.requires_grad != needs:
                 return False
             # `detach_` leaves the identity, the value and, with `requires_grad_`, the need.
             if tensor.grad_fn is not node:
                 return False
-        if self.values is not None:
-            for tensor, value in zip(tensors, self.values, strict=True):
-                if tensor.dtype != value.dtype or tensor.device != value.device:
-                    return False
-                if not torch.equal(tensor, value):
-                    return False
+        for tensor, (_, _, value) in zip(tensors, self.marks, strict=True):
+            if value is None:
+                continue
+            if tensor.dtype != value.dtype or tensor.device != value.device:
+                return False
+            if not torch.equal(tensor, value):
+                return False
         return True
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform, _InverseTransform
 
 from ..._fingerprint import Fingerprint
 from ..._torch import in_torch_func, is_compiling, saved_tensor_hooks
@@ -39,6 +40,7 @@ class CachedTransform:
     widens = False
     _memory: "_Memory | None" = None
     _cache_size: int
+    _inv: Any
     _call: Callable[[Tensor], Tensor]
     _inverse: Callable[[Tensor], Tensor]
 
@@ -93,6 +95,20 @@ class CachedTransform:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._call(x)
+
+    @property
+    def inv(self) -> Transform:
+        """The inverse transform, the same object as long as somebody holds it."""
+        if is_compiling():
+            # A compiler follows no weak reference.
+            return _InverseTransform(self)  # pyright: ignore[reportArgumentType]
+        reference: Any = self._inv
+        inverse = None if reference is None else reference()
+        # A replica of nn.DataParallel takes over the inverse of the original.
+        if inverse is None or inverse._inv is not self:
+            inverse = _InverseTransform(self)  # pyright: ignore[reportArgumentType]
+            vars(self)["_inv"] = weakref.ref(inverse)
+        return inverse
 
     def _inv_call(self, y: Tensor) -> Tensor:
         return self._inverse(self.check(y, "y") if y is None else y)

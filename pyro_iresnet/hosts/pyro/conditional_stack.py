@@ -1,11 +1,12 @@
 """Stacks of conditional transforms: one stack of Pyro transforms for each context."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyro.distributions.conditional import (
     ConditionalComposeTransformModule,
     ConditionalTransform,
+    ConstantConditionalTransform,
 )
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
@@ -13,6 +14,7 @@ from torch.distributions.transforms import Transform
 from ..._modules import modules_of
 from ...errors import ArgumentError
 from .conditional import raise_unconditioned
+from .registered import parts_in, slots_of
 from .stack import Stack, checked_parts
 
 
@@ -56,6 +58,21 @@ class ConditionalStack(ConditionalComposeTransformModule):
                     "Pass the module in it, or ConditionalStack([module]).inv for its inverse."
                 )
         super().__init__(parts, cache_size=cache_size)
+
+    @property
+    def transforms(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The transforms, each with a method ``condition``."""
+        parts = parts_in(self._slots, self)
+        return [p if hasattr(p, "condition") else ConstantConditionalTransform(p) for p in parts]
+
+    @transforms.setter
+    def transforms(self, transforms: Sequence[Any]) -> None:
+        # Pyro registers the modules, and wraps the parts that take no context.
+        parts = [
+            getattr(t, "transform", t) if isinstance(t, ConstantConditionalTransform) else t
+            for t in transforms
+        ]
+        self._slots = slots_of(parts)
 
     def forward(self, *_: object, **__: object) -> NoReturn:
         """Raise, since there is no transform without a context."""

@@ -1,6 +1,5 @@
 """Stacks of Pyro transforms: one evaluation and one memory for all parts."""
 
-import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -20,6 +19,7 @@ from ...errors import ArgumentError, ArgumentTypeError
 from ...operators.linearization import vjp_of
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
+from .registered import module_in, parts_in, slots_of
 
 
 def evaluate(transform: Any, x: Tensor) -> Evaluation:
@@ -119,9 +119,24 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         parts = checked_parts(parts, kinds, example)
         _check_neighbours(parts)
         # Torch would give its own cache, by identity alone, to each part.
-        super().__init__(parts, cache_size=0)
+        super().__init__([], cache_size=0)
+        self.parts = parts
         self._cache_size = cache_size
+
+    @property
+    def parts(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The transforms, in the order they act."""
+        return parts_in(self._slots, self)
+
+    @parts.setter
+    def parts(self, parts: Sequence[Any]) -> None:
+        self._slots = slots_of(parts)
         self._derived: Any = None
+        self._modules.clear()
+        for part in parts:
+            module = module_in(part)
+            if module is not None:
+                self.append(module)
 
     def _call(self, x: Tensor) -> Tensor:
         return self.evaluation(x=x).y
@@ -134,24 +149,26 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         return self.evaluation(x, y).log_det()
 
     def evaluate(self, x: Tensor) -> Evaluation:
-        if not self.parts:
+        parts = self.parts
+        if not parts:
             return _identity(x)
         steps: list[Evaluation] = []
         with together(contractions_of(self)):
-            for i, part in enumerate(self.parts):
-                x = self._checked_behind(i, x, "x")
+            for i, part in enumerate(parts):
+                x = _checked_behind(parts[:i], part, x, "x")
                 steps.append(evaluate(part, x))
                 x = steps[-1].y
         return _chain(steps, self._ends()[2])
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
-        if not self.parts:
+        parts = self.parts
+        if not parts:
             return _identity(y)
         steps: list[Evaluation] = []
         with together(contractions_of(self)):
-            for i in reversed(range(len(self.parts))):
-                y = self._checked_behind(i, y, "y")
-                steps.insert(0, evaluate_inverse(self.parts[i], y))
+            for i in reversed(range(len(parts))):
+                y = _checked_behind(parts[:i:-1], parts[i], y, "y")
+                steps.insert(0, evaluate_inverse(parts[i], y))
                 y = steps[0].x
         return _chain(steps, self._ends()[2])
 
@@ -167,8 +184,8 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             raise ArgumentTypeError(
                 f"Expected {name} to be a torch.Tensor; got {type(x).__name__}."
             )
-        parts = self.parts if name == "x" else self.parts[::-1]
-        for i, part in enumerate(parts):
+        parts = self.parts
+        for i, part in enumerate(parts if name == "x" else parts[::-1]):
             ours = _ours(part)
             if ours is None:
                 # The shape behind a foreign part is known there only.
@@ -184,27 +201,6 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             if _ours(part) is None and not isinstance(part, nn.Module):
                 return False
         return super().remembers
-
-    def _checked_behind(self, i: int, x: Tensor, name: str) -> Tensor:
-        """Check the tensor before part ``i`` if a foreign part made it."""
-        ours, before = _ours(self.parts[i]), self.parts[:i] if name == "x" else self.parts[i + 1 :]
-        if ours is None or not before:
-            return x
-        neighbour = before[-1] if name == "x" else before[0]
-        behind_foreign = ours.widens and any(_ours(part) is None for part in before)
-        return ours.check(x, name) if _ours(neighbour) is None or behind_foreign else x
-
-    @property
-    def inv(self) -> Transform:
-        if is_compiling():
-            # A compiler follows no weak reference.
-            return _InverseTransform(self)
-        reference: Any = self._inv
-        inverse = None if reference is None else reference()
-        if inverse is None:
-            inverse = _InverseTransform(self)
-            vars(self)["_inv"] = weakref.ref(inverse)
-        return inverse
 
     @property
     def event_shape(self) -> tuple[int, ...] | None:
@@ -223,7 +219,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     def _ends(self) -> tuple[constraints.Constraint, constraints.Constraint, list[int]]:
         """Return domain, codomain, and the extra dimensions of each part's log-determinant."""
-        key = tuple(map(id, self.parts))
+        key = tuple(map(id, self._modules.values()))
         if self._derived is None or self._derived[0] != key:
             parts = [(part, part.domain.event_dim, part.codomain.event_dim) for part in self.parts]
             # The event dimensions at both ends are the largest that any part asks for.
@@ -246,6 +242,15 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         other = Stack(self.parts, cache_size)
         other.training = self.training
         return other
+
+
+def _checked_behind(before: Sequence[Any], part: Any, x: Tensor, name: str) -> Tensor:
+    """Check the tensor before a part if a foreign part made it; ``before`` ran, in its order."""
+    ours = _ours(part)
+    if ours is None or not before:
+        return x
+    behind_foreign = ours.widens and any(_ours(earlier) is None for earlier in before)
+    return ours.check(x, name) if _ours(before[-1]) is None or behind_foreign else x
 
 
 def _identity(x: Tensor) -> Evaluation:
