@@ -1,5 +1,6 @@
 """Fingerprints: the settings and tensors of a module, to tell if a call would repeat the last."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Fingerprint:
 
     settings: list[object]
     tensors: list[Tensor]
-    marks: list[tuple[bool, object, Tensor | None]]
+    marks: Sequence[tuple[bool, object, Tensor | None]]
 
     @classmethod
     def of(cls, module: nn.Module, *others: Tensor, by_value: bool = True) -> "Fingerprint | None":

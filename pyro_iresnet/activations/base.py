@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,26 @@ class Activation(nn.Module, ABC):
     bound: float = 1.0
     signs: tuple[float, ...] = (1.0,)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # An inherited half would compute another function than the half that is new.
+        value = "forward" in vars(cls)
+        slope = "value_and_slope" in vars(cls) or "linearize" in vars(cls)
+        derivative: Any = getattr(cls, "value_and_slope", cls.linearize)
+        missing: list[str] = []
+        if value and not slope and not _is_abstract(derivative):
+            missing.append(derivative.__name__)
+        if slope and not value and not _is_abstract(cls.forward):
+            missing.append("forward")
+        inherits = "factors" not in vars(cls) and cls.factors is not Activation.factors
+        if (value or slope) and inherits:
+            missing.append("factors")
+        if missing:
+            raise ArgumentTypeError(
+                f"Expected {cls.__name__} to define {' and '.join(missing)} too; it inherits them "
+                "from another activation, whose function they belong to."
+            )
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The value at ``x``, shape ``(*batch, width)``, or ``(*batch, *event)`` for images."""
@@ -59,6 +79,10 @@ class Activation(nn.Module, ABC):
         weights, which are fewer numbers than a batch.
         """
         return Factors(self, None, None, self.bound, self.signs)
+
+
+def _is_abstract(method: Any) -> bool:
+    return getattr(method, "__isabstractmethod__", False)
 
 
 class Elementwise(Activation):

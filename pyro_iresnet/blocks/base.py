@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._torch import full_precision
 from ..cached import map_of
 from ..contractions import Contraction
+from ..contractions.hooks import refuse_hooks
 from ..coordinates import Coordinates, build
 from ..errors import check_instance
 from ..inverse import Solver, auto_solver
@@ -125,6 +126,8 @@ class Block(nn.Module, ABC):
         self, x: Tensor, context: Tensor | None = None, name: str = "x"
     ) -> tuple[Tensor, Tensor | None]:
         """Check the tensors of a call and broadcast their batches, as :meth:`Contraction.check`."""
+        if self._forward_hooks or self._forward_pre_hooks:
+            refuse_hooks(self, "block")
         return self.contraction.check(x, context, name)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._torch import full_precision
 from ..errors import ArgumentError, check_lipschitz, check_tensor
 from ..operators import ContractionMap, Linearization, linearize_by_autograd
+from .hooks import refuse_hooks
 
 
 class Contraction(nn.Module, ABC):
@@ -107,6 +108,8 @@ class Contraction(nn.Module, ABC):
                 that do not broadcast.
             ArgumentTypeError: a dtype or device other than that of the parameters.
         """
+        if self._forward_hooks or self._forward_pre_hooks:
+            refuse_hooks(self, "contraction")
         like = self._floating()
         check_tensor(x, self.event_shape, like, name)
         if context is None and self.context_dim is None:

@@ -48,6 +48,8 @@ class ConvContraction(Perceptron):
         (torch.Size([5, 1, 8, 8]), torch.Size([5, 1, 12, 9]))
     """
 
+    kind = nn.Conv2d
+
     def __init__(
         self,
         event_shape: Sequence[int],

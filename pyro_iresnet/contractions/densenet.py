@@ -12,7 +12,7 @@ from ..errors import check_dims, check_positive_int
 from ..norms import Gram, Norm, NormalizedWeight
 from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Activate, Affine, Append, Gate, Layer
-from .sequential import LayeredContraction, RawWeight, widths_behind
+from .sequential import LayeredContraction, RawWeight, read, widths_behind
 
 
 class DenseNetContraction(LayeredContraction):
@@ -81,6 +81,7 @@ class DenseNetContraction(LayeredContraction):
     def raw_weights(self) -> list[RawWeight]:
         linears: Any = self.layers
         activations: Any = self.activations
+        read(linears, activations, nn.Linear)
         bounds = [1 / activation.bound for activation in activations] + [self.lipschitz]
         return [RawWeight(m.weight, b) for m, b in zip(linears, bounds, strict=True)]
 

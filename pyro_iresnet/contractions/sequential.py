@@ -8,15 +8,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .._torch import full_precision
 from ..activations import Activation
-from ..errors import check_instance, check_lipschitz
+from ..errors import ArgumentError, ArgumentTypeError, check_instance, check_lipschitz
 from ..norms import Norm, NormalizedWeight
 from ..operators import Chain, ContractionMap, Linearization
 from .base import Contraction
 from .film import FiLM
+from .hooks import refuse_hooks
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers
+
+# Hooks that set the weight of a layer from its other tensors.
+WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
+# Stride, dilation and groups of a convolution that keeps the size of an image.
+PLAIN = ((1, 1), (1, 1), 1)
 
 
 class RawWeight(NamedTuple):
@@ -61,6 +70,14 @@ class LayeredContraction(Contraction):
         self.lipschitz = check_lipschitz(lipschitz)
         self.norm = check_instance(norm, Norm, "norm", "Gram()")
         self.conditioner = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls) and cls.materialize is LayeredContraction.materialize:
+            raise ArgumentTypeError(
+                f"Expected {cls.__name__} to leave forward as it is; it defines one, which a block "
+                "would not call. Define raw_weights and layers_with, or subclass Contraction."
+            )
 
     @abstractmethod
     def raw_weights(self) -> list[RawWeight]:
@@ -110,15 +127,18 @@ class Perceptron(LayeredContraction):
         layers: ``n`` modules with a ``weight`` and a ``bias``.
         activations: ``n - 1`` activations.
         affine: makes a layer, :class:`Affine` or a class with its arguments.
+        kind: the class of the modules.
     """
 
     layers: nn.ModuleList
     activations: nn.ModuleList
     affine: Callable[..., Affine]
+    kind: type[nn.Module] = nn.Linear
 
     def raw_weights(self) -> list[RawWeight]:
         linears: Any = self.layers
         activations: Any = self.activations
+        read(linears, activations, self.kind)
         share = self.lipschitz ** (1 / len(linears))
         raw: list[RawWeight] = []
         outer: Tensor | None = None
@@ -151,6 +171,49 @@ class Perceptron(LayeredContraction):
         last, index = weights[-1], 0 if alone else None
         layers.append(self.affine(last, last.weight, linears[-1].bias, None, index))
         return [*layers, Gate(0, event_dim)] if alone else layers
+
+
+def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module]) -> None:
+    """Let pruning, weight and spectral normalization set the weights of layers before a reading.
+
+    A contraction never calls its layers, since the acting weights are normalized ones. A hook or a
+    ``forward`` of the user's would be passed over in silence.
+
+    Arguments:
+        layers, activations: those of a contraction.
+        kind: ``nn.Linear`` or ``nn.Conv2d``.
+
+    Raises:
+        ArgumentError: a layer is of another kind, has no bias, or has a ``forward`` or a hook of
+            the user's; an activation has a hook.
+    """
+    for i, layer in enumerate(layers):
+        if type(layer).forward is not kind.forward or "forward" in vars(layer):
+            raise ArgumentError(
+                f"Expected layers[{i}] to compute as nn.{kind.__name__}; got a "
+                f"{type(layer).__name__} with a forward of its own, which a contraction never "
+                "calls. Parametrize the weight (torch.nn.utils.parametrize), or wrap your network."
+            )
+        if isinstance(layer, nn.Conv2d) and (layer.stride, layer.dilation, layer.groups) != PLAIN:
+            raise ArgumentError(
+                f"Expected layers[{i}] with stride 1, dilation 1 and one group, which the bound is "
+                f"for; got {layer}."
+            )
+        if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+            refuse_hooks(layer, f"layers[{i}]")
+        if layer._forward_pre_hooks:
+            for hook in layer._forward_pre_hooks.values():
+                if not isinstance(hook, WEIGHT_HOOKS):
+                    refuse_hooks(layer, f"layers[{i}]")
+                hook(layer, ())
+        if layer.bias is None:
+            raise ArgumentError(
+                f"Expected layers[{i}] to have a bias; got None. For no bias, set the bias to 0 "
+                "and its requires_grad to False."
+            )
+    for i, activation in enumerate(activations):
+        if activation._forward_hooks or activation._forward_pre_hooks:
+            refuse_hooks(activation, f"activations[{i}]")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import (
     ArgumentError,
@@ -21,6 +23,8 @@ class Wrapped(Contraction):
     ) -> None:
         super().__init__()
         self.module = check_instance(module, nn.Module, "module", "torch.nn.Linear(2, 2)")
+        for name, part in module.named_modules():
+            _check_pure(part, f"module.{name}" if name else "module")
         self.lipschitz = check_lipschitz(lipschitz)
         self.event_shape = (-1,) * check_positive_int(event_dim, "event_dim")
         self.context_dim = (
@@ -55,6 +59,25 @@ class Wrapped(Contraction):
         return (self.get_buffer("_like") if like is None else like).new_tensor(self.lipschitz)
 
 
+def _check_pure(part: nn.Module, name: str) -> None:
+    """Raise unless a part of a network is a function of one sample and the parameters."""
+    if isinstance(part, _BatchNorm):
+        cause = "mixes the samples of a batch in train mode, so that no sample has a Jacobian alone"
+        remedy = "Fold it into the layer before it, or put an actnorm between the blocks."
+    elif isinstance(part, _NormBase) and part.track_running_stats:
+        cause = "changes its statistics in each call, so that the inverse meets another function"
+        remedy = "Build it with track_running_stats=False."
+    elif (isinstance(part, _DropoutNd) and part.p > 0) or isinstance(part, nn.RReLU):
+        cause = "draws anew in each call, so that the inverse meets another function"
+        remedy = "Leave it out."
+    else:
+        return
+    raise ArgumentError(
+        f"Expected {name} to compute each sample by itself, the same in every call; got a "
+        f"{type(part).__name__}, which {cause}. {remedy}"
+    )
+
+
 def wrap(
     module: nn.Module, *, lipschitz: float, event_dim: int = 1, context_dim: int | None = None
 ) -> Contraction:
@@ -74,7 +97,7 @@ def wrap(
 
     Raises:
         ArgumentError, ArgumentTypeError: ``lipschitz`` outside (0, 1), or ``module`` is no
-            ``Module``.
+            ``Module``, or holds a batch norm or dropout, which mix samples or draw.
 
     Example:
         >>> import torch

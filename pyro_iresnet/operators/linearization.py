@@ -45,7 +45,7 @@ class Linearization:
 
     @property
     def event_size(self) -> int:
-        return self.event_shape.numel()
+        return self.value.shape[self.value.dim() - self.event_dim :].numel()
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v`` of shape ``(*lead, *batch, *event)``, the same shape."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro.distributions import ComposeTransformModule
 from pyro.distributions.util import sum_rightmost
@@ -149,28 +149,30 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         return self.evaluation(x, y).log_det()
 
     def evaluate(self, x: Tensor) -> Evaluation:
-        parts = self.parts
+        parts, ends = self.parts, self._ends()
         if not parts:
             return _identity(x)
         steps: list[Evaluation] = []
         with together(contractions_of(self)):
             for i, part in enumerate(parts):
-                x = _checked_behind(parts[:i], part, x, "x")
+                if ends.mixed:
+                    x = _checked_behind(parts[:i], part, x, "x")
                 steps.append(evaluate(part, x))
                 x = steps[-1].y
-        return _chain(steps, self._ends()[2])
+        return _chain(steps, ends.extra_dims)
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
-        parts = self.parts
+        parts, ends = self.parts, self._ends()
         if not parts:
             return _identity(y)
         steps: list[Evaluation] = []
         with together(contractions_of(self)):
             for i in reversed(range(len(parts))):
-                y = _checked_behind(parts[:i:-1], parts[i], y, "y")
+                if ends.mixed:
+                    y = _checked_behind(parts[:i:-1], parts[i], y, "y")
                 steps.insert(0, evaluate_inverse(parts[i], y))
                 y = steps[0].x
-        return _chain(steps, self._ends()[2])
+        return _chain(steps, ends.extra_dims)
 
     def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
         if is_compiling():
@@ -196,10 +198,11 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     @property
     def remembers(self) -> bool:
-        # A foreign part that is no module may change unseen.
-        for part in self.parts:
-            if _ours(part) is None and not isinstance(part, nn.Module):
-                return False
+        if self._ends().mixed:
+            # A foreign part that is no module may change unseen.
+            for part in self.parts:
+                if _ours(part) is None and not isinstance(part, nn.Module):
+                    return False
         return super().remembers
 
     @property
@@ -211,14 +214,13 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
     # Torch derives both from the parts at each request, which is dozens of times in a step.
     @property
     def domain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._ends()[0]
+        return self._ends().domain
 
     @property
     def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._ends()[1]
+        return self._ends().codomain
 
-    def _ends(self) -> tuple[constraints.Constraint, constraints.Constraint, list[int]]:
-        """Return domain, codomain, and the extra dimensions of each part's log-determinant."""
+    def _ends(self) -> "_Ends":
         key = tuple(map(id, self._modules.values()))
         if self._derived is None or self._derived[0] != key:
             parts = [(part, part.domain.event_dim, part.codomain.event_dim) for part in self.parts]
@@ -232,7 +234,8 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
                 last = max(last + after - before, after)
             domain = _widened(parts[0][0].domain if parts else constraints.real, first)
             codomain = _widened(parts[-1][0].codomain if parts else constraints.real, last)
-            self._derived = key, (domain, codomain, extra_dims)
+            mixed = any(_ours(part) is None for part, _, _ in parts)
+            self._derived = key, _Ends(domain, codomain, extra_dims, mixed)
         return self._derived[1]
 
     def with_cache(self, cache_size: int = 1) -> "Stack":
@@ -242,6 +245,21 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         other = Stack(self.parts, cache_size)
         other.training = self.training
         return other
+
+
+class _Ends(NamedTuple):
+    """The ends of a stack, derived from the parts.
+
+    Arguments:
+        domain, codomain: of the whole stack.
+        extra_dims: the dimensions of each part's log-determinant that are no batch.
+        mixed: True if a part is of another library.
+    """
+
+    domain: constraints.Constraint
+    codomain: constraints.Constraint
+    extra_dims: list[int]
+    mixed: bool
 
 
 def _checked_behind(before: Sequence[Any], part: Any, x: Tensor, name: str) -> Tensor:
