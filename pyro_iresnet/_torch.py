@@ -6,10 +6,11 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import Function, forward_ad
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import HigherOrderError, TracingError
 
@@ -66,6 +67,24 @@ def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return guarded
 
     return decorate
+
+
+def gather_ranks(value: Tensor) -> Tensor:
+    """Return the values of all ranks of torch.distributed, shape ``(ranks, *shape)``.
+
+    The ranks are those of the ``DistributedDataParallel`` that runs, else of the default group. A
+    process alone is one rank.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value[None]
+    wrapper = DistributedDataParallel._active_ddp_module
+    group = None if wrapper is None else wrapper.process_group
+    ranks = distributed.get_world_size(group)
+    if ranks == 1:
+        return value[None]
+    values = [torch.empty_like(value) for _ in range(ranks)]
+    distributed.all_gather(values, value, group=group)
+    return torch.stack(values)
 
 
 def full_precision(like: Tensor) -> torch.autocast:

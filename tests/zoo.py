@@ -301,8 +301,6 @@ def spread(transform):
     for module in transform.modules():
         if isinstance(module, DenseContraction):
             trained(module)
-        if "initialized" in dict(module.named_buffers(recurse=False)):
-            module.get_buffer("initialized").fill_(True)
     return transform
 
 

@@ -1,60 +1,126 @@
 """Start of an affine map of each coordinate from the data of its first batch."""
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from .._torch import is_compiling
+from .._torch import disable_compiler, gather_ranks, in_torch_func, is_compiling, is_tracing
+from ..errors import TracingError
 
 ENOUGH_ROWS = 16
 
 
 class DataDependentInit(nn.Module):
-    """Base class of an affine map that starts from data.
+    r"""Base class of an affine map :math:`y = e^{s} \circ x + t` that starts from data.
+
+    The map has started once ``s`` or ``t`` is not 0, whatever moved them: data, training, a load.
+    So the parameters alone hold the state, wherever they go: a checkpoint, the parameter store of
+    Pyro, an average of models, the ranks of torch.distributed.
+
+    Arguments:
+        size: the number of coordinates.
+        options: of the next base class.
 
     Attributes:
-        log_scale, shift: the parameters.
-        initialized: a buffer, True once the start is decided.
+        log_scale, shift: the parameters ``s`` and ``t``, shape ``(size,)``.
     """
 
-    log_scale: Tensor
-    shift: Tensor
-    initialized: Tensor
-    # The last known value of the buffer, for a compiler, which cannot look at the buffer.
+    # The last known answer of has_started, for a compiler, which cannot look at the parameters.
     _seen_started = False
+    # True once a batch of few rows came, until the parameters move.
+    _met_few_rows = False
+
+    def __init__(self, size: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.log_scale = nn.Parameter(torch.zeros(size))
+        self.shift = nn.Parameter(torch.zeros(size))
 
     def has_started(self) -> bool:
-        """Return True if the start is decided, as far as can be known here."""
+        """Return True if a parameter is not 0, as far as can be known here."""
         if not is_compiling():
-            self._seen_started = bool(self.initialized)
+            self._seen_started = bool(self.log_scale.any()) or bool(self.shift.any())
         return self._seen_started
 
+    def start_from(self, x: Tensor, dim: int = -1) -> None:
+        """Start from a batch in train mode, coordinates along ``dim``, if nothing has yet."""
+        if not self.training or in_torch_func():
+            return
+        if not self.has_started() or self._met_few_rows:
+            self._start(x, dim)
+
+    @disable_compiler("ActNorm starts from the data of its first call: make that call uncompiled")
+    def _start(self, x: Tensor, dim: int) -> None:
+        name = type(self).__name__
+        if self.has_started():
+            if self._met_few_rows:
+                warnings.warn(
+                    f"{name} was trained before a batch of {ENOUGH_ROWS} rows came, so it does not "
+                    f"start from data. Train with batches of {ENOUGH_ROWS} rows or more, or call "
+                    "the flow once on more rows, in train mode, before the first step.",
+                    stacklevel=2,
+                )
+            self._met_few_rows = False
+            return
+        if getattr(self, "_is_replica", False):
+            warnings.warn(
+                f"{name} has not started from data, and a start inside nn.DataParallel would be "
+                "lost with the replica. Call the flow once on data, in train mode, before you wrap "
+                "it.",
+                stacklevel=2,
+            )
+            return
+        # A parameter that functional_call or a prior of Pyro puts in its place belongs to others.
+        if not all(isinstance(own, nn.Parameter) for own in (self.log_scale, self.shift)):
+            return
+        if is_tracing():
+            raise TracingError(
+                f"{name} cannot be traced by torch.jit before it has started: its start from the "
+                "example would be lost. Call it once on data before, or call eval()."
+            )
+        rows = x.detach().movedim(dim, -1).reshape(-1, len(self.shift))
+        count, mean, std = moments(rows)
+        if count < ENOUGH_ROWS:
+            # A single point, such as a draw of a guide, is no batch.
+            self._met_few_rows = x.dim() > 1
+            return
+        self._standardise(mean, std)
+        self._seen_started, self._met_few_rows = True, False
+
     @torch.no_grad()
-    def standardise(self, rows: Tensor) -> bool:
-        """Give columns mean 0 and deviation 1, and return True, if there are enough finite rows.
+    def _standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Set the parameters that give columns mean 0 and standard deviation 1."""
+        # A coordinate without spread, or one whose squares overflow, has no scale to take.
+        rounding = max(64 * torch.finfo(std.dtype).eps, torch.finfo(self.shift.dtype).eps)
+        usable = (std > rounding * mean.abs()) & std.isfinite()
+        scale = torch.where(usable, std, 1.0)
+        self.log_scale.copy_(-scale.log())
+        self.shift.copy_(torch.where(mean.isfinite(), -mean / scale, 0.0))
 
-        Of two standard normal points the deviation is below a tenth in one case of nine, so few
-        rows do not tell a scale.
-        """
-        rows = rows[rows.isfinite().all(1)]
-        if len(rows) < ENOUGH_ROWS:
-            return False
-        log_scale, shift = standardisation(rows)
-        self.log_scale.copy_(log_scale)
-        self.shift.copy_(shift)
-        return True
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Decide the start: from here on only training changes the parameters."""
-        self.initialized.fill_(True)
-        self._seen_started = True
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # A flag of older versions and of nflows' ActNorm.
+        state_dict.pop(prefix + "initialized", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._met_few_rows = False
 
 
-def standardisation(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``log_scale`` and ``shift`` that give columns mean 0 and standard deviation 1."""
-    mean, std = rows.mean(0), rows.std(0)
-    # A coordinate without spread, or one whose squares overflow, has no scale to take.
-    rounding = 64 * torch.finfo(rows.dtype).eps * rows.abs().amax(0)
-    usable = (std > rounding) & std.isfinite()
-    scale = torch.where(usable, std, 1.0)
-    return -scale.log(), torch.where(mean.isfinite(), -mean / scale, 0.0)
+def moments(rows: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return number, mean and deviation of the finite rows, those of all ranks together.
+
+    Each rank sends its number, mean and sum of squares around the mean, and merges those of all
+    (Chan, Golub and LeVeque, 1979), so every rank has the same result.
+    """
+    rows = rows[rows.isfinite().all(1)].to(torch.promote_types(rows.dtype, torch.float32))
+    number = rows.new_full((1,), len(rows))
+    mean = rows.sum(0) / number.clamp(min=1)
+    squares = (rows - mean).square().sum(0)
+    size = rows.shape[1]
+    ranks = gather_ranks(torch.cat([number, mean, squares]))
+    numbers, means, squares = ranks.split([1, size, size], dim=1)
+    number = numbers.sum()
+    mean = (numbers * means).sum(0) / number.clamp(min=1)
+    squares = (squares + numbers * (means - mean).square()).sum(0)
+    return int(number), mean, (squares / (number - 1).clamp(min=1)).sqrt()

@@ -134,12 +134,10 @@ KEYS = {
     "actnorm": """
         log_scale
         shift
-        initialized
     """,
     "patient_actnorm": """
         log_scale
         shift
-        initialized
     """,
     "affine": """
         start_loc
@@ -171,7 +169,6 @@ KEYS = {
     "iresnet_stack": """
         0.log_scale
         0.shift
-        0.initialized
         1.block.contraction.activations.0.raw_beta
         1.block.contraction.layers.0.weight
         1.block.contraction.layers.0.bias
@@ -180,7 +177,6 @@ KEYS = {
         1.block.coordinates.log_scale
         2.log_scale
         2.shift
-        2.initialized
     """,
     "implicit_stack": """
         0.block.contraction.layers.0.weight
@@ -193,7 +189,6 @@ KEYS = {
     "conditional_iresnet_stack": """
         0.log_scale
         0.shift
-        0.initialized
         1.block.contraction.layers.0.weight
         1.block.contraction.layers.0.bias
         1.block.contraction.conditioner.embedding.0.weight
@@ -204,7 +199,6 @@ KEYS = {
         1.block.coordinates.log_scale
         2.log_scale
         2.shift
-        2.initialized
     """,
     "IResNetTransform": """
         block.contraction.activations.0.raw_beta
@@ -217,7 +211,6 @@ KEYS = {
     "iresnet_flow": """
         _transform._transforms.0.log_scale
         _transform._transforms.0.shift
-        _transform._transforms.0.initialized
         _transform._transforms.1.block.contraction.activations.0.raw_beta
         _transform._transforms.1.block.contraction.layers.0.weight
         _transform._transforms.1.block.contraction.layers.0.bias
@@ -226,7 +219,6 @@ KEYS = {
         _transform._transforms.1.block.coordinates.log_scale
         _transform._transforms.2.log_scale
         _transform._transforms.2.shift
-        _transform._transforms.2.initialized
     """,
     "conditional_iresnet_flow": """
         _transform._transforms.0.block.contraction.layers.0.weight

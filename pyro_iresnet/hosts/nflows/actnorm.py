@@ -1,32 +1,35 @@
 """ActNorm for nflows that waits for enough rows."""
 
 import math
-import warnings
 
-import torch
-from nflows.transforms import ActNorm
-from torch import Tensor, nn
+from nflows.transforms import Transform
+from torch import Tensor
 
-from ..._torch import disable_compiler, in_torch_func
-from ...errors import ArgumentError, check_tensor
-from ..data_dependent_init import ENOUGH_ROWS, DataDependentInit
+from ...errors import ArgumentError, check_positive_int, check_tensor
+from ..data_dependent_init import DataDependentInit
 
 
-class PatientActNorm(DataDependentInit, ActNorm):
+class PatientActNorm(DataDependentInit, Transform):
     """nflows' ``ActNorm``, started from the first batch in train mode that has enough rows.
 
     nflows' own starts from any first batch. After two rows, which some trainers send through to
     look at shapes, the scales are huge, and so are the losses that follow. This class stays the
-    identity until a batch with 16 finite rows or more comes. A constant coordinate keeps scale 1.
-    If training has changed the parameters by then, as happens with smaller batches, they are kept,
-    and a warning says so. A replaced parameter (``torch.func.functional_call``) and a transform of
-    torch.func never start the class.
+    identity until a batch with 16 finite rows or more comes; each pixel of an image is a row. A
+    constant coordinate keeps scale 1. Parameters that are not 0 by then are kept: those of a load,
+    and those that training with smaller batches has moved, which a warning reports.
+
+    Under torch.distributed the rows of all ranks count together, as in ``SyncBatchNorm``: every
+    rank has to make the calls before the start. Inside ``nn.DataParallel``, under torch.func and
+    for a replaced parameter (``torch.func.functional_call``) nothing starts. A state dict of
+    nflows' ``ActNorm`` loads.
 
     Arguments:
         features: the number of coordinates, or of channels of images.
 
     Raises:
-        ArgumentError, ArgumentTypeError: in a call: inputs of another shape, dtype or device.
+        ArgumentError, ArgumentTypeError: ``features`` is not an integer of at least 1; in a call
+            also inputs of another shape, dtype or device.
+        TracingError: ``torch.jit.trace`` before the start, in train mode.
 
     References:
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
@@ -42,6 +45,9 @@ class PatientActNorm(DataDependentInit, ActNorm):
         True
     """
 
+    def __init__(self, features: int) -> None:
+        super().__init__(check_positive_int(features, "features"))
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale and shift the inputs, without the context; return them with ``log|det|``.
 
@@ -49,18 +55,17 @@ class PatientActNorm(DataDependentInit, ActNorm):
         Another shape, dtype or device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
         self._check(inputs)
-        if self.training and not in_torch_func() and not self.has_started():
-            self._start(inputs.detach())
-        scale, shift = self._broadcastable_scale_shift(inputs)
-        return scale * inputs + shift, self._logabsdet(inputs)
+        self.start_from(inputs, dim=1)
+        log_scale, shift = self._broadcastable(inputs)
+        return inputs * log_scale.exp() + shift, self._logabsdet(inputs)
 
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`, and return the result with its ``log|det|``."""
         self._check(inputs)
-        scale, shift = self._broadcastable_scale_shift(inputs)
-        return (inputs - shift) / scale, -self._logabsdet(inputs)
+        log_scale, shift = self._broadcastable(inputs)
+        return (inputs - shift) * (-log_scale).exp(), -self._logabsdet(inputs)
 
     def _check(self, inputs: Tensor) -> None:
         features = len(self.log_scale)
@@ -72,22 +77,9 @@ class PatientActNorm(DataDependentInit, ActNorm):
             )
         check_tensor(inputs, shape, self.log_scale, "inputs")
 
+    def _broadcastable(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1,) + (1,) * (inputs.ndim - 2)
+        return self.log_scale.view(shape), self.shift.view(shape)
+
     def _logabsdet(self, inputs: Tensor) -> Tensor:
         return (math.prod(inputs.shape[2:]) * self.log_scale.sum()).expand(len(inputs))
-
-    @disable_compiler("ActNorm starts from the data of a first call: make that call uncompiled")
-    @torch.no_grad()
-    def _start(self, inputs: Tensor) -> None:
-        # A parameter of functional_call would be lost after the call, and the start with it.
-        if bool(self.initialized) or not isinstance(self.log_scale, nn.Parameter):
-            return
-        if bool(self.log_scale.any() or self.shift.any()):
-            warnings.warn(
-                f"PatientActNorm was trained before a batch of {ENOUGH_ROWS} rows came, so it does "
-                f"not start from data. Train with batches of {ENOUGH_ROWS} rows or more, or call "
-                "the flow once on more rows, in train mode, before the first step.",
-                stacklevel=2,
-            )
-            self.settle()
-        elif self.standardise(inputs.movedim(1, -1).reshape(-1, len(self.log_scale))):
-            self.settle()

@@ -2,10 +2,9 @@
 
 import torch
 from pyro.distributions import TransformModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from ..._torch import disable_compiler, in_torch_func
 from ...blocks import Evaluation
 from ...errors import check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
@@ -15,11 +14,17 @@ from .cached_transform import CachedTransform
 class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     r"""A scale and a shift for each coordinate, :math:`y = e^{s} \circ x + t`, started from data.
 
-    The first forward call in train mode decides the start. With a batch of 16 rows or more, ``s``
-    and ``t`` are set so that the output has mean 0 and standard deviation 1 in each coordinate (a
-    constant coordinate keeps scale 1). Fewer rows do not tell a scale (of two standard normal
-    points the deviation is below a tenth in one case of nine), so they leave the identity. After
-    that call only training changes ``s`` and ``t``. Call :meth:`eval` to look before you start.
+    The first forward call in train mode with 16 finite rows or more sets ``s`` and ``t`` so that
+    the output has mean 0 and standard deviation 1 in each coordinate (a constant coordinate keeps
+    scale 1). Fewer rows do not tell a scale (of two standard normal points the deviation is below a
+    tenth in one case of nine), so they leave the identity. Once ``s`` or ``t`` is not 0, only
+    training changes them: a load, from Pyro's parameter store too, is a start; and after training
+    with smaller batches a warning says that no data set the start. Call :meth:`eval` to look before
+    you start.
+
+    Under torch.distributed the rows of all ranks count together, as in ``SyncBatchNorm``: every
+    rank has to make the calls before the start. Inside ``nn.DataParallel``, under torch.func and
+    for a replaced parameter (``torch.func.functional_call``) nothing starts.
 
     Arguments:
         input_dim: the number of coordinates, at least 1. Another value, and an input of another
@@ -29,6 +34,7 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     Raises:
         ArgumentError, ArgumentTypeError: ``input_dim`` is not an integer of at least 1; in a call
             also an input of another shape, dtype or device.
+        TracingError: ``torch.jit.trace`` before the start, in train mode.
 
     References:
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
@@ -45,11 +51,9 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     codomain = constraints.real_vector
 
     def __init__(self, input_dim: int, *, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
-        self.input_dim = check_positive_int(input_dim, "input_dim")
-        self.log_scale = nn.Parameter(torch.zeros(input_dim))
-        self.shift = nn.Parameter(torch.zeros(input_dim))
-        self.register_buffer("initialized", torch.tensor(False))
+        size = check_positive_int(input_dim, "input_dim")
+        super().__init__(size, cache_size=cache_size)
+        self.input_dim = size
 
     def _call(self, x: Tensor) -> Tensor:
         return self.evaluation(x=x).y
@@ -71,8 +75,7 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
         return x
 
     def evaluate(self, x: Tensor) -> Evaluation:
-        if self.training and not in_torch_func() and not self.has_started():
-            self._start(x.detach().reshape(-1, self.input_dim))
+        self.start_from(x)
         return self._evaluation(x, x * self.log_scale.exp() + self.shift)
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
@@ -83,23 +86,16 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
         return self._evaluation(x, y)
 
     def with_cache(self, cache_size: int = 1) -> "ActNorm":
-        """Return the transform, parameters and buffer shared, with another cache."""
+        """Return the transform, parameters shared, with another cache."""
         if cache_size == self._cache_size:
             return self
         other = ActNorm(self.input_dim, cache_size=cache_size)
-        other._parameters, other._buffers = self._parameters, self._buffers
+        other._parameters = self._parameters
         other.training = self.training
         return other
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}"
-
-    @disable_compiler("ActNorm starts from the data of its first call: make that call uncompiled")
-    @torch.no_grad()
-    def _start(self, rows: Tensor) -> None:
-        if not bool(self.initialized):
-            self.standardise(rows)
-            self.settle()
 
     def _evaluation(self, x: Tensor, y: Tensor) -> Evaluation:
         log_scale, batch = self.log_scale, x.shape[:-1]
