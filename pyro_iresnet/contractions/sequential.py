@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .._settings import alike
 from .._torch import full_precision
 from ..activations import Activation
 from ..errors import check_instance, check_lipschitz
@@ -61,6 +62,14 @@ class LayeredContraction(Contraction):
         self.lipschitz = check_lipschitz(lipschitz)
         self.norm = check_instance(norm, Norm, "norm", "Gram()")
         self.conditioner = None
+
+    def settings(self) -> dict[str, Any]:
+        own = {
+            "norm": self.norm,
+            "activation": alike(list(_activations(self))),
+            "conditioner": self.conditioner,
+        }
+        return {**super().settings(), **own}
 
     @abstractmethod
     def raw_weights(self) -> list[RawWeight]:
@@ -210,6 +219,15 @@ def materialize_together(contractions: Sequence[Contraction]) -> list[Contractio
             maps[id(c)] = c._map_with(normalized[begin : begin + len(each)])
             begin += len(each)
     return [maps[id(c)] for c in contractions]
+
+
+def _activations(module: nn.Module) -> Iterator[Activation]:
+    """Iterate over the activations in a module, each without its parts."""
+    for child in module.children():
+        if isinstance(child, Activation):
+            yield child
+        else:
+            yield from _activations(child)
 
 
 def widths_behind(activations: nn.ModuleList, widths: Sequence[int]) -> list[int]:
