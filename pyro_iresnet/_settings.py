@@ -198,7 +198,8 @@ def _read(value: object) -> dict[str, Any] | None:
     if not isinstance(value, Tensor):
         return None
     try:
-        record = json.loads(bytes(int(n) for n in value.double().round().flatten().tolist()))
+        whole = value.double().round() if value.is_floating_point() else value
+        record = json.loads(bytes(map(int, whole.flatten().tolist())))
     except (ValueError, OverflowError, RuntimeError):
         return None
     if not isinstance(record, dict) or "format" not in record:
