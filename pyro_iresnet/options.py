@@ -49,6 +49,10 @@ class BlockKeywords(TypedDict, total=False):
 class BlockOptions:
     """The options of one block with a fully connected ``g``.
 
+    The record rebuilds a block: save the JSON of :meth:`to_json` beside the state dict. The state
+    dict itself holds the settings that change the function, in a form that only compares: loading
+    into a block of other settings raises.
+
     Arguments:
         block: ``"residual"``, ``"cayley"``, or a callable that makes a :class:`Block` of a
             contraction, such as a subclass of ``Block``.

@@ -2,20 +2,25 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .._settings import HasSettings
 from ..errors import ArgumentTypeError
 from ..operators import Diagonal, LinearMap
 
 
-class Activation(nn.Module, ABC):
+class Activation(HasSettings, nn.Module, ABC):
     """Base class of functions between the layers of ``g``, which stretch by at most ``bound``.
 
     To write one that acts on every entry by itself, subclass :class:`Elementwise`. Otherwise define
-    :meth:`forward` and :meth:`linearize`, and set ``bound``.
+    :meth:`forward` and :meth:`linearize`, and set ``bound``. A state dict holds the class and the
+    attributes that are numbers, strings, tuples, strategies or functions, unless their names begin
+    with an underscore; loading others raises. Extend :meth:`settings` by any other setting.
 
     Attributes:
         bound: the largest stretch, proven; belongs to the class, not learned.
@@ -60,6 +65,15 @@ class Activation(nn.Module, ABC):
                 f"Expected {cls.__name__} to define {' and '.join(missing)} too; it inherits them "
                 "from another activation, whose function they belong to."
             )
+
+    def settings(self) -> dict[str, Any]:
+        own = {n: v for n, v in vars(self).items() if n[0] != "_" and n != "training"}
+        own = {
+            n: v
+            for n, v in own.items()
+            if isinstance(v, Real | str | tuple) or callable(v) or is_dataclass(v)
+        }
+        return {**super().settings(), "bound": self.bound, **own, **dict(self.named_children())}
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

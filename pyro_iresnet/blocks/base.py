@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._settings import SavedSettings
 from .._torch import full_precision
 from ..cached import map_of
 from ..contractions import Contraction
@@ -55,13 +57,16 @@ class Evaluation:
         return Evaluation(self.y, self.x, lambda: -self.log_det(), self.inverse_vjp, self.vjp)
 
 
-class Block(nn.Module, ABC):
+class Block(SavedSettings, ABC):
     """A bijection :math:`y = f(x)` made of a contraction ``g``.
 
     To write one, define :meth:`evaluate` and :meth:`evaluate_inverse`. The block then stands in
     both hosts, in stacks, flows and guides, and in the diagnostics. :meth:`contraction_map` gives
     ``g`` with its acting weights, :meth:`to_coordinates` and :meth:`from_coordinates` carry a point
     into the coordinates of ``g`` and back, and :meth:`evaluation` makes the result.
+
+    A state dict holds the class of the block and its coordinates, and loading others raises. Extend
+    :meth:`settings` by any other setting that changes the function.
 
     Arguments:
         contraction: ``g``, a :class:`Contraction`; :func:`wrap` makes one of your own network.
@@ -105,6 +110,10 @@ class Block(nn.Module, ABC):
             solver = auto_solver(size)
         self.solver = check_instance(solver, Solver, "solver", "Anderson()")
         self.coordinates = build(coordinates, contraction.event_shape)
+
+    def settings(self) -> dict[str, Any]:
+        coordinates = None if self.coordinates is None else self.coordinates.strategy
+        return {**super().settings(), "coordinates": coordinates}
 
     @abstractmethod
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Evaluation:

@@ -5,15 +5,16 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .._settings import SavedSettings
 from .._torch import full_precision
 from ..errors import ArgumentError, check_lipschitz, check_tensor
 from ..operators import ContractionMap, Linearization, linearize_by_autograd
 from .hooks import refuse_hooks
 
 
-class Contraction(nn.Module, ABC):
+class Contraction(SavedSettings, ABC):
     r"""A network :math:`g` with :math:`\mathrm{Lip}(g) \le L < 1` in ``x``, for every context.
 
     To write one, set the attributes below in ``__init__`` and define :meth:`forward` and
@@ -23,6 +24,9 @@ class Contraction(nn.Module, ABC):
 
     Samples must not mix. The weights that act must be a pure function of the parameters: a call
     changes nothing, and train and eval mode give the same value.
+
+    A state dict holds the class and ``lipschitz``, and loading another class or constant raises.
+    Extend :meth:`settings` by any other setting that changes the function.
 
     Attributes:
         event_shape: the shape of one event, with -1 for a size that may vary.
@@ -64,6 +68,10 @@ class Contraction(nn.Module, ABC):
                 "a size, and lipschitz to the constant promised, in (0, 1)."
             )
         check_lipschitz(self.lipschitz)
+
+    def settings(self) -> dict[str, Any]:
+        # An unfinished network has no constant.
+        return {**super().settings(), "lipschitz": getattr(self, "lipschitz", None)}
 
     @property
     def event_dim(self) -> int:

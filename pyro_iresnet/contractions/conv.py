@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -88,6 +89,9 @@ class ConvContraction(Perceptron):
         )
         modulated = list(zip(hidden, behind, strict=True)) or [(channels, channels)]
         self.conditioner = make_conditioner(conditioner, context_dim, modulated)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "padding": self.padding}
 
     def extra_repr(self) -> str:
         return (

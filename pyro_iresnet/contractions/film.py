@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._settings import HasSettings
 from ..errors import ArgumentTypeError, check_dims, check_positive_int
 
 
@@ -22,7 +23,7 @@ class Modulation(NamedTuple):
     gate: Tensor
 
 
-class FiLM(nn.Module):
+class FiLM(HasSettings, nn.Module):
     r"""Shifts and gates of the hidden layers, from an embedding of the context.
 
     .. math:: e = \mathrm{MLP}(c), \qquad s_i = A_i e, \qquad \gamma_i = \sigma(B_i e + d_i)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .._settings import alike
 from .._torch import full_precision
 from ..activations import Activation
 from ..errors import ArgumentError, ArgumentTypeError, check_instance, check_lipschitz
@@ -78,6 +79,14 @@ class LayeredContraction(Contraction):
                 f"Expected {cls.__name__} to leave forward as it is; it defines one, which a block "
                 "would not call. Define raw_weights and layers_with, or subclass Contraction."
             )
+
+    def settings(self) -> dict[str, Any]:
+        own = {
+            "norm": self.norm,
+            "activation": alike(list(_activations(self))),
+            "conditioner": self.conditioner,
+        }
+        return {**super().settings(), **own}
 
     @abstractmethod
     def raw_weights(self) -> list[RawWeight]:
@@ -273,6 +282,15 @@ def materialize_together(contractions: Sequence[Contraction]) -> list[Contractio
             maps[id(c)] = c._map_with(normalized[begin : begin + len(each)])
             begin += len(each)
     return [maps[id(c)] for c in contractions]
+
+
+def _activations(module: nn.Module) -> Iterator[Activation]:
+    """Iterate over the activations in a module, each without its parts."""
+    for child in module.children():
+        if isinstance(child, Activation):
+            yield child
+        else:
+            yield from _activations(child)
 
 
 def widths_behind(activations: nn.ModuleList, widths: Sequence[int]) -> list[int]:

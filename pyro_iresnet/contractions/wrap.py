@@ -1,5 +1,7 @@
 """Contraction of a user's own network."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -32,6 +34,9 @@ class Wrapped(Contraction):
         )
         # A module without parameters needs a dtype and a device for its bound.
         self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "module": self.module}
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)

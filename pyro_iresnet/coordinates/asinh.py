@@ -5,12 +5,13 @@ multiplication, and in the coordinates of a logarithm a move is a multiplication
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .._settings import START_ONLY
 from ..errors import ArgumentError, check_positive
 from .base import CoordinateMap, Coordinates, channels_of, over_channels
 
@@ -41,7 +42,7 @@ class Asinh(Coordinates):
         True
     """
 
-    scale: float = 1.0
+    scale: float = field(default=1.0, metadata=START_ONLY)
 
     def __post_init__(self) -> None:
         check_positive(self.scale, "scale")

@@ -20,7 +20,9 @@ class Coordinates(ABC):
               \log\Big|\det\frac{dy}{dx}\Big| = \log\Big|\det\frac{df}{dz}\Big|
               + \log|\varphi'(x)| - \log|\varphi'(y)|
 
-    A strategy holds settings and no parameters. To write one, define :meth:`build`.
+    A strategy holds settings and no parameters. To write one, define :meth:`build`. A state dict
+    holds the settings, and loading others raises. A field that only starts a parameter says so, by
+    ``field(default=1.0, metadata={"start_only": True})``, and is not compared.
 
     Example:
         >>> from pyro_iresnet.coordinates import Asinh

@@ -11,11 +11,12 @@ effect on each other. If S grows without limit from one coordinate to the next, 
 along the diagonal of the Jacobian only, as in an autoregressive flow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from .._settings import START_ONLY
 from ..errors import check_not_negative
 from .base import CoordinateMap, Coordinates, channels_of, over_channels
 
@@ -41,7 +42,7 @@ class DiagonalScale(Coordinates):
         torch.Size([3])
     """
 
-    spread: float = 0.5
+    spread: float = field(default=0.5, metadata=START_ONLY)
 
     def __post_init__(self) -> None:
         check_not_negative(self.spread, "spread")
@@ -71,7 +72,7 @@ class TriangularScale(Coordinates):
         torch.Size([5, 3])
     """
 
-    spread: float = 0.5
+    spread: float = field(default=0.5, metadata=START_ONLY)
 
     def __post_init__(self) -> None:
         check_not_negative(self.spread, "spread")

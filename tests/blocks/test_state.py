@@ -64,6 +64,8 @@ MAKERS = {
 }
 KEYS = {
     "dense": """
+        _extra_state
+        contraction._extra_state
         contraction.activations.0.raw_beta
         contraction.layers.0.weight
         contraction.layers.0.bias
@@ -71,6 +73,8 @@ KEYS = {
         contraction.layers.1.bias
     """,
     "cayley": """
+        _extra_state
+        contraction._extra_state
         contraction.activations.0.raw_beta
         contraction.layers.0.weight
         contraction.layers.0.bias
@@ -78,7 +82,9 @@ KEYS = {
         contraction.layers.1.bias
     """,
     "densenet": """
+        _extra_state
         contraction.angles
+        contraction._extra_state
         contraction.activations.0.raw_beta
         contraction.layers.0.weight
         contraction.layers.0.bias
@@ -86,6 +92,8 @@ KEYS = {
         contraction.layers.1.bias
     """,
     "conv": """
+        _extra_state
+        contraction._extra_state
         contraction.activations.0.raw_beta
         contraction.layers.0.weight
         contraction.layers.0.bias
@@ -93,10 +101,14 @@ KEYS = {
         contraction.layers.1.bias
     """,
     "wrapped": """
+        _extra_state
+        contraction._extra_state
         contraction.module.weight
         contraction.module.bias
     """,
     "context": """
+        _extra_state
+        contraction._extra_state
         contraction.activations.0.raw_beta
         contraction.layers.0.weight
         contraction.layers.0.bias
@@ -109,22 +121,30 @@ KEYS = {
         contraction.conditioner.gates.0.bias
     """,
     "diagonal": """
+        _extra_state
+        contraction._extra_state
         contraction.layers.0.weight
         contraction.layers.0.bias
         coordinates.log_scale
     """,
     "triangular": """
+        _extra_state
+        contraction._extra_state
         contraction.layers.0.weight
         contraction.layers.0.bias
         coordinates.log_scale
         coordinates.below
     """,
     "asinh": """
+        _extra_state
+        contraction._extra_state
         contraction.layers.0.weight
         contraction.layers.0.bias
         coordinates.log_scale
     """,
     "in_turn": """
+        _extra_state
+        contraction._extra_state
         contraction.layers.0.weight
         contraction.layers.0.bias
         coordinates.maps.0.log_scale
@@ -147,6 +167,9 @@ KEYS = {
         below
     """,
     "iresnet": """
+        _extra_state
+        block._extra_state
+        block.contraction._extra_state
         block.contraction.activations.0.raw_beta
         block.contraction.layers.0.weight
         block.contraction.layers.0.bias
@@ -155,6 +178,9 @@ KEYS = {
         block.coordinates.log_scale
     """,
     "conditional_iresnet": """
+        _extra_state
+        block._extra_state
+        block.contraction._extra_state
         block.contraction.activations.0.raw_beta
         block.contraction.layers.0.weight
         block.contraction.layers.0.bias
@@ -169,6 +195,9 @@ KEYS = {
     "iresnet_stack": """
         0.log_scale
         0.shift
+        1._extra_state
+        1.block._extra_state
+        1.block.contraction._extra_state
         1.block.contraction.activations.0.raw_beta
         1.block.contraction.layers.0.weight
         1.block.contraction.layers.0.bias
@@ -179,9 +208,15 @@ KEYS = {
         2.shift
     """,
     "implicit_stack": """
+        0._extra_state
+        0.block._extra_state
+        0.block.contraction._extra_state
         0.block.contraction.layers.0.weight
         0.block.contraction.layers.0.bias
         0.block.coordinates.log_scale
+        1._extra_state
+        1.block._extra_state
+        1.block.contraction._extra_state
         1.block.contraction.layers.0.weight
         1.block.contraction.layers.0.bias
         1.block.coordinates.log_scale
@@ -189,6 +224,9 @@ KEYS = {
     "conditional_iresnet_stack": """
         0.log_scale
         0.shift
+        1._extra_state
+        1.block._extra_state
+        1.block.contraction._extra_state
         1.block.contraction.layers.0.weight
         1.block.contraction.layers.0.bias
         1.block.contraction.conditioner.embedding.0.weight
@@ -201,6 +239,9 @@ KEYS = {
         2.shift
     """,
     "IResNetTransform": """
+        _extra_state
+        block._extra_state
+        block.contraction._extra_state
         block.contraction.activations.0.raw_beta
         block.contraction.layers.0.weight
         block.contraction.layers.0.bias
@@ -211,6 +252,9 @@ KEYS = {
     "iresnet_flow": """
         _transform._transforms.0.log_scale
         _transform._transforms.0.shift
+        _transform._transforms.1._extra_state
+        _transform._transforms.1.block._extra_state
+        _transform._transforms.1.block.contraction._extra_state
         _transform._transforms.1.block.contraction.activations.0.raw_beta
         _transform._transforms.1.block.contraction.layers.0.weight
         _transform._transforms.1.block.contraction.layers.0.bias
@@ -221,6 +265,9 @@ KEYS = {
         _transform._transforms.2.shift
     """,
     "conditional_iresnet_flow": """
+        _transform._transforms.0._extra_state
+        _transform._transforms.0.block._extra_state
+        _transform._transforms.0.block.contraction._extra_state
         _transform._transforms.0.block.contraction.layers.0.weight
         _transform._transforms.0.block.contraction.layers.0.bias
         _transform._transforms.0.block.contraction.conditioner.embedding.0.weight
@@ -233,6 +280,9 @@ KEYS = {
         _embedding_net.0.bias
     """,
     "AutoIResNet": """
+        transform.0._extra_state
+        transform.0.block._extra_state
+        transform.0.block.contraction._extra_state
         transform.0.block.contraction.activations.0.raw_beta
         transform.0.block.contraction.layers.0.weight
         transform.0.block.contraction.layers.0.bias
@@ -261,7 +311,8 @@ def test_saves_tensors_once(name):
     storages = [v.untyped_storage().data_ptr() for v in state.values()]
     assert len(set(storages)) == len(storages)
     # Each parameter is in the state.
-    assert sum(p.numel() for p in module.parameters()) <= sum(v.numel() for v in state.values())
+    stored = [v for key, v in state.items() if not key.endswith("_extra_state")]
+    assert sum(p.numel() for p in module.parameters()) <= sum(v.numel() for v in stored)
     fresh.load_state_dict(state)
     again = fresh.state_dict()
     assert all(torch.equal(v, again[key]) for key, v in state.items())

@@ -1,17 +1,18 @@
 """The block as an nflows ``Transform``."""
 
 from collections.abc import Sequence
-from typing import SupportsIndex, Unpack
+from typing import Any, SupportsIndex, Unpack
 
 from nflows.transforms.base import Transform
 from torch import Tensor
 
+from ..._settings import SavedSettings
 from ...blocks import Block
 from ...errors import check_dims, check_instance, check_positive_int
 from ...options import BlockKeywords, BlockOptions
 
 
-class IResNetTransform(Transform):
+class IResNetTransform(SavedSettings, Transform):
     """An invertible block, such as :math:`y = x + g(x)` (Behrmann et al., 2019), for nflows.
 
     ``forward(inputs, context=None)`` and ``inverse(inputs, context=None)`` return
@@ -65,6 +66,10 @@ class IResNetTransform(Transform):
         example = "ResidualBlock(DenseContraction(2))"
         transform.block = check_instance(block, Block, "block", example)
         return transform
+
+    def settings(self) -> dict[str, Any]:
+        # Pyro's transforms save the same, so each host loads the blocks of the other.
+        return {"direction": "forward"}
 
     @property
     def options(self) -> object:

@@ -8,6 +8,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
 from ...errors import ArgumentError, check_instance
 from .cached_transform import forget_the_store
@@ -78,7 +79,7 @@ def raise_unconditioned(transform: object) -> NoReturn:
     )
 
 
-class ConditionalIResNet(ConditionalTransformModule):
+class ConditionalIResNet(SavedSettings, ConditionalTransformModule):
     r"""A conditional block, such as :math:`y = x + g(x; c)` (Behrmann et al., 2019), for Pyro.
 
     :math:`\mathrm{Lip}(g(\cdot; c)) < 1` holds for every context ``c``, so the transform is a
@@ -121,6 +122,9 @@ class ConditionalIResNet(ConditionalTransformModule):
                 "Expected block to have a contraction with a context; got one without. "
                 f"Build it with context_dim, such as {example}, or use IResNet(block)."
             )
+
+    def settings(self) -> dict[str, Any]:
+        return {"direction": "forward"}
 
     @property
     def options(self) -> object:

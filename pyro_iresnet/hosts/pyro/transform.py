@@ -1,12 +1,14 @@
 """The block as a Pyro ``TransformModule``, in both directions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
 from ...errors import check_event_shape, check_instance
 from .cached_transform import CachedTransform
@@ -22,12 +24,15 @@ def reals(event_dim: int) -> constraints.Constraint:
     return constraints.independent(constraints.real, event_dim)
 
 
-class BlockTransform(CachedTransform, TransformModule):
+class BlockTransform(SavedSettings, CachedTransform, TransformModule):
     """A block as a Pyro transform: the block, the shape of an event, the checks."""
 
     def __init__(self, block: Block, *, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         self.block = check_instance(block, Block, "block", "ResidualBlock(DenseContraction(2))")
+
+    def settings(self) -> dict[str, Any]:
+        return {"direction": "forward"}
 
     @property
     def options(self) -> object:
@@ -130,6 +135,9 @@ class InverseIResNet(BlockTransform):
         >>> transform.log_abs_det_jacobian(x, y).shape
         torch.Size([5])
     """
+
+    def settings(self) -> dict[str, Any]:
+        return {"direction": "inverse"}
 
     def _call(self, x: Tensor) -> Tensor:
         return self.evaluation(x=x).y
