@@ -37,6 +37,7 @@ class Evaluation:
             gradients of its own.
         inverse_vjp: carries a gradient from ``x`` to ``y``, :math:`w \mapsto (dy/dx)^{-\top} w`,
             without gradients of its own.
+        drawn_by: the name of the stochastic estimator behind ``log_det``, or ``""``.
 
     Example:
         >>> import torch
@@ -51,10 +52,13 @@ class Evaluation:
     log_det: Callable[[], Tensor]
     vjp: Callable[[Tensor], Tensor]
     inverse_vjp: Callable[[Tensor], Tensor]
+    drawn_by: str = ""
 
     def inverted(self) -> "Evaluation":
         """Return the evaluation of the inverse bijection at ``y``."""
-        return Evaluation(self.y, self.x, lambda: -self.log_det(), self.inverse_vjp, self.vjp)
+        return Evaluation(
+            self.y, self.x, lambda: -self.log_det(), self.inverse_vjp, self.vjp, self.drawn_by
+        )
 
 
 class Block(SavedSettings, ABC):
@@ -254,6 +258,6 @@ class Block(SavedSettings, ABC):
                 inside = by(linearize(), lipschitz, c.inverse_vjp(c(begin), w))
                 return c.vjp(end, inside)
 
-        return Evaluation(
-            x, y, log_det, partial(carry, vjp, y, x), partial(carry, inverse_vjp, x, y)
-        )
+        carries = partial(carry, vjp, y, x), partial(carry, inverse_vjp, x, y)
+        drawn_by = type(estimator).__name__ if estimator.stochastic else ""
+        return Evaluation(x, y, log_det, *carries, drawn_by)

@@ -146,8 +146,9 @@ def psis(
 
     Raises:
         ArgumentTypeError: model or guide cannot be called.
-        ArgumentError: the sites of model and guide do not match, a plate subsamples, the guide has
-            no density, weights are NaN or infinite, or the model does not run on many draws.
+        ArgumentError: the sites of model and guide do not match or are masked differently, a plate
+            subsamples or has another size in the guide, the guide has no density, weights are NaN
+            or infinite, or the model does not run on many draws.
 
     Warns:
         KHatWarning: k-hat is above 0.7, or the effective sample size below 10.

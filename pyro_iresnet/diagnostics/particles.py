@@ -18,6 +18,7 @@ from ..hosts.pyro.guide.log_joint import modules_behind
 from .sites import (
     LogProb,
     by_kind,
+    check_alike,
     check_full,
     check_match,
     check_unscaled,
@@ -48,10 +49,11 @@ class Particles:
         self.batch_size = batch_size
         model_trace, guide_trace = self._traces(None)
         check_match(model_trace, guide_trace)
-        check_unscaled(model_trace, guide_trace)
+        check_alike(model_trace, guide_trace)
         sites = [*samples(model_trace).values(), *samples(guide_trace).values()]
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         check_full(frames)
+        check_unscaled(model_trace, guide_trace)
         deepest = max((-frame.dim for frame in frames if frame.vectorized), default=0)
         self.nesting = deepest if nesting is None else check_int(nesting, "max_plate_nesting")
         if self.nesting < deepest:

@@ -9,6 +9,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..hosts.pyro.guide.look import masks
 
 
 def check_match(model: Any, guide: Any) -> None:
@@ -62,6 +63,40 @@ def check_unscaled(model: Any, guide: Any) -> None:
                     f"scaled by {float(scale.flatten()[0]):.3g}. Pass model and guide without "
                     "poutine.scale: a scaled density has no importance weights."
                 )
+
+
+def check_alike(model: Any, guide: Any) -> None:
+    """Raise unless the plates and masks of the latent sites are those of the guide."""
+    for name, site in by_kind(model)[0].items():
+        other = guide.nodes.get(name)
+        if other is None:
+            continue
+        sizes = {frame.name: frame.full_size or frame.size for frame in other["cond_indep_stack"]}
+        for frame in site["cond_indep_stack"]:
+            size = frame.full_size or frame.size
+            if sizes.get(frame.name, size) != size:
+                raise ArgumentError(
+                    f"Expected plates of one size in model and guide; the plate {frame.name!r} of "
+                    f"{name!r} has {size} rows in the model and {sizes[frame.name]} in the guide. "
+                    "Pass the arguments that the guide was made with, or make a new guide."
+                )
+        found = torch.broadcast_tensors(_mask(site), _mask(other))
+        if not torch.equal(*found):
+            dropped = [int((~mask).sum()) for mask in found]
+            raise ArgumentError(
+                f"Expected the same mask for {name!r} in model and guide; the model masks "
+                f"{dropped[0]} of its {found[0].numel()} entries and the guide {dropped[1]}, so "
+                "that the weights would be wrong. Mask the site in both, or draw only the entries "
+                "that have a density."
+            )
+
+
+def _mask(site: Any) -> Tensor:
+    """Return the mask of a site, in the shape of its batch."""
+    found = torch.ones(site["fn"].batch_shape, dtype=torch.bool)
+    for mask in masks(site):
+        found = found & torch.as_tensor(mask).cpu()
+    return found
 
 
 def unvectorized(seen: str) -> ArgumentError:

@@ -20,7 +20,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro_iresnet import iresnet_stack
 from pyro_iresnet.demo.eight_schools import EFFECTS
 from pyro_iresnet.demo.eight_schools import model as eight_schools
-from pyro_iresnet.diagnostics import KHatWarning, guide_to_inference_data, psis
+from pyro_iresnet.diagnostics import guide_to_inference_data, psis
 
 from .models import DERIVED, MEAN, SCALE, SHAPES, Y, gaussian, model, plated, wide
 
@@ -102,10 +102,16 @@ def test_missing_observations():
         with pyro.plate("row", 3):
             pyro.sample("y", dist.Normal(z, 1.0), obs=Y, obs_mask=mask)
 
-    guide = AutoNormal(partly, init_scale=0.7)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", KHatWarning)
-        data = guide_to_inference_data(guide, partly, num_samples=50)
+    def guide():
+        pyro.sample("z", dist.Normal(torch.tensor(loc), scale))
+        with pyro.plate("row", 3), poutine.mask(mask=~mask):
+            pyro.sample("y_unobserved", dist.Normal(torch.tensor(loc), 1.2))
+
+    covariance = torch.eye(2) + 1
+    evidence = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(Y[mask].to(covariance))
+    found = psis(guide, partly)
+    assert abs(found.log_evidence - float(evidence)) < 5 * found.log_evidence_error
+    data = guide_to_inference_data(guide, partly, num_samples=50)
     assert set(data.posterior) == {"z", "y_unobserved", "y"}
     assert set(data.observed_data) == {"y_observed"}
     assert torch.equal(torch.tensor(data.posterior.y.values[0, :, 0]), Y[0].expand(50))

@@ -1,6 +1,7 @@
 """Refused models, guides and results."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,8 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import (
     AutoDelta,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
     AutoNormal,
 )
 
@@ -193,3 +196,51 @@ def test_refuses_unfit_results():
         guide_to_inference_data(other, other, 3, result=3)
     with pytest.raises(ArgumentError, match=r"'z' of shape \(3,\); got \(4,\)"):
         guide_to_inference_data(other, other, 3, result=psis(other, other, 4))
+
+
+SEEN = torch.tensor([True, True, False, True])
+
+
+def incomplete():
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+    with pyro.plate("rows", 4):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=torch.ones(4), obs_mask=SEEN)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+def test_refuses_mask_of_model(kind):
+    words = r"same mask for 'x_unobserved'.*the model masks 3 of its 4 entries and the guide 0"
+    for options in ({}, {"batch_size": 1}):
+        with pytest.raises(ArgumentError, match=words):
+            psis(kind(incomplete), incomplete, num_samples=50, **options)
+    with pytest.raises(ArgumentError, match=words):
+        guide_to_inference_data(kind(incomplete), incomplete, num_samples=50)
+
+
+def rows(mask=None, fn_mask=True, loc=0.0):
+    with pyro.plate("rows", 4), poutine.mask(mask=True if mask is None else mask):
+        pyro.sample("z", dist.Normal(torch.as_tensor(loc), 1.0).mask(fn_mask))
+
+
+def test_masks_alike():
+    result = psis(partial(rows, SEEN, loc=0.1), partial(rows, True, SEEN), num_samples=100)
+    z = result.draws["z"]
+    terms = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(0.1, 1.0).log_prob(z)
+    torch.testing.assert_close(result.log_weights, (terms * SEEN).sum(1).double())
+    for guide, which in ((rows, partial(rows, SEEN)), (partial(rows, False), rows)):
+        with pytest.raises(ArgumentError, match="same mask for 'z'"):
+            psis(guide, which, num_samples=100)
+
+
+def sized(n):
+    with pyro.plate("n", n):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+    pyro.sample("y", dist.Normal(z.mean(-1), 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal])
+def test_refuses_resized_plate(kind):
+    guide = kind(sized)
+    guide(5)
+    with pytest.raises(ArgumentError, match="'n' of 'z' has 7 rows in the model and 5"):
+        psis(guide, sized, 7, num_samples=50)

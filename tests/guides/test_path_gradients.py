@@ -31,7 +31,7 @@ def gradients(model, guide, particles=1):
 def bent(model, **options):
     pyro.clear_param_store()
     torch.manual_seed(4)
-    guide = AutoIResNet(model, 2, hidden_dims=[8], init="plain", **options)
+    guide = AutoIResNet(model, 2, hidden_dims=[8], init="plain", init_scale=1.0, **options)
     guide()
     torch.manual_seed(5)
     with torch.no_grad():

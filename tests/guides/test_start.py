@@ -60,11 +60,54 @@ def test_laplace_without_mode():
 
 def test_plain_at_init_loc():
     values = {"x": torch.tensor(0.3), "y": torch.tensor(-0.7)}
-    guide = AutoIResNet(banana, init="plain", init_loc_fn=init_to_value(values=values))
-    guide()
-    outer = guide.transform.parts[-1]
-    torch.testing.assert_close(outer.loc, torch.tensor([0.3, -0.7]))
+    for scale in (None, 1.0):
+        pyro.clear_param_store()
+        start = {"init_loc_fn": init_to_value(values=values), "init_scale": scale}
+        guide = AutoIResNet(banana, init="plain", **start)
+        guide()
+        outer = guide.transform.parts[-1]
+        torch.testing.assert_close(outer.loc, torch.tensor([0.3, -0.7]))
     torch.testing.assert_close(outer.scale_tril, torch.eye(2))
+
+
+GROUPS = 20
+EFFECTS = torch.linspace(-1, 1, GROUPS)
+
+
+def regression():
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = pyro.sample("tau", dist.HalfNormal(0.3))
+    sigma = pyro.sample("sigma", dist.HalfNormal(0.3))
+    with pyro.plate("group", GROUPS, dim=-1):
+        slope = pyro.sample("slope", dist.Normal(mu, tau))
+        with pyro.plate("row", 10, dim=-2):
+            x = torch.linspace(-2, 2, 10)[:, None]
+            pyro.sample("obs", dist.Normal(slope * x, sigma), obs=EFFECTS * x + 0.1 * x.cos())
+
+
+def wide():
+    pyro.sample("z", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+
+
+@pytest.mark.parametrize("init", ["auto", "plain"])
+@pytest.mark.parametrize(("model", "scale"), [(regression, 0.1), (wide, 1.0)])
+def test_larger_elbo_at_start(model, scale, init):
+    elbo = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=2)
+
+    def start(init_scale):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        guide = AutoIResNet(model, 1, hidden_dims=[8], init=init, init_scale=init_scale)
+        guide()
+        state = torch.get_rng_state()
+        return guide.transform.parts[-1].scale_tril, elbo.loss(model, guide), state
+
+    found, others = start(None), [start(s) for s in (1.0, 0.1)]
+    assert found[1] <= min(loss for _, loss, _ in others) + 1.0
+    if init == "plain":
+        expected = scale * torch.eye(len(found[0]))
+        torch.testing.assert_close(found[0], expected)
+        assert torch.equal(found[2], others[0][2])
 
 
 def test_small_initial_loss():

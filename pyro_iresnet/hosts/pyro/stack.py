@@ -66,7 +66,10 @@ def _chain(steps: Sequence[Evaluation], extra_dims: Sequence[int]) -> Evaluation
             w = step.inverse_vjp(w)
         return w
 
-    return Evaluation(steps[0].x, steps[-1].y, log_det, vjp, inverse_vjp)
+    drawn_by = ""
+    for step in steps:
+        drawn_by = drawn_by or step.drawn_by
+    return Evaluation(steps[0].x, steps[-1].y, log_det, vjp, inverse_vjp, drawn_by)
 
 
 def checked_parts(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -> list[Any]:

@@ -18,7 +18,6 @@ from ....blocks import Block
 from ....errors import (
     ArgumentError,
     ArgumentTypeError,
-    LaplaceError,
     check_positive,
     check_positive_int,
 )
@@ -26,12 +25,13 @@ from ....logdet import Exact
 from ....options import BlockKeywords, BlockOptions
 from ..affine import TriangularAffine
 from ..builders import iresnet_stack
+from ..cached_transform import drawn_density
 from ..stack import Stack
-from .laplace import Normal, laplace, laplace_or, plain
 from .log_joint import LogJoint
+from .look import Look, latent_sites
 from .path_gradients import PathDistribution
+from .start import STARTS, find_start
 
-STARTS = ("auto", "laplace", "plain")
 # Up to this number of coordinates a guide's log-determinant is exact in training too: for a few
 # particles exactness costs less than the noise of a draw.
 EXACT = 32
@@ -53,22 +53,26 @@ class AutoIResNet(AutoNormalizingFlow):
     ``guide.eval()`` first.
 
     Arguments:
-        model: a Pyro model whose latent sites are continuous.
+        model: a Pyro model whose latent sites are continuous, unmasked, and in full plates.
         num_blocks: the number of blocks.
         hidden_dims: the widths of the hidden layers of each; default one of twice the number of
             coordinates, at least 64 and at most 512.
         init_loc_fn: gives the start of a site, one of Pyro's ``init_to_...``.
         init: ``"plain"`` starts at the point of ``init_loc_fn`` with ``init_scale``; ``"laplace"``
-            from the Laplace approximation; ``"auto"`` from the start with the larger ELBO (and
-            plainly above 200 coordinates, or if the model subsamples its data).
-        init_scale: the standard deviation of the plain start, on the unconstrained scale.
+            from the Laplace approximation at a mode, searched for from the same point; ``"auto"``
+            from the start with the larger ELBO (and plainly above 200 coordinates, or if the model
+            subsamples its data), so that only ``"plain"`` is sure to keep the point.
+        init_scale: the standard deviation of the plain start, on the unconstrained scale; by
+            default 1.0 or 0.1, the one with the larger ELBO (1.0 if the model subsamples its data).
         path_gradients: True for a gradient of the ELBO without the part of the log-density that is
             zero on average, as in :class:`PathDistribution`.
         options: of each block, as in :func:`iresnet_stack`: ``block``, ``lipschitz``,
             ``activation``, ``norm``, ``coordinates``, ``logdet``, ``solver``, ``options``.
 
     Raises:
-        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type. In a call:
+            a latent site is masked or in a plate that subsamples, or its plates, shape or support
+            differ from those of the first call.
         LaplaceError: ``init="laplace"``, and the posterior has no usable mode.
 
     References:
@@ -97,7 +101,7 @@ class AutoIResNet(AutoNormalizingFlow):
         hidden_dims: Sequence[int] | None = None,
         init_loc_fn: Callable[..., Any] = init_to_feasible,
         init: str = "auto",
-        init_scale: float = 1.0,
+        init_scale: float | None = None,
         path_gradients: bool = True,
         **options: Unpack[BlockKeywords],
     ) -> None:
@@ -121,7 +125,10 @@ class AutoIResNet(AutoNormalizingFlow):
         self.options = BlockOptions.records(options, type(self), hidden_dims=hidden_dims)
         # Wrong options raise here, and not at the first step of SVI.
         self._blocks(2)
-        self.init, self.init_scale = init, check_positive(init_scale, "init_scale")
+        if init_scale is not None:
+            check_positive(init_scale, "init_scale")
+        self.init, self.init_scale = init, init_scale
+        self._look = Look()
         self.path_gradients = path_gradients
         self.num_draws = 10_000
         self.transform: Stack | None = None
@@ -142,18 +149,19 @@ class AutoIResNet(AutoNormalizingFlow):
         for block in (m for m in modules_of(stack) if isinstance(m, Block)):
             logdet = block.estimator(self.latent_dim)
             if logdet.stochastic:
-                raise ArgumentError(
-                    "Expected the guide in eval mode; in train mode its log-determinant is drawn "
-                    f"by {type(logdet).__name__}, so that the density of one point differs from "
-                    "call to call, which HMC, NUTS and NeuTra cannot follow. Call guide.eval() "
-                    "first, or make it with logdet=Exact()."
-                )
+                raise drawn_density("guide", type(logdet).__name__)
         return stack
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
-        """Return the distribution over the unconstrained scale."""
+        """Return the distribution over the unconstrained scale.
+
+        ``args`` and ``kwargs`` are those of the model, which runs once more if they are of another
+        kind than before.
+        """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        like, sites = self._outer().shift, latent_sites(self.prototype_trace)
+        self._look.again(self._users_model[0], args, kwargs, sites, like)
         kind = PathDistribution if self.path_gradients else dist.TransformedDistribution
         base = self.get_base_dist()
         # By its name, once: here Pyro learns of the parameters.
@@ -201,7 +209,16 @@ class AutoIResNet(AutoNormalizingFlow):
         return found
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            self._set_up(args, kwargs)
+        except Exception:
+            # The next call begins anew.
+            self.prototype_trace = self.transform = None
+            raise
+
+    def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._look = Look.first(latent_sites(self.prototype_trace), args, kwargs)
         loc = self._init_loc()
         stack = Stack([*self._blocks(self.latent_dim), TriangularAffine(len(loc))])
         if not bool(loc.isfinite().all()):
@@ -210,7 +227,11 @@ class AutoIResNet(AutoNormalizingFlow):
                 f"the unconstrained scale it gave {loc.tolist()}."
             )
         self.transform = stack.to(device=loc.device, dtype=loc.dtype).train(self.training)
-        start = self._start(loc, args, kwargs)
+        # In a list of guides the model hides, from each guide, the sites that the others know.
+        log_joint = None
+        if self.master is None:
+            log_joint = LogJoint(self, self._users_model[0], args, kwargs)
+        start = find_start(self.init, self.init_scale, loc, log_joint)
         self._outer().start_at(start.loc, start.scale_tril)
         self._take_from_the_store()
 
@@ -235,24 +256,6 @@ class AutoIResNet(AutoNormalizingFlow):
                 )
             parameter.copy_(value)
             del store[full]
-
-    def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Normal:
-        fallback = plain(loc, self.init_scale)
-        if self.init == "plain":
-            return fallback
-        # In a list of guides the model hides, from each guide, the sites that the others know.
-        log_joint = LogJoint(self, self._users_model[0], args, kwargs)
-        if self.master is not None or not log_joint.is_deterministic(loc):
-            if self.init == "auto":
-                return fallback
-            raise LaplaceError(
-                "The log-density differs from call to call, or is that of a part of a model: "
-                "something is subsampled, hidden or drawn that the guide does not know. Use "
-                "init='plain'."
-            )
-        return (
-            laplace(log_joint, loc) if self.init == "laplace" else laplace_or(log_joint, fallback)
-        )
 
     def _blocks(self, dim: int) -> list[Any]:
         """Make the blocks for a number of coordinates."""
