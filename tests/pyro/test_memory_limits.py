@@ -74,6 +74,17 @@ def test_gradient_when_saved_on_cpu():
 
 
 @over_transforms
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traces_after_call(make):
+    transform = make().eval()
+    x = torch.randn(4, 3)
+    transform(x)
+    traced = torch.jit.trace(transform, (x,))
+    other = torch.randn(4, 3)
+    torch.testing.assert_close(traced(other), transform(other))
+
+
+@over_transforms
 def test_notices_detach_in_place(make):
     transform = make().eval()
     source = torch.randn(4, 3, requires_grad=True)

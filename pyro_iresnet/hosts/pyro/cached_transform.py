@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform, _InverseTransform
 
 from ..._fingerprint import Fingerprint
-from ..._torch import in_torch_func, is_compiling, saved_tensor_hooks
+from ..._torch import in_torch_func, is_compiling, is_tracing, saved_tensor_hooks
 from ...blocks import Evaluation
 from ...errors import ArgumentError, ArgumentTypeError
 
@@ -77,7 +77,9 @@ class CachedTransform:
 
     def evaluation(self, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation:
         """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
-        memory = None if is_compiling() or saved_tensor_hooks(True) else self._memory
+        # A compiler, a tracer and hooks on saved tensors need the operations of a call themselves.
+        recorded = is_compiling() or is_tracing() or saved_tensor_hooks(True)
+        memory = None if recorded else self._memory
         if memory is not None and memory.is_of(self, x, y):
             return memory.evaluation
         if y is None:
@@ -133,7 +135,7 @@ class CachedTransform:
         if evaluation.drawn_by:
             evaluation = _without_mcmc(evaluation)
         # A compiler sees that a second call repeats the first, and computes it once by itself.
-        if is_compiling() or not self.remembers or saved_tensor_hooks(True):
+        if is_compiling() or is_tracing() or saved_tensor_hooks(True) or not self.remembers:
             return evaluation
         by_value = not in_torch_func()
         pair = evaluation.x, evaluation.y
