@@ -12,7 +12,7 @@ from ..errors import check_dims, check_positive_int
 from ..norms import Gram, Norm, NormalizedWeight
 from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Activate, Affine, Append, Gate, Layer
-from .sequential import LayeredContraction, RawWeight, widths_behind
+from .sequential import LayeredContraction, RawWeight, raise_unbiased, widths_behind
 
 
 class DenseNetContraction(LayeredContraction):
@@ -62,9 +62,9 @@ class DenseNetContraction(LayeredContraction):
         norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
         conditioner: MakeConditioner = FiLM,
     ) -> None:
-        size = check_positive_int(dim, "dim")
-        super().__init__((size,), context_dim, lipschitz, norm)
-        self.dim = size
+        dim = check_positive_int(dim, "dim")
+        super().__init__((dim,), context_dim, lipschitz, norm)
+        self.dim = dim
         if hidden_dims is None:
             hidden_dims = 2 * [min(max(64, dim), 512)]
         hidden = check_dims(hidden_dims, "hidden_dims")
@@ -93,6 +93,8 @@ class DenseNetContraction(LayeredContraction):
         cosines, sines, angles = self.angles.cos(), self.angles.sin(), self.angles.detach()
         layers: list[Layer] = []
         for k, activation in enumerate(activations):
+            if linears[k].bias is None:
+                raise_unbiased(k)
             factors = activation.factors()
             # The bound of a part is taken with its scales, which make up the activation's.
             matrix = factors.fold(weights[k].weight * scales)

@@ -4,16 +4,16 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from .._torch import full_precision
 from ..activations import Activation
-from ..errors import check_instance, check_lipschitz
+from ..errors import ArgumentError, check_instance, check_lipschitz, check_positive_int
 from ..norms import Norm, NormalizedWeight
-from ..operators import Chain, ContractionMap, Linearization
+from ..operators import Chain, ContractionMap, Linearization, check_resolved
 from .base import Contraction
 from .film import FiLM
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers
@@ -57,8 +57,11 @@ class LayeredContraction(Contraction):
         self, event_shape: tuple[int, ...], context_dim: int | None, lipschitz: float, norm: Norm
     ) -> None:
         super().__init__()
-        self.event_shape, self.context_dim = event_shape, context_dim
-        self.lipschitz = check_lipschitz(lipschitz)
+        self.event_shape = event_shape
+        self.context_dim = (
+            None if context_dim is None else check_positive_int(context_dim, "context_dim")
+        )
+        self.lipschitz = check_resolved(torch.get_default_dtype(), check_lipschitz(lipschitz))
         self.norm = check_instance(norm, Norm, "norm", "Gram()")
         self.conditioner = None
 
@@ -138,6 +141,8 @@ class Perceptron(LayeredContraction):
         conditional, event_dim = self.conditioner is not None, len(self.event_shape)
         layers: list[Layer] = []
         for i, (linear, activation) in enumerate(zip(linears, activations, strict=False)):
+            if linear.bias is None:
+                raise_unbiased(i)
             factors = activation.factors()
             matrix = weights[i].weight
             if len(factors.signs) > 1:
@@ -147,6 +152,8 @@ class Perceptron(LayeredContraction):
             layers.append(Activate(factors.core, factors.bound, event_dim))
             if conditional:
                 layers.append(Gate(i, event_dim))
+        if linears[-1].bias is None:
+            raise_unbiased(len(linears) - 1)
         alone = conditional and not layers
         last, index = weights[-1], 0 if alone else None
         layers.append(self.affine(last, last.weight, linears[-1].bias, None, index))
@@ -210,6 +217,13 @@ def materialize_together(contractions: Sequence[Contraction]) -> list[Contractio
             maps[id(c)] = c._map_with(normalized[begin : begin + len(each)])
             begin += len(each)
     return [maps[id(c)] for c in contractions]
+
+
+def raise_unbiased(layer: int) -> NoReturn:
+    """Raise for a layer whose bias was taken away."""
+    raise ArgumentError(
+        f"Expected layers[{layer}] to have a bias; got None. A bias of zeros has no effect."
+    )
 
 
 def widths_behind(activations: nn.ModuleList, widths: Sequence[int]) -> list[int]:

@@ -22,6 +22,7 @@ class Wrapped(Contraction):
         super().__init__()
         self.module = check_instance(module, nn.Module, "module", "torch.nn.Linear(2, 2)")
         self.lipschitz = check_lipschitz(lipschitz)
+        self._check_constant()
         self.event_shape = (-1,) * check_positive_int(event_dim, "event_dim")
         self.context_dim = (
             None if context_dim is None else check_positive_int(context_dim, "context_dim")

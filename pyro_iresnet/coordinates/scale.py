@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import check_not_negative
+from ..errors import check_not_negative, store_checked
 from .base import CoordinateMap, Coordinates, channels_of, over_channels
 
 
@@ -44,7 +44,7 @@ class DiagonalScale(Coordinates):
     spread: float = 0.5
 
     def __post_init__(self) -> None:
-        check_not_negative(self.spread, "spread")
+        store_checked(self, check_not_negative, "spread")
 
     def build(self, event_shape: tuple[int, ...]) -> CoordinateMap:
         return _DiagonalScale(self, event_shape)
@@ -74,7 +74,7 @@ class TriangularScale(Coordinates):
     spread: float = 0.5
 
     def __post_init__(self) -> None:
-        check_not_negative(self.spread, "spread")
+        store_checked(self, check_not_negative, "spread")
 
     def build(self, event_shape: tuple[int, ...]) -> CoordinateMap:
         return _TriangularScale(self, event_shape)

@@ -24,6 +24,9 @@ class DataDependentInit(nn.Module):
 
     def has_started(self) -> bool:
         """Return True if the start is decided, as far as can be known here."""
+        if self.initialized.is_meta:
+            # Without values there is nothing to start from.
+            return True
         if not is_compiling():
             self._seen_started = bool(self.initialized)
         return self._seen_started

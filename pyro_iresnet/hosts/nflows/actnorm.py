@@ -8,7 +8,7 @@ from nflows.transforms import ActNorm
 from torch import Tensor, nn
 
 from ..._torch import disable_compiler, in_torch_func
-from ...errors import ArgumentError, check_tensor
+from ...errors import ArgumentError, check_dense, check_positive_int, check_tensor
 from ..data_dependent_init import ENOUGH_ROWS, DataDependentInit
 
 
@@ -26,7 +26,8 @@ class PatientActNorm(DataDependentInit, ActNorm):
         features: the number of coordinates, or of channels of images.
 
     Raises:
-        ArgumentError, ArgumentTypeError: in a call: inputs of another shape, dtype or device.
+        ArgumentError, ArgumentTypeError: ``features`` is no integer of at least 1; in a call
+            also inputs of another shape, dtype or device.
 
     References:
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018).
@@ -41,6 +42,9 @@ class PatientActNorm(DataDependentInit, ActNorm):
         >>> torch.allclose(norm(x)[0].std(0), torch.ones(2), atol=1e-4)
         True
     """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(check_positive_int(features, "features"))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale and shift the inputs, without the context; return them with ``log|det|``.
@@ -63,6 +67,7 @@ class PatientActNorm(DataDependentInit, ActNorm):
         return (inputs - shift) / scale, -self._logabsdet(inputs)
 
     def _check(self, inputs: Tensor) -> None:
+        check_dense(inputs, "inputs")
         features = len(self.log_scale)
         shape = (features,) if inputs.ndim == 2 else (features, -1, -1)
         if inputs.ndim not in (2, 4):

@@ -7,7 +7,7 @@ from torch.distributions import constraints
 
 from ..._torch import disable_compiler, in_torch_func
 from ...blocks import Evaluation
-from ...errors import check_positive_int, check_tensor
+from ...errors import check_cache_size, check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
 
@@ -47,8 +47,8 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     def __init__(self, input_dim: int, *, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         self.input_dim = check_positive_int(input_dim, "input_dim")
-        self.log_scale = nn.Parameter(torch.zeros(input_dim))
-        self.shift = nn.Parameter(torch.zeros(input_dim))
+        self.log_scale = nn.Parameter(torch.zeros(self.input_dim))
+        self.shift = nn.Parameter(torch.zeros(self.input_dim))
         self.register_buffer("initialized", torch.tensor(False))
 
     def _call(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
 
     def with_cache(self, cache_size: int = 1) -> "ActNorm":
         """Return the transform, parameters and buffer shared, with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = ActNorm(self.input_dim, cache_size=cache_size)
         other._parameters, other._buffers = self._parameters, self._buffers

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
 from ..._modules import modules_of
-from ...errors import ArgumentError
+from ...errors import ArgumentError, check_cache_size
 from .conditional import raise_unconditioned
 from .stack import Stack, checked_parts
 
@@ -55,7 +55,7 @@ class ConditionalStack(ConditionalComposeTransformModule):
                     f"registered; got {type(part).__name__}. "
                     "Pass the module in it, or ConditionalStack([module]).inv for its inverse."
                 )
-        super().__init__(parts, cache_size=cache_size)
+        super().__init__(parts, cache_size=check_cache_size(cache_size))
 
     def forward(self, *_: object, **__: object) -> NoReturn:
         """Raise, since there is no transform without a context."""

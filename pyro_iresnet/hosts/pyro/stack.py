@@ -16,7 +16,7 @@ from ..._modules import contractions_of, evaluating, modules_of
 from ..._torch import is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
-from ...errors import ArgumentError, ArgumentTypeError
+from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 from ...operators.linearization import vjp_of
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
@@ -120,7 +120,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         _check_neighbours(parts)
         # Torch would give its own cache, by identity alone, to each part.
         super().__init__(parts, cache_size=0)
-        self._cache_size = cache_size
+        self._cache_size = check_cache_size(cache_size)
         self._derived: Any = None
 
     def _call(self, x: Tensor) -> Tensor:
@@ -163,10 +163,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             return self.evaluate(x)
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise ArgumentTypeError(
-                f"Expected {name} to be a torch.Tensor; got {type(x).__name__}."
-            )
+        check_dense(x, name)
         parts = self.parts if name == "x" else self.parts[::-1]
         for i, part in enumerate(parts):
             ours = _ours(part)
@@ -241,7 +238,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     def with_cache(self, cache_size: int = 1) -> "Stack":
         """Return a stack of the same parts with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = Stack(self.parts, cache_size)
         other.training = self.training
