@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,11 +13,14 @@ from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeA
 from torch.autograd import Function, forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import HigherOrderError, TracingError
+from .errors import ArgumentTypeError, HigherOrderError, TracingError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+# Dtypes too coarse to resolve a norm, and for which LAPACK has no routines.
+COARSE = (torch.float16, torch.bfloat16)
 
 # Names of torch under the words of this package. An alias costs no call.
 is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
@@ -87,9 +91,22 @@ def gather_ranks(value: Tensor) -> Tensor:
     return torch.stack(values)
 
 
-def full_precision(like: Tensor) -> torch.autocast:
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast, since no bound would hold for rounded weights."""
-    return torch.autocast(like.device.type, enabled=False)
+    # The device meta has no autocast, and torch refuses to disable none.
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+
+
+def autocasts(like: Tensor) -> bool:
+    """Return True if autocast acts on the device of a tensor."""
+    return not like.is_meta and torch.is_autocast_enabled(like.device.type)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Return True if the values of a tensor can be read: no recorder or transform is at work."""
+    if tensor.is_meta or is_compiling() or is_tracing() or in_torch_func():
+        return False
+    return not functorch.is_legacy_batchedtensor(tensor)
 
 
 def undifferentiable(value: Tensor, of: Tensor, message: str) -> Tensor:
@@ -127,13 +144,20 @@ def refuse_forward_mode(what: str, tensor: Tensor) -> None:
 
 
 def refuse_transforms(what: str, tensor: Tensor) -> None:
-    """Raise under ``torch.jit.trace`` and ``torch.func.vmap``; a compiler refuses by itself.
+    """Raise under ``torch.jit.trace``, ``torch.func.vmap`` and on meta; a compiler refuses itself.
 
     A trace would record one run as if every run were the same. ``vmap`` knows no loop whose length
-    depends on the data.
+    depends on the data, and a tensor on meta has no data.
     """
     if is_compiling():
         return
+    if tensor.is_meta:
+        raise ArgumentTypeError(
+            f"{what} needs the values of its tensors; got a tensor on the device meta, which has a "
+            "shape and no values. Move flow and tensors to another device: "
+            "flow.to_empty(device='cpu'), and load the parameters. Exact() gives the shape of a "
+            "log-determinant on meta."
+        )
     if is_tracing():
         raise TracingError(
             f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "

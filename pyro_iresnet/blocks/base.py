@@ -18,7 +18,7 @@ from ..coordinates import Coordinates, build
 from ..errors import check_instance
 from ..inverse import Solver, auto_solver
 from ..logdet import LogDet, Series, auto_logdet
-from ..operators import ContractionMap, Linearization
+from ..operators import COARSEST, ContractionMap, Linearization, raise_unresolved
 
 # Carries a gradient, given a linearization and the bound of its Jacobian.
 Carry = Callable[[Linearization, float, Tensor], Tensor]
@@ -245,6 +245,10 @@ class Block(SavedSettings, ABC):
         estimator = self.estimator(x.shape[x.dim() - event_dim :].numel())
 
         def log_det() -> Tensor:
+            # The dtype may have changed since the constant was checked. Without a call more, since
+            # every training step comes here.
+            if 8 * torch.finfo(x.dtype).eps > COARSEST * (1 - lipschitz):
+                raise_unresolved(x.dtype, lipschitz, "the log-determinant")
             with full_precision(x):
                 value = estimator(linearize(), lipschitz=lipschitz, series=series)
                 if c is None or c.is_linear:

@@ -6,8 +6,8 @@ from typing import Unpack, final
 import torch
 from torch import Tensor
 
-from .._torch import full_precision
-from ..errors import ContractionError, InversionError, TracingError
+from .._torch import full_precision, refuse_transforms
+from ..errors import ContractionError, InversionError, TracingError, check_keywords
 from ..inverse import SolveKeywords, implicit_inverse, solve_in
 from ..logdet import Series
 from ..logdet.series import log_det_one_plus
@@ -91,6 +91,7 @@ class CayleyBlock(Block):
         self, y: Tensor, context: Tensor | None = None, **options: Unpack[SolveKeywords]
     ) -> Solution:
         """Invert with figures and without gradients; arguments as :meth:`ResidualBlock.solve`."""
+        check_keywords(options, SolveKeywords.__annotations__, "CayleyBlock.solve")
         y, context = self.check(y, context, "y")
         with full_precision(y):
             return self._solve(self.contraction_map(), y, context, sign=-1, **options)[1]
@@ -132,6 +133,7 @@ class CayleyBlock(Block):
         **options: Unpack[SolveKeywords],
     ) -> tuple[Tensor, Solution]:
         """Return w, and ``w - sign g(w)`` with its figures in the coordinates of ``x``."""
+        refuse_transforms("The inverse", x)
         return solve_in(
             self.coordinates,
             g if sign > 0 else NegatedMap(g),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._torch import full_precision
+from ..errors import check_keywords
 from ..inverse import SolveKeywords, implicit_inverse, solve_in
 from ..logdet import LogOnePlus
 from ..operators import ContractionMap, Linearization, auto_linear_solve
@@ -75,6 +76,7 @@ class ResidualBlock(Block):
         ``value``, ``error_bound`` and ``tolerance`` are in the coordinates of ``x``, ``residual``
         in those of ``g``. ``options`` are ``x0``, ``atol``, ``rtol``, ``max_steps`` and ``throw``.
         """
+        check_keywords(options, SolveKeywords.__annotations__, "ResidualBlock.solve")
         y, context = self.check(y, context, "y")
         with full_precision(y):
             return self._solve(self.contraction_map(), y, context, **options)[1]

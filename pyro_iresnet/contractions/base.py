@@ -10,7 +10,7 @@ from torch import Tensor
 from .._settings import SavedSettings
 from .._torch import full_precision
 from ..errors import ArgumentError, check_lipschitz, check_tensor
-from ..operators import ContractionMap, Linearization, linearize_by_autograd
+from ..operators import ContractionMap, Linearization, check_resolved, linearize_by_autograd
 from .hooks import refuse_hooks
 
 
@@ -67,7 +67,7 @@ class Contraction(SavedSettings, ABC):
                 " Set event_shape to the shape of one event, such as (2,), context_dim to None or "
                 "a size, and lipschitz to the constant promised, in (0, 1)."
             )
-        check_lipschitz(self.lipschitz)
+        self._check_constant()
 
     def settings(self) -> dict[str, Any]:
         # An unfinished network has no constant.
@@ -156,6 +156,12 @@ class Contraction(SavedSettings, ABC):
                 "Expected no context; got one. Build the contraction with context_dim to use it."
             )
         check_tensor(context, (self.context_dim,), like, "context")
+
+    def _check_constant(self) -> None:
+        """Raise unless the dtype of the parameters, or torch's default, resolves the constant."""
+        like = self._floating()
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        check_resolved(dtype, check_lipschitz(self.lipschitz))
 
     def _floating(self) -> Tensor | None:
         for parameter in self.parameters():

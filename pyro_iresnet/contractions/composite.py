@@ -81,6 +81,7 @@ class SequentialContraction(_Composed):
     def __init__(self, *parts: Contraction) -> None:
         super().__init__(*parts)
         self.lipschitz = math.prod(part.lipschitz for part in parts)
+        self._check_constant()
 
     def materialize(self) -> "_Sequence":
         return _Sequence(self._parts(), self.event_dim)
@@ -116,6 +117,7 @@ class SumContraction(_Composed):
                 f"Expected parts whose bounds sum up to less than 1; got {bounds}. Build them with "
                 "a lower lipschitz."
             )
+        self._check_constant()
 
     def materialize(self) -> "_Sum":
         return _Sum(self._parts(), self.event_dim)

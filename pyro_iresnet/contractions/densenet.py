@@ -62,9 +62,9 @@ class DenseNetContraction(LayeredContraction):
         norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
         conditioner: MakeConditioner = FiLM,
     ) -> None:
-        size = check_positive_int(dim, "dim")
-        super().__init__((size,), context_dim, lipschitz, norm)
-        self.dim = size
+        dim = check_positive_int(dim, "dim")
+        super().__init__((dim,), context_dim, lipschitz, norm)
+        self.dim = dim
         if hidden_dims is None:
             hidden_dims = 2 * [min(max(64, dim), 512)]
         hidden = check_dims(hidden_dims, "hidden_dims")

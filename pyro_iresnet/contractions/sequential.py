@@ -15,9 +15,15 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .._settings import alike
 from .._torch import full_precision
 from ..activations import Activation
-from ..errors import ArgumentError, ArgumentTypeError, check_instance, check_lipschitz
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_instance,
+    check_lipschitz,
+    check_positive_int,
+)
 from ..norms import Norm, NormalizedWeight
-from ..operators import Chain, ContractionMap, Linearization
+from ..operators import Chain, ContractionMap, Linearization, check_resolved
 from .base import Contraction
 from .film import FiLM
 from .hooks import refuse_hooks
@@ -67,8 +73,11 @@ class LayeredContraction(Contraction):
         self, event_shape: tuple[int, ...], context_dim: int | None, lipschitz: float, norm: Norm
     ) -> None:
         super().__init__()
-        self.event_shape, self.context_dim = event_shape, context_dim
-        self.lipschitz = check_lipschitz(lipschitz)
+        self.event_shape = event_shape
+        self.context_dim = (
+            None if context_dim is None else check_positive_int(context_dim, "context_dim")
+        )
+        self.lipschitz = check_resolved(torch.get_default_dtype(), check_lipschitz(lipschitz))
         self.norm = check_instance(norm, Norm, "norm", "Gram()")
         self.conditioner = None
 

@@ -28,6 +28,7 @@ class Wrapped(Contraction):
         for name, part in module.named_modules():
             _check_pure(part, f"module.{name}" if name else "module")
         self.lipschitz = check_lipschitz(lipschitz)
+        self._check_constant()
         self.event_shape = (-1,) * check_positive_int(event_dim, "event_dim")
         self.context_dim = (
             None if context_dim is None else check_positive_int(context_dim, "context_dim")

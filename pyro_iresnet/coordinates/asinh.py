@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._settings import START_ONLY
-from ..errors import ArgumentError, check_positive
+from ..errors import ArgumentError, check_positive, store_checked
 from .base import CoordinateMap, Coordinates, channels_of, over_channels
 
 # Beyond this size float64 does not tell asinh u from log 2u.
@@ -45,7 +45,7 @@ class Asinh(Coordinates):
     scale: float = field(default=1.0, metadata=START_ONLY)
 
     def __post_init__(self) -> None:
-        check_positive(self.scale, "scale")
+        store_checked(self, check_positive, "scale")
         if not 1e-30 <= self.scale <= 1e30:
             raise ArgumentError(
                 f"Expected scale in [1e-30, 1e30], which float32 holds; got {self.scale}."
@@ -68,9 +68,10 @@ class _Asinh(CoordinateMap):
     def forward(self, x: Tensor) -> Tensor:
         u = x * over_channels(torch.exp(-self.log_scale), self.event_dim)
         # The derivative of torch takes the square of u, which may overflow.
-        size = u.abs()
-        far = u.sign() * (size.clamp(min=LARGE).log() + math.log(2.0))
-        return torch.where(size > LARGE, far, torch.asinh(u.clamp(-LARGE, LARGE)))
+        # A number of float16 has a square up to 255.
+        size, large = u.abs(), min(LARGE, 0.5 * torch.finfo(u.dtype).max ** 0.5)
+        far = u.sign() * (size.clamp(min=large).log() + math.log(2.0))
+        return torch.where(size > large, far, torch.asinh(u.clamp(-large, large)))
 
     def inverse(self, z: Tensor) -> Tensor:
         return torch.sinh(z) * over_channels(self.log_scale.exp(), self.event_dim)

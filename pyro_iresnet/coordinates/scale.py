@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._settings import START_ONLY
-from ..errors import check_not_negative
+from ..errors import check_not_negative, store_checked
 from .base import CoordinateMap, Coordinates, channels_of, over_channels
 
 
@@ -45,7 +45,7 @@ class DiagonalScale(Coordinates):
     spread: float = field(default=0.5, metadata=START_ONLY)
 
     def __post_init__(self) -> None:
-        check_not_negative(self.spread, "spread")
+        store_checked(self, check_not_negative, "spread")
 
     def build(self, event_shape: tuple[int, ...]) -> CoordinateMap:
         return _DiagonalScale(self, event_shape)
@@ -75,7 +75,7 @@ class TriangularScale(Coordinates):
     spread: float = field(default=0.5, metadata=START_ONLY)
 
     def __post_init__(self) -> None:
-        check_not_negative(self.spread, "spread")
+        store_checked(self, check_not_negative, "spread")
 
     def build(self, event_shape: tuple[int, ...]) -> CoordinateMap:
         return _TriangularScale(self, event_shape)

@@ -45,7 +45,7 @@ class Particles:
                 )
         self.guide, self.model, self.args, self.kwargs = guide, model, args, kwargs
         if batch_size is not None:
-            check_positive_int(batch_size, "batch_size")
+            batch_size = check_positive_int(batch_size, "batch_size")
         self.batch_size = batch_size
         model_trace, guide_trace = self._traces(None)
         check_match(model_trace, guide_trace)

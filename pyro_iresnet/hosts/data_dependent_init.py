@@ -39,6 +39,9 @@ class DataDependentInit(nn.Module):
 
     def has_started(self) -> bool:
         """Return True if a parameter is not 0, as far as can be known here."""
+        if self.log_scale.is_meta:
+            # Without values there is nothing to start from.
+            return True
         if not is_compiling():
             self._seen_started = bool(self.log_scale.any()) or bool(self.shift.any())
         return self._seen_started

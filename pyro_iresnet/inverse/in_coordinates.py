@@ -6,11 +6,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .._torch import disable_compiler
-from ..errors import InversionError, check_not_negative, check_positive_int, check_tensor
+from .._torch import disable_compiler, refuse_transforms
+from ..errors import InversionError, check_tensor
 from ..operators import ContractionMap, default_rtol
 from ..solution import Result, Solution, Stats
-from .solve import solve_map
+from .solve import checked_keywords, solve_map
 from .solvers import Solver
 
 # A radius is worth another solve if it is this much smaller than the last one.
@@ -40,7 +40,7 @@ def solve_in(
     slope: float = 1.0,
     x0: Tensor | None = None,
     context: Tensor | None = None,
-    atol: float | None = None,
+    atol: float | Tensor | None = None,
     rtol: float | None = None,
     max_steps: int | None = None,
     throw: bool = True,
@@ -64,26 +64,17 @@ def solve_in(
         x0: the start of z, in the coordinates of x.
         context, atol, rtol, max_steps, throw: as in :func:`solve`, for x.
     """
+    refuse_transforms("The inverse", y)
+    own = checked_keywords(y.shape[: y.dim() - event_dim], y, atol, rtol, max_steps, throw)
     if coordinates is None and then is None:
-        solution = solve_map(
-            g,
-            y,
-            event_dim,
-            solver,
-            x0=x0,
-            context=context,
-            atol=atol,
-            rtol=rtol,
-            max_steps=max_steps,
-            throw=throw,
-        )
+        solution = solve_map(g, y, event_dim, solver, x0=x0, context=context, **own)
         return solution.value, solution
     way = _Way(coordinates, then, slope)
     if x0 is not None:
-        check_tensor(x0, tuple(y.shape[y.dim() - event_dim :]), y, "x0")
+        check_tensor(x0, tuple(y.shape[y.dim() - event_dim :]), y, "x0", of="y")
     size = _norm(y, event_dim)
-    given = solver.atol if atol is None else check_not_negative(atol, "atol")
-    relative = solver.rtol if rtol is None else check_not_negative(rtol, "rtol")
+    given = solver.atol if atol is None else own["atol"]
+    relative = solver.rtol if rtol is None else own["rtol"]
     asked = given + (default_rtol(y.dtype) if relative is None else relative) * size
     # In float64, so that the solution keeps the digits that the coordinates would lose. The way
     # back and there again tells the loss that remains.
@@ -91,7 +82,7 @@ def solve_in(
     lost = _norm(way.to(way.back(precise)) - precise, event_dim).to(y.dtype)
     target = precise.to(y.dtype)
     start = None if x0 is None else way.to(x0)
-    limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
+    limit = solver.max_steps if max_steps is None else own["max_steps"]
     within = way.within(target, asked)
     steps = evaluations = torch.zeros_like(size, dtype=torch.int64)
     while True:

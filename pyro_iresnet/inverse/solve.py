@@ -12,19 +12,17 @@ from ..errors import (
     ArgumentTypeError,
     ContractionError,
     InversionError,
+    check_flag,
     check_instance,
     check_not_negative,
     check_positive_int,
     check_tensor,
 )
-from ..operators import ContractionMap, default_rtol, floor
+from ..operators import COARSEST, ContractionMap, default_rtol, floor, raise_unresolved
 from ..solution import Result, Solution, Stats
 from .loop import iterate
 from .solvers import Problem, Solver, auto_solver
 from .stopping import Tolerance
-
-# The relative error that rounding alone may leave.
-COARSEST = 0.1
 
 
 @runtime_checkable
@@ -43,7 +41,7 @@ class SolveKeywords(TypedDict, total=False):
     """The keywords of a solve; see :func:`solve`."""
 
     x0: Tensor | None
-    atol: float | None
+    atol: float | Tensor | None
     rtol: float | None
     max_steps: int | None
     throw: bool
@@ -112,18 +110,12 @@ def solve(
             "block.solve(y) is the inverse in its own coordinates."
         )
     y, context = contraction.check(y, context, "y")
+    refuse_transforms("The inverse", y)
+    event_dim = contraction.event_dim
+    own = checked_keywords(y.shape[: y.dim() - event_dim], y, atol, rtol, max_steps, throw)
     with full_precision(y):
         return solve_map(
-            contraction.materialize(),
-            y,
-            contraction.event_dim,
-            solver,
-            x0=x0,
-            context=context,
-            atol=atol,
-            rtol=rtol,
-            max_steps=max_steps,
-            throw=throw,
+            contraction.materialize(), y, event_dim, solver, x0=x0, context=context, **own
         )
 
 
@@ -140,11 +132,11 @@ def solve_map(
     max_steps: int | None = None,
     throw: bool = True,
 ) -> Solution:
-    """Solve as :func:`solve`, for a contraction with its acting weights and checked tensors.
+    """Solve as :func:`solve`, for a contraction with its acting weights.
 
-    Call it without gradients and in full precision.
+    Call it with checked tensors and :func:`checked_keywords`, without gradients, without transforms
+    of torch.func, and in full precision.
     """
-    refuse_transforms("The inverse", y)
     batch, event = y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]
     if solver is None:
         solver = auto_solver(event.numel())
@@ -152,7 +144,9 @@ def solve_map(
     if x0 is not None:
         x0 = _start(x0, y, tuple(event))
     lipschitz = _below_one(g.lipschitz_bound())
-    _check_resolved(y.dtype, lipschitz)
+    hidden = floor(y.dtype, lipschitz)
+    if hidden > COARSEST:
+        raise_unresolved(y.dtype, lipschitz, "the inverse")
     rows = y.reshape(batch.numel(), event.numel())
     problem = Problem(
         g=g,
@@ -161,13 +155,14 @@ def solve_map(
         lipschitz=lipschitz,
         event_shape=tuple(event),
     )
-    rtol = solver.rtol if rtol is None else check_not_negative(rtol, "rtol")
+    atol = solver.atol if atol is None else atol
+    rtol = solver.rtol if rtol is None else rtol
     tolerance = Tolerance(
-        atol=_atol(solver.atol if atol is None else atol, batch),
+        atol=atol.reshape(-1) if isinstance(atol, Tensor) else atol,
         rtol=default_rtol(y.dtype) if rtol is None else rtol,
-        floor=floor(y.dtype, lipschitz),
+        floor=hidden,
     )
-    limit = solver.max_steps if max_steps is None else check_positive_int(max_steps, "max_steps")
+    limit = solver.max_steps if max_steps is None else max_steps
     start = None if x0 is None else x0.reshape(rows.shape)
     value, figures = iterate(problem, start, solver, tolerance, limit)
     stats = Stats(**{name: figure.reshape(batch) for name, figure in figures.items()})
@@ -179,7 +174,7 @@ def solve_map(
 
 
 def _start(x0: Tensor, y: Tensor, event: tuple[int, ...]) -> Tensor:
-    check_tensor(x0, event, y, "x0")
+    check_tensor(x0, event, y, "x0", of="y")
     try:
         x0 = x0.expand(y.shape)
     except RuntimeError as error:
@@ -191,29 +186,45 @@ def _start(x0: Tensor, y: Tensor, event: tuple[int, ...]) -> Tensor:
     return x0
 
 
-def _atol(value: float | Tensor, batch: torch.Size) -> float | Tensor:
-    """Return a number, or one number for each sample, shape ``(n,)``."""
-    if not isinstance(value, Tensor):
-        return check_not_negative(value, "atol")
-    if value.dim() > len(batch) or bool((value < 0).any()):
+def checked_keywords(
+    batch: torch.Size,
+    like: Tensor,
+    atol: float | Tensor | None,
+    rtol: float | None,
+    max_steps: int | None,
+    throw: bool,
+) -> SolveKeywords:
+    """Return the keywords of a solve, ``atol`` a number or of shape ``(*batch,)``, or raise."""
+    if atol is not None:
+        atol = _batched(atol, batch, like)
+    if rtol is not None:
+        rtol = check_not_negative(rtol, "rtol")
+    if max_steps is not None:
+        max_steps = check_positive_int(max_steps, "max_steps")
+    if not isinstance(throw, bool):
+        check_flag(throw, "throw")
+    return {"atol": atol, "rtol": rtol, "max_steps": max_steps, "throw": throw}
+
+
+def _batched(atol: float | Tensor, batch: torch.Size, like: Tensor) -> float | Tensor:
+    if not isinstance(atol, Tensor):
+        return check_not_negative(atol, "atol")
+    check_tensor(atol, (), like, "atol", of="y")
+    try:
+        atol = atol.expand(batch)
+    except RuntimeError as error:
         raise ArgumentError(
-            f"Expected atol of at least 0 that broadcasts to the batch {tuple(batch)}; got {value}."
-        )
-    return value.expand(batch).reshape(-1)
+            f"Expected atol to be a number, or a tensor that broadcasts to the batch "
+            f"{tuple(batch)}; got the shape {tuple(atol.shape)}."
+        ) from error
+    # NaN compares as False.
+    if not bool(((atol >= 0) & (atol < torch.inf)).all()):
+        raise ArgumentError("Expected atol to be finite and at least 0; got another entry.")
+    return atol
 
 
 def _named(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _check_resolved(dtype: torch.dtype, lipschitz: float) -> None:
-    """Raise if rounding leaves less than a digit of the solution."""
-    lost = floor(dtype, lipschitz)
-    if lost > COARSEST:
-        raise ContractionError(
-            f"{dtype} resolves the inverse to no more than {lost:.0%} of x at the Lipschitz bound "
-            f"{lipschitz:.6g}. Use float32 or float64, or a lower lipschitz."
-        )
 
 
 def _below_one(proven: Tensor) -> float:

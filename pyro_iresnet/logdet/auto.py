@@ -30,7 +30,7 @@ def auto_logdet(event_size: int) -> ByMode:
         >>> auto_logdet(64).evaluate
         Exact()
     """
-    check_positive_int(event_size, "event_size")
+    event_size = check_positive_int(event_size, "event_size")
     return ByMode(
         train=Exact() if event_size <= EXACT_IN_TRAINING else Roulette(),
         evaluate=Exact() if event_size <= EXACT_IN_EVALUATION else ConvergedSeries(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._torch import COARSE
 from ..operators import Linearization
 from .series import Series
 
@@ -88,7 +89,10 @@ class Expansion:
             trace = linearization.trace()
             return cls(None if trace is None else series.coefficient(1) * trace, None)
         with torch.no_grad():
-            value, slope = series.expand(matrix)
+            if matrix.dtype in COARSE:
+                value, slope = (v.to(matrix.dtype) for v in series.expand(matrix.float()))
+            else:
+                value, slope = series.expand(matrix)
             constant = value - (slope * matrix.T).sum()
         trace = linearization.trace(slope)
         return cls(None, None) if trace is None else cls(trace + constant, matrix)

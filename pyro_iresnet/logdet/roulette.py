@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from .._torch import disable_compiler, is_compiling, refuse_forward_mode, refuse_transforms
-from ..errors import ContractionError, check_instance, check_lipschitz, check_positive_int
+from ..errors import (
+    ContractionError,
+    check_instance,
+    check_lipschitz,
+    check_positive_int,
+    store_checked,
+)
 from ..operators import Linearization, LinearMap, unpack
 from ..operators.linear_map import row_norm
 from .base import LogDet
@@ -86,7 +92,7 @@ class Roulette(LogDet):
             check_instance(
                 self.control_variate, ControlVariate, "control_variate", "MeanJacobian()"
             )
-        check_positive_int(self.probes, "probes")
+        store_checked(self, check_positive_int, "probes")
 
     def __call__(
         self,

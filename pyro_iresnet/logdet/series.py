@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._torch import in_torch_func
+from .._torch import COARSE, in_torch_func
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class LogOnePlus(Series):
 
 def log_det_one_plus(a: Tensor) -> Tensor:
     """Return ``log|det(I + A)|``, in closed form for sides 1, 2 and 3, else by LU factors."""
+    if a.dtype in COARSE:
+        return log_det_one_plus(a.float()).to(a.dtype)
     match a.shape[-1]:
         case 1:
             return torch.log1p(a[..., 0, 0])

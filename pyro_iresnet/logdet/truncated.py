@@ -16,10 +16,12 @@ from .._counter_rng import fixed_signs
 from .._torch import disable_compiler, refuse_transforms
 from ..errors import (
     ContractionError,
+    check_instance,
     check_int,
     check_lipschitz,
     check_positive,
     check_positive_int,
+    store_checked,
 )
 from ..operators import Linearization
 from .base import LogDet
@@ -59,9 +61,9 @@ class PowerSeries(LogDet):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive_int(self.terms, "terms")
-        check_positive_int(self.probes, "probes")
-        check_int(self.seed, "seed")
+        store_checked(self, check_positive_int, "terms")
+        store_checked(self, check_positive_int, "probes")
+        store_checked(self, check_int, "seed")
 
     def __call__(
         self,
@@ -95,8 +97,12 @@ class PowerSeries(LogDet):
         r"""Bound the error of the cut, :math:`D \sum_{k>n} |c_k| L^k`, nats.
 
         For a residual block :math:`D L^{n+1} / ((n+1)(1-L))`. ``lipschitz`` is ``L``, the bound of
-        ``||J||_2``; ``event_size`` is ``D``; ``series`` has the coefficients.
+        ``||J||_2``; ``event_size`` is ``D``; ``series`` has the coefficients. Another value raises
+        :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
+        lipschitz = check_lipschitz(lipschitz)
+        event_size = check_positive_int(event_size, "event_size")
+        check_instance(series, Series, "series", "LogOnePlus()")
         return event_size * lipschitz**self.terms * series.tail(self.terms, lipschitz)
 
 
@@ -134,9 +140,9 @@ class ConvergedSeries(LogDet):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self.tolerance, "tolerance")
-        check_positive_int(self.probes, "probes")
-        check_int(self.seed, "seed")
+        store_checked(self, check_positive, "tolerance")
+        store_checked(self, check_positive_int, "probes")
+        store_checked(self, check_int, "seed")
 
     @disable_compiler("its number of terms depends on the data")
     def __call__(

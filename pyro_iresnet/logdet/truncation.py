@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import VarianceWarning, check_positive, check_positive_int, check_probability
+from ..errors import (
+    VarianceWarning,
+    check_positive,
+    check_positive_int,
+    check_probability,
+    store_checked,
+)
 
 T = TypeVar("T")
 
@@ -91,8 +97,8 @@ class Adaptive(Truncation):
     exact_terms: int = 1
 
     def __post_init__(self) -> None:
-        check_positive_int(self.exact_terms, "exact_terms")
-        check_positive(self.threshold, "threshold")
+        store_checked(self, check_positive_int, "exact_terms")
+        store_checked(self, check_positive, "threshold")
 
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         return (magnitude / self.threshold).clamp_(max=1.0)
@@ -130,8 +136,8 @@ class Geometric(Truncation):
     exact_terms: int = 2
 
     def __post_init__(self) -> None:
-        check_positive_int(self.exact_terms, "exact_terms")
-        check_probability(self.p, "p")
+        store_checked(self, check_positive_int, "exact_terms")
+        store_checked(self, check_probability, "p")
 
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         return torch.full_like(magnitude, 1 - self.p)
@@ -178,8 +184,8 @@ class Poisson(Truncation):
     exact_terms: int = 2
 
     def __post_init__(self) -> None:
-        check_positive_int(self.exact_terms, "exact_terms")
-        check_positive(self.rate, "rate")
+        store_checked(self, check_positive_int, "exact_terms")
+        store_checked(self, check_positive, "rate")
 
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         # P(N > n | N >= n) = 1 - 1 / h with h = P(N >= n) / P(N = n), summed from its tail.

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, check_instance, check_positive
+from .._torch import COARSE
+from ..errors import ArgumentError, check_instance
+from .checks import bounds_of, check_weight
 from .convolution import over_symbol, spectral_norm
-
-# Dtypes too coarse to resolve a norm.
-COARSE = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,9 @@ class Norm(ABC):
     convolution follows from the matrices of its Fourier symbol.
 
     Raises:
-        ArgumentError, ArgumentTypeError: :meth:`constrain` got a weight of fewer than two
-            dimensions, or a bound that is no number above 0.
+        ArgumentError, ArgumentTypeError: :meth:`constrain` or a call got a weight of fewer than two
+            dimensions or without entries, or :meth:`constrain` a bound that is not above 0, or of
+            the wrong shape, dtype or device.
 
     Example:
         >>> import torch
@@ -111,16 +111,12 @@ class Norm(ABC):
         Arguments:
             weight: matrices, shape ``(*batch, rows, columns)``; for kernels call
                 :meth:`constrain_all`.
-            bound: above 0, a number or a tensor of shape ``(*batch,)``.
+            bound: above 0 and finite, a number or a tensor that broadcasts to ``(*batch,)``, of the
+                dtype and device of the weight.
         """
-        if weight.dim() < 2:
-            raise ArgumentError(
-                f"Expected weight of shape (*batch, rows, columns); got {tuple(weight.shape)}."
-            )
-        if not isinstance(bound, Tensor):
-            check_positive(bound, "bound")
+        check_weight(weight)
         batch = weight.shape[:-2]
-        bounds = torch.as_tensor(bound, dtype=weight.dtype, device=weight.device).expand(batch)
+        bounds = bounds_of(bound, weight).expand(batch)
         many = weight.reshape(-1, *weight.shape[-2:])
         turned = wide(many)
         constrain = self._coarse if turned.dtype in COARSE else self.apply
@@ -192,6 +188,8 @@ class Norm(ABC):
         """
         groups: dict[tuple[object, ...], tuple[list[int], list[Tensor], list[float]]] = {}
         for i, w in enumerate(weights):
+            if w.numel() == 0:
+                check_weight(w)
             if w.shape[2:] == (1, 1):
                 # A 1 x 1 convolution is the matrix of its kernel.
                 w = w[:, :, 0, 0]

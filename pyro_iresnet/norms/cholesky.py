@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import in_forward_mode, is_tracing
-from ..errors import ArgumentError, check_instance, check_positive
+from ..errors import ArgumentError, check_instance, check_positive, store_checked
 from .base import Norm
 from .gram import Gram
 
@@ -50,7 +50,7 @@ class Cholesky(Norm):
     norm: Norm = field(default_factory=Gram)
 
     def __post_init__(self) -> None:
-        check_positive(self.damping, "damping")
+        store_checked(self, check_positive, "damping")
         if not check_instance(self.norm, Norm, "norm", "Gram()").certified:
             raise ArgumentError(
                 f"Expected norm to prove its bound, as Gram() does; got {self.norm}."

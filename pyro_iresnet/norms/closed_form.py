@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import Norm
+from .checks import check_weight
 from .convolution import at_size_one, spectral_norm
 
 
@@ -23,6 +24,7 @@ class SingularValue(Norm):
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
+        check_weight(weight)
         return spectral_norm(weight)
 
 
@@ -37,6 +39,7 @@ class Frobenius(Norm):
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
+        check_weight(weight)
         return at_size_one(weight, _frobenius)
 
 
@@ -60,6 +63,7 @@ class Schur(Norm):
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
+        check_weight(weight)
         return at_size_one(weight.abs(), _schur)
 
     def sizes(self, weights: Tensor) -> Tensor:

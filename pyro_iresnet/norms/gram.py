@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import in_forward_mode, is_tracing
-from ..errors import check_positive_int
+from ..errors import check_positive_int, store_checked
 from .base import Norm, wide
+from .checks import check_weight
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Gram(Norm):
     squarings: int = 6
 
     def __post_init__(self) -> None:
-        check_positive_int(self.squarings, "squarings")
+        store_checked(self, check_positive_int, "squarings")
 
     def __call__(self, weight: Tensor) -> Tensor:
+        check_weight(weight)
         if is_tracing() or in_forward_mode():
             # A tracer cannot record an autograd function written in Python, and an autograd
             # function with a forward-mode rule does not compile: both need the plain operations.

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .base import Norm, wide
+from .checks import check_weight
 from .convolution import at_size_one
 
 
@@ -32,6 +33,7 @@ class AlmostOrthogonal(Norm):
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
+        check_weight(weight)
         return at_size_one(wide(weight), lambda w: _roots((w @ w.mH).abs().sum(-1)).amax(-1))
 
     def sizes(self, weights: Tensor) -> Tensor:

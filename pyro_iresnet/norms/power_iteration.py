@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import check_positive_int
+from ..errors import check_positive_int, store_checked
 from .base import Norm
+from .checks import check_weight
 from .convolution import spectral_norm
 
 
@@ -39,13 +40,14 @@ class PowerIteration(Norm):
     steps: int = 10
 
     def __post_init__(self) -> None:
-        check_positive_int(self.steps, "steps")
+        store_checked(self, check_positive_int, "steps")
 
     @property
     def certified(self) -> bool:
         return False
 
     def __call__(self, weight: Tensor) -> Tensor:
+        check_weight(weight)
         with torch.no_grad():
             tiny = torch.finfo(weight.dtype).tiny
             # A vector of ones is orthogonal to the leading singular vector of many a structured W;

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from .._torch import refuse_transforms
-from ..errors import ArgumentError, LinearSolveError, check_positive, check_positive_int
+from ..errors import (
+    ArgumentError,
+    LinearSolveError,
+    check_positive,
+    check_positive_int,
+    store_checked,
+)
 from .linear_map import LinearMap, row_norm
 from .linearization import Linearization
 from .solve import DENSE, LinearSolve, Solved, beyond_bound, default_rtol, floor
@@ -55,7 +61,7 @@ class IterativeSolve(LinearSolve):
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            check_positive(self.rtol, "rtol")
+            store_checked(self, check_positive, "rtol")
             if self.rtol > 1:
                 raise ArgumentError(f"Expected rtol in (0, 1]; got {self.rtol}.")
 
@@ -225,7 +231,7 @@ class KrylovSolve(IterativeSolve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_int(self.restart, "restart")
+        store_checked(self, check_positive_int, "restart")
 
     def init(self) -> "_Basis":
         return _Basis()

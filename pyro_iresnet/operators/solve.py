@@ -2,17 +2,19 @@ r"""Solves of ``(I + J) w = v``: their base class, and the solve by the dense ma
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from .._torch import in_torch_func
-from ..errors import LinearSolveError
+from .._torch import COARSE, has_values
+from ..errors import ArgumentError, ContractionError, LinearSolveError
 from .linearization import Linearization
 
 # The coordinates up to which the dense Jacobian is cheaper than products with it.
 DENSE = 16
+# The relative error that rounding alone may leave.
+COARSEST = 0.1
 
 
 class Solved(NamedTuple):
@@ -95,13 +97,14 @@ class DenseSolve(LinearSolve):
         if transpose:
             j = j.mT
         size = linearization.event_size
-        eye = torch.eye(size, dtype=j.dtype, device=j.device)
         flat = v.reshape(*linearization.batch_shape, size, 1)
+        if j.dtype in COARSE:
+            j, flat = j.float(), flat.float()
+        eye = torch.eye(size, dtype=j.dtype, device=j.device)
         value, info = torch.linalg.solve_ex(eye + j, flat)
-        value = value.reshape(v.shape)
+        value = value.reshape(v.shape).to(v.dtype)
         failed = (info != 0) | beyond_bound(v, value, lipschitz, linearization.event_dim)
-        # Under a transform of torch.func no value can be read.
-        if throw and not in_torch_func() and bool(failed.any()):
+        if throw and has_values(failed) and bool(failed.any()):
             raise LinearSolveError(
                 f"I + J is singular, or ||J w|| > {lipschitz:.3g} ||w||, for {int(failed.sum())} "
                 f"of {failed.numel()} samples, so the Jacobian exceeds its bound. Correct the "
@@ -133,3 +136,23 @@ def default_rtol(dtype: torch.dtype) -> float:
 def floor(dtype: torch.dtype, lipschitz: float) -> float:
     r"""Return the relative error that rounding hides, :math:`8\,\epsilon / (1 - L)`."""
     return 8 * torch.finfo(dtype).eps / (1 - lipschitz)
+
+
+def check_resolved(dtype: torch.dtype, lipschitz: float) -> float:
+    """Return a Lipschitz constant, or raise if a dtype cannot tell it from 1."""
+    if floor(dtype, lipschitz) > COARSEST:
+        highest = 1 - 8 * torch.finfo(dtype).eps / COARSEST
+        raise ArgumentError(
+            f"Expected lipschitz of at most {highest:.7g}, which {dtype} tells from 1; got "
+            f"{lipschitz}. Take a lower lipschitz, or float64: torch.set_default_dtype, or "
+            "module.double()."
+        )
+    return lipschitz
+
+
+def raise_unresolved(dtype: torch.dtype, lipschitz: float, what: str) -> NoReturn:
+    """Raise for a result of which rounding leaves less than a digit."""
+    raise ContractionError(
+        f"{dtype} resolves {what} to no more than {floor(dtype, lipschitz):.0%} at the Lipschitz "
+        f"bound {lipschitz:.6g}. Use float32 or float64, or a lower lipschitz."
+    )

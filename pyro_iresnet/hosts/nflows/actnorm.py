@@ -5,7 +5,7 @@ import math
 from nflows.transforms import Transform
 from torch import Tensor
 
-from ...errors import ArgumentError, check_positive_int, check_tensor
+from ...errors import ArgumentError, check_dense, check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
 
 
@@ -68,6 +68,7 @@ class PatientActNorm(DataDependentInit, Transform):
         return (inputs - shift) * (-log_scale).exp(), -self._logabsdet(inputs)
 
     def _check(self, inputs: Tensor) -> None:
+        check_dense(inputs, "inputs")
         features = len(self.log_scale)
         shape = (features,) if inputs.ndim == 2 else (features, -1, -1)
         if inputs.ndim not in (2, 4):

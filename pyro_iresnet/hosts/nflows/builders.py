@@ -91,7 +91,7 @@ def conditional_iresnet_flow(
         >>> flow.eval().sample(10, torch.randn(5, 3)).shape
         torch.Size([5, 10, 2])
     """
-    check_positive_int(context_features, "context_features")
+    context_features = check_positive_int(context_features, "context_features")
     records = BlockOptions.records(
         options, conditional_iresnet_flow, hidden_dims=widths(hidden_features)
     )

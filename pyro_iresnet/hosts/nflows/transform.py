@@ -53,7 +53,7 @@ class IResNetTransform(SavedSettings, Transform):
         super().__init__()
         size = check_positive_int(features, "features")
         if context_features is not None:
-            check_positive_int(context_features, "context_features")
+            context_features = check_positive_int(context_features, "context_features")
         hidden = widths(hidden_features)
         record = BlockOptions.of(options, type(self), hidden_dims=hidden)
         self.block = record.build(size, context_features)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...blocks import Evaluation
-from ...errors import check_positive_int, check_tensor
+from ...errors import check_cache_size, check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
 
@@ -87,7 +87,7 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
 
     def with_cache(self, cache_size: int = 1) -> "ActNorm":
         """Return the transform, parameters shared, with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = ActNorm(self.input_dim, cache_size=cache_size)
         other._parameters = self._parameters

@@ -5,9 +5,9 @@ from pyro.distributions import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..._torch import full_precision
+from ..._torch import COARSE, full_precision
 from ...blocks import Evaluation
-from ...errors import ArgumentError, check_positive_int, check_tensor
+from ...errors import ArgumentError, check_cache_size, check_dense, check_positive_int, check_tensor
 from .cached_transform import CachedTransform
 
 
@@ -42,7 +42,7 @@ class TriangularAffine(CachedTransform, TransformModule):
 
     def __init__(self, input_dim: int, *, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
-        self.input_dim = check_positive_int(input_dim, "input_dim")
+        self.input_dim = input_dim = check_positive_int(input_dim, "input_dim")
         # Parameters without a gradient, since Pyro's parameter store keeps no buffers. A guide that
         # came back from the store with another start would be another guide.
         self.start_loc = nn.Parameter(torch.zeros(input_dim))
@@ -71,6 +71,8 @@ class TriangularAffine(CachedTransform, TransformModule):
         shape ``(D, D)``. Other or infinite values raise :class:`ArgumentError`.
         """
         size = self.input_dim
+        check_dense(loc, "loc")
+        check_dense(scale_tril, "scale_tril")
         if loc.shape != (size,) or scale_tril.shape != (size, size):
             raise ArgumentError(
                 f"Expected loc of shape {(size,)} and scale_tril of {(size, size)}; got "
@@ -114,12 +116,12 @@ class TriangularAffine(CachedTransform, TransformModule):
         with full_precision(y):
             scale_tril = self.scale_tril
             rows = (y - self.loc).reshape(-1, self.input_dim)
-            x = torch.linalg.solve_triangular(scale_tril, rows.mT, upper=False)
+            x = _solve(scale_tril, rows.mT, upper=False)
             return self._evaluation(x.mT.reshape(y.shape), y, scale_tril)
 
     def with_cache(self, cache_size: int = 1) -> "TriangularAffine":
         """Return the transform, parameters shared, with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = TriangularAffine(self.input_dim, cache_size=cache_size)
         other._parameters = self._parameters
@@ -141,8 +143,15 @@ class TriangularAffine(CachedTransform, TransformModule):
         def inverse_vjp(w: Tensor) -> Tensor:
             with full_precision(w):
                 rows = w.reshape(-1, self.input_dim)
-                carried = torch.linalg.solve_triangular(lower.mT, rows.mT, upper=True)
+                carried = _solve(lower.mT, rows.mT, upper=True)
                 return carried.mT.reshape(w.shape)
 
         lower = scale_tril.detach()
         return Evaluation(x, y, log_det, vjp, inverse_vjp)
+
+
+def _solve(triangle: Tensor, columns: Tensor, *, upper: bool) -> Tensor:
+    if columns.dtype in COARSE:
+        solved = torch.linalg.solve_triangular(triangle.float(), columns.float(), upper=upper)
+        return solved.to(columns.dtype)
+    return torch.linalg.solve_triangular(triangle, columns, upper=upper)

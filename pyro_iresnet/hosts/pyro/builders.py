@@ -63,7 +63,7 @@ def conditional_iresnet(
         torch.Size([5, 2])
     """
     size = check_positive_int(input_dim, "input_dim")
-    check_positive_int(context_dim, "context_dim")
+    context_dim = check_positive_int(context_dim, "context_dim")
     return ConditionalIResNet(
         BlockOptions.of(options, conditional_iresnet, hidden_dims=hidden_dims).build(
             size, context_dim
@@ -180,7 +180,7 @@ def conditional_iresnet_stack(
         >>> loss = -family.condition(torch.randn(100, 3)).log_prob(torch.randn(100, 2)).mean()
         >>> loss.backward()
     """
-    check_positive_int(context_dim, "context_dim")
+    context_dim = check_positive_int(context_dim, "context_dim")
     records = BlockOptions.records(options, conditional_iresnet_stack, hidden_dims=hidden_dims)
     kinds = [ConditionalIResNet]
     return ConditionalStack(_parts(kinds, input_dim, context_dim, num_blocks, between, records))

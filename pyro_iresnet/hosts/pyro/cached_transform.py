@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform, _InverseTransform
 
 from ..._fingerprint import Fingerprint
-from ..._torch import in_torch_func, is_compiling, is_tracing, saved_tensor_hooks
+from ..._torch import autocasts, in_torch_func, is_compiling, is_tracing, saved_tensor_hooks
 from ...blocks import Evaluation
-from ...errors import ArgumentError, ArgumentTypeError
+from ...errors import ArgumentError, ArgumentTypeError, check_cache_size
 
 
 class CachedTransform:
@@ -44,6 +44,9 @@ class CachedTransform:
     _inv: Any
     _call: Callable[[Tensor], Tensor]
     _inverse: Callable[[Tensor], Tensor]
+
+    def __init__(self, *arguments: Any, cache_size: int = 1) -> None:
+        super().__init__(*arguments, cache_size=check_cache_size(cache_size))  # pyright: ignore[reportCallIssue]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -137,7 +140,7 @@ class CachedTransform:
         # A compiler sees that a second call repeats the first, and computes it once by itself.
         if is_compiling() or is_tracing() or saved_tensor_hooks(True) or not self.remembers:
             return evaluation
-        by_value = not in_torch_func()
+        by_value = not in_torch_func() and not evaluation.x.is_meta
         pair = evaluation.x, evaluation.y
         fingerprint = Fingerprint.of(self, *pair, by_value=by_value)  # pyright: ignore[reportArgumentType]
         if fingerprint is None:
@@ -209,7 +212,7 @@ def _modes(x: Tensor) -> tuple[bool, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled(x.device.type),
+        autocasts(x),
         in_torch_func(),
     )
 

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
-from ...errors import ArgumentError, check_instance
+from ...errors import ArgumentError, check_cache_size, check_instance
 from .cached_transform import forget_the_store
 from .transform import BlockTransform, reals
 
@@ -59,7 +59,7 @@ class ConditionedIResNet(BlockTransform):
 
     def with_cache(self, cache_size: int = 1) -> "ConditionedIResNet":
         """Return the transform, parameters and context shared, with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = ConditionedIResNet(self.block, self.context, cache_size=cache_size)
         other.training = self.training

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
 from ..._modules import modules_of
-from ...errors import ArgumentError
+from ...errors import ArgumentError, check_cache_size
 from .conditional import raise_unconditioned
 from .registered import parts_in, slots_of
 from .stack import Stack, checked_parts
@@ -57,7 +57,7 @@ class ConditionalStack(ConditionalComposeTransformModule):
                     f"registered; got {type(part).__name__}. "
                     "Pass the module in it, or ConditionalStack([module]).inv for its inverse."
                 )
-        super().__init__(parts, cache_size=cache_size)
+        super().__init__(parts, cache_size=check_cache_size(cache_size))
 
     @property
     def transforms(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -15,7 +15,7 @@ from ..._modules import contractions_of, evaluating, modules_of
 from ..._torch import is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
-from ...errors import ArgumentError, ArgumentTypeError
+from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 from ...operators.linearization import vjp_of
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
@@ -124,7 +124,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
         # Torch would give its own cache, by identity alone, to each part.
         super().__init__([], cache_size=0)
         self.parts = parts
-        self._cache_size = cache_size
+        self._cache_size = check_cache_size(cache_size)
 
     @property
     def parts(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -185,10 +185,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             return self.evaluate(x)
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise ArgumentTypeError(
-                f"Expected {name} to be a torch.Tensor; got {type(x).__name__}."
-            )
+        check_dense(x, name)
         parts = self.parts
         for i, part in enumerate(parts if name == "x" else parts[::-1]):
             ours = _ours(part)
@@ -243,7 +240,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     def with_cache(self, cache_size: int = 1) -> "Stack":
         """Return a stack of the same parts with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = Stack(self.parts, cache_size)
         other.training = self.training

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
-from ...errors import check_event_shape, check_instance
+from ...errors import check_cache_size, check_event_shape, check_instance
 from .cached_transform import CachedTransform
 
 # Torch asks for the domain many times in a step, and the domain does not change.
@@ -57,7 +57,7 @@ class BlockTransform(SavedSettings, CachedTransform, TransformModule):
 
     def with_cache(self, cache_size: int = 1) -> "BlockTransform":
         """Return the transform, parameters shared, with another cache."""
-        if cache_size == self._cache_size:
+        if check_cache_size(cache_size) == self._cache_size:
             return self
         other = type(self)(self.block, cache_size=cache_size)
         other.training = self.training

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ...errors import check_instance, check_positive_int
+from ...errors import check_instance, check_positive_int, store_checked
 from .base import Point, Problem, Solver, Step
 from .preconditioner import Affine, AffinePreconditioner
 
@@ -48,7 +48,7 @@ class Anderson(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_int(self.history, "history")
+        store_checked(self, check_positive_int, "history")
         if self.preconditioner is not None:
             example = "AffinePreconditioner()"
             check_instance(self.preconditioner, AffinePreconditioner, "preconditioner", example)

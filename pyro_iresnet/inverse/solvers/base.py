@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from ...errors import check_not_negative, check_positive_int
+from ...errors import check_not_negative, check_positive_int, store_checked
 from ...operators import ContractionMap, Linearization
 
 # The Euclidean norm of each row, shapes (n, D) to (n,).
@@ -165,10 +165,10 @@ class Solver(ABC):
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            check_not_negative(self.rtol, "rtol")
-        check_not_negative(self.atol, "atol")
+            store_checked(self, check_not_negative, "rtol")
+        store_checked(self, check_not_negative, "atol")
         if self.max_steps is not None:
-            check_positive_int(self.max_steps, "max_steps")
+            store_checked(self, check_positive_int, "max_steps")
 
     def init(self, problem: Problem, x0: Tensor | None) -> tuple[Tensor, Any]:
         """Return the start, ``x0`` or else ``y``, and the state before the first step."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._counter_rng import fixed_normals
-from ...errors import check_positive_int
+from ...errors import check_positive_int, store_checked
 from .base import Problem, row_norm
 
 
@@ -55,7 +55,7 @@ class AffinePreconditioner:
     points: int = 64
 
     def __post_init__(self) -> None:
-        check_positive_int(self.points, "points")
+        store_checked(self, check_positive_int, "points")
 
     def fit(self, problem: Problem) -> Affine | None:
         """Return the map, or None if no map pays.
