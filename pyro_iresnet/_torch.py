@@ -15,6 +15,8 @@ from .errors import HigherOrderError, TracingError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Dtypes too coarse to resolve a norm, and unknown to the factorisations of torch.
+COARSE = (torch.float16, torch.bfloat16)
 
 # Names of torch under the words of this package. An alias costs no call.
 is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]

@@ -67,9 +67,9 @@ class _Asinh(CoordinateMap):
     def forward(self, x: Tensor) -> Tensor:
         u = x * over_channels(torch.exp(-self.log_scale), self.event_dim)
         # The derivative of torch takes the square of u, which may overflow.
-        size = u.abs()
-        far = u.sign() * (size.clamp(min=LARGE).log() + math.log(2.0))
-        return torch.where(size > LARGE, far, torch.asinh(u.clamp(-LARGE, LARGE)))
+        size, large = u.abs(), min(LARGE, torch.finfo(u.dtype).max)
+        far = u.sign() * (size.clamp(min=large).log() + math.log(2.0))
+        return torch.where(size > large, far, torch.asinh(u.clamp(-large, large)))
 
     def inverse(self, z: Tensor) -> Tensor:
         return torch.sinh(z) * over_channels(self.log_scale.exp(), self.event_dim)

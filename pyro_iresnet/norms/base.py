@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._torch import COARSE
 from ..errors import ArgumentError, check_instance, check_positive
 from .convolution import over_symbol, spectral_norm
-
-# Dtypes too coarse to resolve a norm.
-COARSE = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import in_torch_func
+from .._torch import COARSE, in_torch_func
 from ..errors import LinearSolveError
 from .linearization import Linearization
 
@@ -97,8 +97,11 @@ class DenseSolve(LinearSolve):
         size = linearization.event_size
         eye = torch.eye(size, dtype=j.dtype, device=j.device)
         flat = v.reshape(*linearization.batch_shape, size, 1)
-        value, info = torch.linalg.solve_ex(eye + j, flat)
-        value = value.reshape(v.shape)
+        matrix = eye + j
+        if v.dtype in COARSE:
+            matrix, flat = matrix.float(), flat.float()
+        value, info = torch.linalg.solve_ex(matrix, flat)
+        value = value.reshape(v.shape).to(v)
         failed = (info != 0) | beyond_bound(v, value, lipschitz, linearization.event_dim)
         # Under a transform of torch.func no value can be read.
         if throw and not in_torch_func() and bool(failed.any()):

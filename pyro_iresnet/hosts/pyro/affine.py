@@ -5,7 +5,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..._torch import full_precision
+from ..._torch import COARSE, full_precision
 from ...blocks import Evaluation
 from ...errors import ArgumentError, check_positive_int, check_tensor
 from .cached_transform import CachedTransform
@@ -114,8 +114,8 @@ class TriangularAffine(CachedTransform, TransformModule):
         with full_precision(y):
             scale_tril = self.scale_tril
             rows = (y - self.loc).reshape(-1, self.input_dim)
-            x = torch.linalg.solve_triangular(scale_tril, rows.mT, upper=False)
-            return self._evaluation(x.mT.reshape(y.shape), y, scale_tril)
+            x = _solve(scale_tril, rows, upper=False)
+            return self._evaluation(x.reshape(y.shape), y, scale_tril)
 
     def with_cache(self, cache_size: int = 1) -> "TriangularAffine":
         """Return the transform, parameters shared, with another cache."""
@@ -141,8 +141,14 @@ class TriangularAffine(CachedTransform, TransformModule):
         def inverse_vjp(w: Tensor) -> Tensor:
             with full_precision(w):
                 rows = w.reshape(-1, self.input_dim)
-                carried = torch.linalg.solve_triangular(lower.mT, rows.mT, upper=True)
-                return carried.mT.reshape(w.shape)
+                return _solve(lower.mT, rows, upper=True).reshape(w.shape)
 
         lower = scale_tril.detach()
         return Evaluation(x, y, log_det, vjp, inverse_vjp)
+
+
+def _solve(matrix: Tensor, rows: Tensor, *, upper: bool) -> Tensor:
+    """Return the solution x of ``matrix @ x = row`` for each row."""
+    if rows.dtype in COARSE:
+        return _solve(matrix.float(), rows.float(), upper=upper).to(rows)
+    return torch.linalg.solve_triangular(matrix, rows.mT, upper=upper).mT
