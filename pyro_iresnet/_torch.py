@@ -18,8 +18,7 @@ from .errors import ArgumentTypeError, HigherOrderError, TracingError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-# Dtypes too coarse to resolve a norm, and for which LAPACK has no routines.
+# Dtypes too coarse to resolve a norm, and unknown to the factorisations of torch.
 COARSE = (torch.float16, torch.bfloat16)
 
 # Names of torch under the words of this package. An alias costs no call.

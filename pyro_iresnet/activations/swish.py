@@ -59,7 +59,8 @@ class LipSwish(Elementwise):
             # A compiler fuses the scales into passes that it makes anyway.
             return super().factors()
         # Below 1e-12 the function is linear up to rounding, and no longer depends on beta.
-        beta = functional.softplus(self.raw_beta).clamp(min=1e-12)
+        least = max(1e-12, torch.finfo(self.raw_beta.dtype).tiny)
+        beta = functional.softplus(self.raw_beta).clamp(min=least)
         return Factors(SILU, beta, 1 / (1.1 * beta), SiLU.bound)
 
 

@@ -64,6 +64,9 @@ class LogOnePlus(Series):
         return log_det_one_plus(matrix)
 
     def expand(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if matrix.dtype in COARSE:
+            log_det, slope = self.expand(matrix.float())
+            return log_det.to(matrix), slope.to(matrix)
         eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         factors, pivots = torch.linalg.lu_factor(eye + matrix)
         log_det = factors.diagonal().abs().log().sum()
@@ -76,7 +79,7 @@ class LogOnePlus(Series):
 def log_det_one_plus(a: Tensor) -> Tensor:
     """Return ``log|det(I + A)|``, in closed form for sides 1, 2 and 3, else by LU factors."""
     if a.dtype in COARSE:
-        return log_det_one_plus(a.float()).to(a.dtype)
+        return log_det_one_plus(a.float()).to(a)
     match a.shape[-1]:
         case 1:
             return torch.log1p(a[..., 0, 0])

@@ -10,6 +10,7 @@ r"""Power series of the log-determinant with fixed probes: cut, or taken to conv
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .._counter_rng import fixed_signs
@@ -116,9 +117,10 @@ class ConvergedSeries(LogDet):
     .. math:: \lVert u \rVert\, \lVert (J^\top)^n u \rVert \sum_{k > n} |c_k| L^{k-n}
               \le \frac{L}{(n + 1)(1 - L)}\, \lVert u \rVert\, \lVert (J^\top)^n u \rVert
 
-    for each probe (the second bound for a residual block). The series ends when this bound is below
-    the tolerance for every sample. The noise of the probes is left; :func:`logdet_with_error`
-    states it. For evaluation in more dimensions than :class:`Exact` can afford.
+    for each probe (the second bound for a residual block). The series of a sample ends when this
+    bound is below the tolerance, whatever the other samples of the batch. The noise of the probes
+    is left; :func:`logdet_with_error` states it. For evaluation in more dimensions than
+    :class:`Exact` can afford.
 
     Arguments:
         tolerance: of the cut, in nats, above 0.
@@ -164,15 +166,17 @@ class ConvergedSeries(LogDet):
         limit = math.ceil(
             max(1.0, math.log(self.tolerance / (length**2 * rest)) / math.log(lipschitz))
         )
-        v = u
+        v, goes_on = u, torch.ones((), dtype=torch.bool, device=u.device)
         for k in range(1, limit + 2):
             v = linearization.vm(v)
             if k > 1 or trace is None:
-                total = total + series.coefficient(k) * linearization.sum_event(u * v).mean(0)
+                term = series.coefficient(k) * linearization.sum_event(u * v).mean(0)
+                total = total + torch.where(goes_on, term, 0.0)
             rest = series.tail(k, lipschitz) * length
             size = linearization.norm(v.detach())
             # A value that is not finite will not get smaller, and stays visible in the total.
-            if not bool((size.nan_to_num(0.0, 0.0) * rest > self.tolerance).any()):
+            goes_on = goes_on & (size.nan_to_num(0.0, 0.0) * rest > self.tolerance).any(0)
+            if not bool(goes_on.any()):
                 return total.expand(linearization.batch_shape)
         raise ContractionError(
             f"The series did not converge to {self.tolerance} nats in {limit} terms: the Jacobian "

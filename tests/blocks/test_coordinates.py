@@ -21,6 +21,7 @@ from pyro_iresnet import (
     iresnet_stack,
 )
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
+from pyro_iresnet.coordinates.base import build
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.norms import Gram
 from pyro_iresnet.options import BlockOptions
@@ -355,6 +356,23 @@ def test_refuses_wrong_tolerances():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    block = ResidualBlock(DenseContraction(3), coordinates=TriangularScale()).to(dtype)
-    assert block(torch.zeros(2, 3, dtype=dtype)).dtype == dtype
+@pytest.mark.parametrize("name", zoo.COORDINATES)
+def test_half_precision(name, dtype):
+    block = ResidualBlock(zoo.dense(lipschitz=0.3), **zoo.COORDINATES[name]).to(dtype)
+    x = torch.randn(4, zoo.DIM).to(dtype)
+    precise = copy.deepcopy(block).double()
+    for method in ("forward_and_log_det", "inverse_and_log_det"):
+        pairs = zip(getattr(block, method)(x), getattr(precise, method)(x.double()), strict=True)
+        for found, expected in pairs:
+            assert found.dtype == dtype
+            near = 32 * torch.finfo(dtype).eps * (1 + float(expected.detach().abs().max()))
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_asinh_at_largest_half(dtype):
+    coordinates = build(Asinh(1.0), (1,)).to(dtype)
+    x = torch.tensor([[-1.0], [0.0], [1.0]], dtype=dtype) * torch.finfo(dtype).max
+    torch.testing.assert_close(
+        coordinates(x).double(), x.double().asinh(), rtol=2 * torch.finfo(dtype).eps, atol=0
+    )

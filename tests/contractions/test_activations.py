@@ -71,6 +71,16 @@ def test_finite_at_extreme_beta(raw_beta):
         torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("raw_beta", [-90.0, -18.0, -8.0, 40.0])
+def test_extreme_beta_in_half(raw_beta, dtype):
+    g = zoo.dense()
+    with torch.no_grad():
+        for activation in g.activations:
+            activation.raw_beta.fill_(raw_beta)
+    assert bool(g.to(dtype)(torch.randn(20, zoo.DIM).to(dtype)).isfinite().all())
+
+
 def test_second_order_of_fused_silu():
     core, x = zoo.LipSwish().factors().core, torch.linspace(-3, 3, 7, requires_grad=True)
     assert torch.autograd.gradcheck(core.value_and_slope, (x,), check_batched_grad=True)

@@ -4,8 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pyro_iresnet import (
     ContractionError,
@@ -47,58 +45,6 @@ def test_context_shifts_and_gates(name):
     first, second = (g.linearize(x, torch.randn(1, zoo.CONTEXT)) for _ in range(2))
     assert not torch.allclose(first.value, second.value)
     assert not torch.allclose(first.as_matrix(), second.as_matrix())
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-    st.sampled_from([DenseContraction, DenseNetContraction]),
-    st.integers(1, 6),
-    st.lists(st.integers(1, 12), max_size=3),
-    st.floats(0.05, 0.99),
-    st.floats(0.1, 50.0),
-    st.sampled_from(sorted({**zoo.ACTIVATIONS, "clipswish": CLipSwish})),
-    st.sampled_from(sorted(zoo.CERTIFIED_NORMS)),
-    st.integers(0, 2**16),
-)
-def test_no_stretched_points(kind, dim, hidden, lipschitz, gain, activation, norm, seed):
-    torch.manual_seed(seed)
-    g = zoo.trained(
-        kind(
-            dim,
-            hidden,
-            lipschitz=lipschitz,
-            activation={**zoo.ACTIVATIONS, "clipswish": CLipSwish}[activation],
-            norm=zoo.CERTIFIED_NORMS[norm],
-        ),
-        gain,
-    ).double()
-    testing.check_lipschitz_bound(g, torch.randn(20, dim, dtype=torch.float64))
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    st.integers(1, 3),
-    st.lists(st.integers(1, 6), max_size=3),
-    st.sampled_from([(3, 3), (5, 4), (1, 6)]),
-    st.floats(0.05, 0.99),
-    st.floats(0.1, 50.0),
-    st.sampled_from(sorted(zoo.CERTIFIED_NORMS)),
-    st.sampled_from(["zeros", "circular"]),
-    st.integers(0, 2**16),
-)
-def test_no_stretched_images(channels, hidden, size, lipschitz, gain, norm, padding, seed):
-    torch.manual_seed(seed)
-    g = zoo.trained(
-        ConvContraction(
-            (channels, *size),
-            hidden,
-            lipschitz=lipschitz,
-            norm=zoo.CERTIFIED_NORMS[norm],
-            padding=padding,
-        ),
-        gain,
-    ).double()
-    testing.check_lipschitz_bound(g, torch.randn(20, channels, *size, dtype=torch.float64))
 
 
 EXPANDING = {

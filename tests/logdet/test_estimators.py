@@ -14,7 +14,7 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.errors import ArgumentError, HigherOrderError, TracingError
 from pyro_iresnet.logdet import Adaptive, ConvergedSeries, auto_logdet
-from pyro_iresnet.operators import Dense, Linearization
+from pyro_iresnet.operators import Dense, Diagonal, Linearization
 
 from .. import zoo
 
@@ -304,6 +304,17 @@ def test_converged_within_tolerance(hidden, tolerance):
     off = (series(linearization, lipschitz=0.9) - whole).abs()
     assert (off <= tolerance).all()
     assert torch.equal(series(linearization, lipschitz=0.9), series(linearization, lipschitz=0.9))
+
+
+def test_converged_sample_alone():
+    series = ConvergedSeries(1e-2)
+    # The first sample needs two terms, and the second some fifty.
+    slopes = torch.tensor([[0.05, 0.04, 0.03], [0.95, 0.9, 0.8]])
+    both, alone = (
+        series(Linearization(torch.zeros(len(s), 3), Diagonal(s)), lipschitz=0.96)
+        for s in (slopes, slopes[:1])
+    )
+    torch.testing.assert_close(both[:1], alone, rtol=0, atol=1e-15)
 
 
 def test_refuses_divergent_series():

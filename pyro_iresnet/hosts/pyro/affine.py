@@ -116,8 +116,8 @@ class TriangularAffine(CachedTransform, TransformModule):
         with full_precision(y):
             scale_tril = self.scale_tril
             rows = (y - self.loc).reshape(-1, self.input_dim)
-            x = _solve(scale_tril, rows.mT, upper=False)
-            return self._evaluation(x.mT.reshape(y.shape), y, scale_tril)
+            x = _solve(scale_tril, rows, upper=False)
+            return self._evaluation(x.reshape(y.shape), y, scale_tril)
 
     def with_cache(self, cache_size: int = 1) -> "TriangularAffine":
         """Return the transform, parameters shared, with another cache."""
@@ -143,15 +143,14 @@ class TriangularAffine(CachedTransform, TransformModule):
         def inverse_vjp(w: Tensor) -> Tensor:
             with full_precision(w):
                 rows = w.reshape(-1, self.input_dim)
-                carried = _solve(lower.mT, rows.mT, upper=True)
-                return carried.mT.reshape(w.shape)
+                return _solve(lower.mT, rows, upper=True).reshape(w.shape)
 
         lower = scale_tril.detach()
         return Evaluation(x, y, log_det, vjp, inverse_vjp)
 
 
-def _solve(triangle: Tensor, columns: Tensor, *, upper: bool) -> Tensor:
-    if columns.dtype in COARSE:
-        solved = torch.linalg.solve_triangular(triangle.float(), columns.float(), upper=upper)
-        return solved.to(columns.dtype)
-    return torch.linalg.solve_triangular(triangle, columns, upper=upper)
+def _solve(matrix: Tensor, rows: Tensor, *, upper: bool) -> Tensor:
+    """Return the solution x of ``matrix @ x = row`` for each row."""
+    if rows.dtype in COARSE:
+        return _solve(matrix.float(), rows.float(), upper=upper).to(rows)
+    return torch.linalg.solve_triangular(matrix, rows.mT, upper=upper).mT
