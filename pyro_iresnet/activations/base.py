@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentTypeError, check_dims
 from ..operators import Diagonal, LinearMap
 
 
@@ -142,6 +142,9 @@ def make_activations(
             that cannot follow a layer of its width.
     """
     check_activation(activation)
+    widths = check_dims(widths, "widths")
+    if not isinstance(kind, type):
+        raise ArgumentTypeError(f"Expected kind to be a class, such as Elementwise; got {kind!r}.")
     made = nn.ModuleList()
     for width in widths:
         one = activation()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ArgumentError, check_positive
+from ..errors import ArgumentError, check_dense, check_positive
 from .base import Elementwise
 
 
@@ -19,6 +19,7 @@ class ELU(Elementwise):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return functional.elu(x)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,7 @@ class Softplus(Elementwise):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         # torch's default threshold, 20, would jump by 2e-9, which float64 resolves.
         return functional.softplus(x, threshold=50)
 
@@ -54,6 +56,7 @@ class Tanh(Elementwise):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return torch.tanh(x)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +88,7 @@ class Sine(Elementwise):
         self.frequency = check_positive(frequency, "frequency")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return torch.sin(self.frequency * x) / self.frequency
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +125,7 @@ class LeakyReLU(Elementwise):
             raise ArgumentError(f"Expected slope in (0, 1); got {slope}.")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return functional.leaky_relu(x, self.slope)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:

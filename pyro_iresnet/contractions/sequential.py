@@ -13,7 +13,8 @@ from .._torch import full_precision
 from ..activations import Activation
 from ..errors import ArgumentError, check_instance, check_lipschitz, check_positive_int
 from ..norms import Norm, NormalizedWeight
-from ..operators import Chain, ContractionMap, Linearization, check_resolved
+from ..operators import Chain, ContractionMap, Linearization
+from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers

@@ -24,7 +24,6 @@ class SingularValue(Norm):
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
-        check_weight(weight)
         return spectral_norm(weight)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..._fingerprint import Fingerprint
 from ..._torch import autocasts, in_torch_func, is_compiling, saved_tensor_hooks
 from ...blocks import Evaluation
-from ...errors import ArgumentError, ArgumentTypeError, check_cache_size
+from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 
 
 class CachedTransform:
@@ -93,6 +93,14 @@ class CachedTransform:
             ends: Any = self
             x, y = _of_one_batch(x, y, ends.domain.event_dim, ends.codomain.event_dim)
         return self.evaluate_pair(x, y)
+
+    def log_det_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log-determinant of the evaluation at a pair."""
+        if x is None or y is None:
+            # None is no wish for an evaluation at the other end.
+            check_dense(x, "x")
+            check_dense(y, "y")
+        return self.evaluation(x, y).log_det()
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._call(x)
