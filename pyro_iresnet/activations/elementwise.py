@@ -11,6 +11,9 @@ from .base import Elementwise
 class ELU(Elementwise):
     r"""Exponential linear unit: :math:`x` above 0, :math:`e^x - 1` below; slope in (0, 1].
 
+    Raises:
+        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
+
     Example:
         >>> import torch
         >>> value, slope = ELU().value_and_slope(torch.tensor([0.0, 2.0]))
@@ -30,6 +33,9 @@ class ELU(Elementwise):
 class Softplus(Elementwise):
     r""":math:`\log(1 + e^x)`; its slope is the logistic function.
 
+    Raises:
+        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
+
     Example:
         >>> import torch
         >>> value, slope = Softplus().value_and_slope(torch.tensor([0.0]))
@@ -48,6 +54,9 @@ class Softplus(Elementwise):
 
 class Tanh(Elementwise):
     r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`.
+
+    Raises:
+        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
 
     Example:
         >>> import torch
