@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._settings import HasSettings
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentTypeError, check_dims
 from ..operators import Diagonal, LinearMap
 
 
@@ -180,6 +180,9 @@ def make_activations(
             that cannot follow a layer of its width.
     """
     check_activation(activation)
+    widths = check_dims(widths, "widths")
+    if not isinstance(kind, type):
+        raise ArgumentTypeError(f"Expected kind to be a class, such as Elementwise; got {kind!r}.")
     made = nn.ModuleList()
     for width in widths:
         one = activation()

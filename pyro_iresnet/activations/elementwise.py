@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ArgumentError, check_positive
+from ..errors import ArgumentError, check_dense, check_positive
 from .base import Elementwise
 
 
 class ELU(Elementwise):
     r"""Exponential linear unit: :math:`x` above 0, :math:`e^x - 1` below; slope in (0, 1].
+
+    Raises:
+        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
 
     Example:
         >>> import torch
@@ -19,6 +22,7 @@ class ELU(Elementwise):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return functional.elu(x)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,6 +33,9 @@ class ELU(Elementwise):
 class Softplus(Elementwise):
     r""":math:`\log(1 + e^x)`; its slope is the logistic function.
 
+    Raises:
+        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
+
     Example:
         >>> import torch
         >>> value, slope = Softplus().value_and_slope(torch.tensor([0.0]))
@@ -37,6 +44,7 @@ class Softplus(Elementwise):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         # torch's default threshold, 20, would jump by 2e-9, which float64 resolves.
         return functional.softplus(x, threshold=50)
 
@@ -47,6 +55,9 @@ class Softplus(Elementwise):
 class Tanh(Elementwise):
     r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`.
 
+    Raises:
+        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
+
     Example:
         >>> import torch
         >>> Tanh().value_and_slope(torch.tensor([0.0]))
@@ -54,6 +65,7 @@ class Tanh(Elementwise):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return torch.tanh(x)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +97,7 @@ class Sine(Elementwise):
         self.frequency = check_positive(frequency, "frequency")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return torch.sin(self.frequency * x) / self.frequency
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +134,7 @@ class LeakyReLU(Elementwise):
             raise ArgumentError(f"Expected slope in (0, 1); got {slope}.")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return functional.leaky_relu(x, self.slope)
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:

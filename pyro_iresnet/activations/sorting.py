@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, check_positive_int
+from ..errors import ArgumentError, check_positive_int, check_tensor
 from ..operators import LinearMap, Permutation
 from .base import Activation
 
@@ -48,6 +48,7 @@ class GroupSort(Activation):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor(x, (-1,), None, "x")
         return self._sort(x)[0]
 
     def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:

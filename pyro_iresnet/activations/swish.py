@@ -6,7 +6,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from .._torch import in_plain_autograd, is_compiling
-from ..errors import ArgumentError, check_positive
+from ..errors import ArgumentError, check_dense, check_positive, check_tensor
 from ..operators import Chain, Dense, Diagonal, LinearMap
 from .base import Activation, Elementwise, Factors
 
@@ -46,6 +46,7 @@ class LipSwish(Elementwise):
         return functional.softplus(self.raw_beta)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
         return x * torch.sigmoid(self.beta * x) / 1.1
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +97,7 @@ class CLipSwish(Activation):
         self.swish = LipSwish(beta)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor(x, (-1,), None, "x")
         return SHARE * self.swish(_both(x))
 
     def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:

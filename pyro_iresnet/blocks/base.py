@@ -18,7 +18,8 @@ from ..coordinates import Coordinates, build
 from ..errors import check_instance
 from ..inverse import Solver, auto_solver
 from ..logdet import LogDet, Series, auto_logdet
-from ..operators import COARSEST, ContractionMap, Linearization, raise_unresolved
+from ..operators import ContractionMap, Linearization
+from ..operators.solve import COARSEST, raise_unresolved
 
 # Carries a gradient, given a linearization and the bound of its Jacobian.
 Carry = Callable[[Linearization, float, Tensor], Tensor]

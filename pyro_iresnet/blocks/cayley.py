@@ -61,6 +61,11 @@ class CayleyBlock(Block):
     Arguments and errors as in :class:`Block`. The forward pass raises as the inverse does: a sample
     of NaN has no solution.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: as in :class:`Block`; in a call a tensor of another shape,
+            dtype, device or layout, or an unknown option of :meth:`solve`.
+        ContractionError, InversionError: in a call: no bound below 1, or a missed tolerance.
+
     References:
         Invertible Monotone Operators for Normalizing Flows (Ahn, Kim, Hong and Ko, 2022).
 

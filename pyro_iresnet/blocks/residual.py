@@ -28,6 +28,11 @@ class ResidualBlock(Block):
     so that the bound holds in a norm, or on a scale, that is learned. Error bounds of the inverse
     are those of ``x``. Arguments and errors as in :class:`Block`.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: as in :class:`Block`; in a call a tensor of another shape,
+            dtype, device or layout, or an unknown option of :meth:`solve`.
+        ContractionError, InversionError: in an inverse: no bound below 1, or a missed tolerance.
+
     References:
         Invertible Residual Networks (Behrmann et al., 2019), Theorem 1 and Algorithm 1.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from .._settings import SavedSettings
 from .._torch import full_precision
 from ..errors import ArgumentError, check_lipschitz, check_tensor
-from ..operators import ContractionMap, Linearization, check_resolved, linearize_by_autograd
+from ..operators import ContractionMap, Linearization, linearize_by_autograd
+from ..operators.solve import check_resolved
 from .hooks import refuse_hooks
 
 

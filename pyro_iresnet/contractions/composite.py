@@ -68,6 +68,9 @@ class SequentialContraction(_Composed):
         parts: one or more, of one event shape (else :class:`ArgumentError`); a context goes to the
             parts that take one.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: no parts, or parts that do not fit each other.
+
     Example:
         >>> from pyro_iresnet import DenseContraction
         >>> from pyro_iresnet.contractions import SequentialContraction

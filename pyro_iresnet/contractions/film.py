@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._settings import HasSettings
-from ..errors import ArgumentTypeError, check_dims, check_positive_int
+from ..errors import ArgumentError, ArgumentTypeError, check_dims, check_positive_int
 
 
 class Modulation(NamedTuple):
@@ -57,13 +57,14 @@ class FiLM(HasSettings, nn.Module):
     ) -> None:
         super().__init__()
         self.context_dim = check_positive_int(context_dim, "context_dim")
+        pairs = _pairs(widths)
         dims = (self.context_dim, *check_dims(hidden_dims, "hidden_dims of the FiLM"))
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(dims):
             layers += [nn.Linear(n_in, n_out), nn.SiLU()]
         self.embedding = nn.Sequential(*layers)
-        self.shifts = nn.ModuleList(nn.Linear(dims[-1], n, bias=False) for n, _ in widths)
-        self.gates = nn.ModuleList(nn.Linear(dims[-1], n) for _, n in widths)
+        self.shifts = nn.ModuleList(nn.Linear(dims[-1], n, bias=False) for n, _ in pairs)
+        self.gates = nn.ModuleList(nn.Linear(dims[-1], n) for _, n in pairs)
         with torch.no_grad():
             for gate in self.gates:
                 gate.get_parameter("weight").mul_(0.1)
@@ -74,6 +75,19 @@ class FiLM(HasSettings, nn.Module):
         e = self.embedding(context)
         pairs = zip(self.shifts, self.gates, strict=True)
         return [Modulation(shift(e), torch.sigmoid(gate(e))) for shift, gate in pairs]
+
+
+def _pairs(widths: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Return the widths of each layer, or raise."""
+    if isinstance(widths, str) or not isinstance(widths, Sequence):
+        raise ArgumentTypeError(
+            f"Expected widths to be a sequence of pairs such as [(64, 64)]; got {widths!r}."
+        )
+    pairs = [check_dims(pair, f"widths[{i}]", "(64, 64)") for i, pair in enumerate(widths)]
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ArgumentError(f"Expected widths[{i}] to be a pair; got {pair}.")
+    return pairs
 
 
 # sigma(3) = 0.95

@@ -23,7 +23,8 @@ from ..errors import (
     check_positive_int,
 )
 from ..norms import Norm, NormalizedWeight
-from ..operators import Chain, ContractionMap, Linearization, check_resolved
+from ..operators import Chain, ContractionMap, Linearization
+from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
 from .hooks import refuse_hooks

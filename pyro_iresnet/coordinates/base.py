@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, check_instance
+from ..errors import ArgumentError, ArgumentTypeError, check_instance, check_int
 from ..operators.linearization import vjp_of
 
 
@@ -140,6 +140,16 @@ def build(
             coordinate, and raises :class:`ArgumentError`.
     """
     example = "DiagonalScale(), (Asinh(), DiagonalScale()) or None"
+    if isinstance(event_shape, str) or not isinstance(event_shape, Sequence):
+        raise ArgumentTypeError(
+            f"Expected event_shape to be a tuple of sizes such as (3,); got {event_shape!r}."
+        )
+    sizes = [check_int(size, f"event_shape[{i}]") for i, size in enumerate(event_shape)]
+    if not sizes or any(size < 1 and size != -1 for size in sizes):
+        raise ArgumentError(
+            "Expected event_shape of one size or more, each at least 1, or -1 for any; got "
+            f"{tuple(event_shape)}."
+        )
     if coordinates is None:
         return None
     if not isinstance(coordinates, list | tuple):

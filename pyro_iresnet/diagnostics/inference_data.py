@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, check_instance
+from ..errors import ArgumentError, ArgumentTypeError, check_flag, check_instance
 from .importance import PSIS, warn, weigh
 from .particles import Particles
 from .sites import event_dim, listed, site_value
@@ -67,6 +67,18 @@ def guide_to_inference_data(
         >>> dict(data.log_likelihood.sizes)
         {'chain': 1, 'draw': 1000, 'row': 3}
     """
+    flags = {
+        "resample": resample,
+        "posterior_predictive": posterior_predictive,
+        "log_likelihood": log_likelihood,
+    }
+    for name, flag in flags.items():
+        check_flag(flag, name)
+    for name, mapping in (("coords", coords), ("dims", dims)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise ArgumentTypeError(
+                f"Expected {name} to be a dictionary or None; got {type(mapping).__name__}."
+            )
     pair = Particles(guide, model, args, kwargs, max_plate_nesting, batch_size)
     reserved = {"chain", "draw"} & {*pair.latent, *pair.deterministic, *pair.observed}
     if reserved:

@@ -1,7 +1,7 @@
 """The inverse of ``y = x + g(x)`` to a certified error: :func:`solve`."""
 
 import math
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from ..errors import (
     check_positive_int,
     check_tensor,
 )
-from ..operators import COARSEST, ContractionMap, default_rtol, floor, raise_unresolved
+from ..operators import ContractionMap, default_rtol, floor
+from ..operators.solve import COARSEST, raise_unresolved
 from ..solution import Result, Solution, Stats
 from .loop import iterate
 from .solvers import Problem, Solver, auto_solver
@@ -193,7 +194,7 @@ def checked_keywords(
     rtol: float | None,
     max_steps: int | None,
     throw: bool,
-) -> SolveKeywords:
+) -> dict[str, Any]:
     """Return the keywords of a solve, ``atol`` a number or of shape ``(*batch,)``, or raise."""
     if atol is not None:
         atol = _batched(atol, batch, like)

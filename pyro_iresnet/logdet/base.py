@@ -101,3 +101,10 @@ class ByMode(LogDet):
 
     def with_seed(self, seed: int) -> "ByMode":
         return ByMode(self.train.with_seed(seed), self.evaluate.with_seed(seed))
+
+
+def refuse_call(linearization: object, series: object) -> None:
+    """Raise unless an estimator was called with a linearization and a series."""
+    example = "contraction.linearize(x)"
+    check_instance(linearization, Linearization, "linearization", example)
+    check_instance(series, Series, "series", "LogOnePlus()")

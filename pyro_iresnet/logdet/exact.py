@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._torch import is_tracing
 from ..operators import Linearization
-from .base import LogDet
+from .base import LogDet, refuse_call
 from .series import LogOnePlus, Series
 
 # Numbers that one pass may hold in its largest tensor: 2^25 in float32 are 128 MiB, and some four
@@ -44,6 +44,8 @@ class Exact(LogDet):
         lipschitz: float,
         series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
     ) -> Tensor:
+        if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
+            refuse_call(linearization, series)
         batch = linearization.batch_shape
         size = linearization.event_size
         at_once = max(1, LARGEST // (size * max(size, *linearization.jacobian.widths(), 1)))

@@ -17,7 +17,7 @@ from ..errors import (
 )
 from ..operators import Linearization, LinearMap, unpack
 from ..operators.linear_map import row_norm
-from .base import LogDet
+from .base import LogDet, refuse_call
 from .control_variate import ControlVariate, Expansion, MeanJacobian
 from .probe import rademacher
 from .series import LogOnePlus, Series
@@ -101,6 +101,8 @@ class Roulette(LogDet):
         lipschitz: float,
         series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
     ) -> Tensor:
+        if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
+            refuse_call(linearization, series)
         refuse_transforms("Roulette", linearization.value)
         refuse_forward_mode("Roulette", linearization.value)
         check_lipschitz(lipschitz)

@@ -25,7 +25,7 @@ from ..errors import (
     store_checked,
 )
 from ..operators import Linearization
-from .base import LogDet
+from .base import LogDet, refuse_call
 from .series import LogOnePlus, Series
 
 
@@ -73,6 +73,8 @@ class PowerSeries(LogDet):
         lipschitz: float,
         series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
     ) -> Tensor:
+        if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
+            refuse_call(linearization, series)
         trace = linearization.trace()
         first = None if trace is None else series.coefficient(1) * trace
         if first is not None and self.terms == 1:
@@ -154,6 +156,8 @@ class ConvergedSeries(LogDet):
         lipschitz: float,
         series: Series = LogOnePlus(),  # noqa: B008  (frozen, so safe to share)
     ) -> Tensor:
+        if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
+            refuse_call(linearization, series)
         refuse_transforms("ConvergedSeries", linearization.value)
         check_lipschitz(lipschitz)
         trace = linearization.trace()

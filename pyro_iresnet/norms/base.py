@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._torch import COARSE
-from ..errors import ArgumentError, check_instance
+from ..errors import ArgumentError, check_dense, check_instance
 from .checks import bounds_of, check_weight
 from .convolution import over_symbol, spectral_norm
 
@@ -114,6 +114,7 @@ class Norm(ABC):
             bound: above 0 and finite, a number or a tensor that broadcasts to ``(*batch,)``, of the
                 dtype and device of the weight.
         """
+        check_dense(weight, "weight")
         check_weight(weight)
         batch = weight.shape[:-2]
         bounds = bounds_of(bound, weight).expand(batch)
@@ -264,7 +265,9 @@ class Hard(Norm):
 
     def factor(self, sizes: Tensor, bound: Tensor) -> Tensor:
         # A weight of size 0 has no direction.
-        return torch.where(sizes == 0, 1.0, bound / torch.where(sizes == 0, 1.0, sizes))
+        factors = bound / torch.where(sizes == 0, 1.0, sizes)
+        # A weight of denormal numbers stays finite, below the bound.
+        return torch.where(sizes == 0, 1.0, factors.clamp(max=torch.finfo(sizes.dtype).max))
 
 
 def _gather(scales: Sequence[Tensor | None], members: Sequence[int], like: Tensor) -> Tensor | None:

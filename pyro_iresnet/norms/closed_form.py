@@ -17,6 +17,9 @@ class SingularValue(Norm):
     It is the root of the largest eigenvalue of the Gram matrix. The gradient is that of the largest
     singular value alone, ``u v^T``.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: ``weight`` is no matrix or batch of matrices.
+
     Example:
         >>> import torch
         >>> SingularValue()(torch.diag(torch.tensor([3.0, 1.0]))).item()
@@ -24,13 +27,15 @@ class SingularValue(Norm):
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
-        check_weight(weight)
         return spectral_norm(weight)
 
 
 @dataclass(frozen=True)
 class Frobenius(Norm):
     r"""The Frobenius norm, an upper bound, loose by up to :math:`\sqrt{n}`, n the smaller side.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: ``weight`` is no matrix or batch of matrices.
 
     Example:
         >>> import torch
@@ -55,6 +60,9 @@ class Schur(Norm):
     it is loose by up to :math:`\sqrt{n}`. Each of the two norms alone bounds the stretch in its own
     norm; together they bound the Euclidean stretch, in which this package measures the error of an
     inverse and the length of a series.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: ``weight`` is no matrix or batch of matrices.
 
     Example:
         >>> import torch

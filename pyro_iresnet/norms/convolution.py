@@ -16,6 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._torch import COARSE
+from .checks import check_weight
+
 # Frequencies in each direction for a kernel of side 3, whose bound is then 4% loose. The grid grows
 # with the degree of the kernel, so the bound of a larger kernel is as tight.
 GRID = 16
@@ -44,6 +47,9 @@ def spectral_norm(weight: Tensor) -> Tensor:
 
     It is the root of the largest eigenvalue of the Gram matrix of the smaller side.
     """
+    check_weight(weight)
+    if weight.dtype in COARSE:
+        return at_size_one(weight.float(), _root).to(weight.dtype)
     return at_size_one(weight, _root)
 
 

@@ -22,6 +22,9 @@ class AlmostOrthogonal(Norm):
     convolution the sum also runs over the offsets between two kernels, and the bound holds at every
     image size.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: ``weight`` is no matrix or batch of matrices.
+
     References:
         Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks (Prach and
         Lampert, 2022), Theorem 1.

@@ -9,20 +9,9 @@ from .krylov import KrylovSolve, NeumannSolve
 from .linear_map import LinearMap
 from .linearization import Linearization, linearize_by_autograd
 from .packing import unpack
-from .solve import (
-    COARSEST,
-    DENSE,
-    DenseSolve,
-    LinearSolve,
-    Solved,
-    check_resolved,
-    default_rtol,
-    floor,
-    raise_unresolved,
-)
+from .solve import DENSE, DenseSolve, LinearSolve, Solved, default_rtol, floor
 
 __all__ = [
-    "COARSEST",
     "DENSE",
     "Append",
     "Chain",
@@ -42,11 +31,9 @@ __all__ = [
     "Solved",
     "Sum",
     "auto_linear_solve",
-    "check_resolved",
     "convolve",
     "default_rtol",
     "floor",
     "linearize_by_autograd",
-    "raise_unresolved",
     "unpack",
 ]

@@ -18,7 +18,7 @@ from ..errors import (
 )
 from .linear_map import LinearMap, row_norm
 from .linearization import Linearization
-from .solve import DENSE, LinearSolve, Solved, beyond_bound, default_rtol, floor
+from .solve import DENSE, LinearSolve, Solved, beyond_bound, check_solve, default_rtol, floor
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class IterativeSolve(LinearSolve):
         lipschitz: float,
         throw: bool = True,
     ) -> Solved:
+        check_solve(linearization, v, transpose, lipschitz, throw)
         refuse_transforms(f"The gradient of the inverse with more than {DENSE} coordinates", v)
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
         rtol = max(rtol, floor(v.dtype, lipschitz))

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from .._torch import COARSE, has_values
-from ..errors import ArgumentError, ContractionError, LinearSolveError
+from ..errors import (
+    ArgumentError,
+    ContractionError,
+    LinearSolveError,
+    check_flag,
+    check_instance,
+    check_not_negative,
+    check_tensor,
+)
 from .linearization import Linearization
 
 # The coordinates up to which the dense Jacobian is cheaper than products with it.
@@ -93,6 +101,7 @@ class DenseSolve(LinearSolve):
         lipschitz: float,
         throw: bool = True,
     ) -> Solved:
+        check_solve(linearization, v, transpose, lipschitz, throw)
         j = linearization.as_matrix()
         if transpose:
             j = j.mT
@@ -111,6 +120,19 @@ class DenseSolve(LinearSolve):
                 "bound given with g."
             )
         return Solved(value, size, failed)
+
+
+def check_solve(
+    linearization: Linearization, v: Tensor, transpose: bool, lipschitz: float, throw: bool
+) -> None:
+    """Raise unless the arguments of a :class:`LinearSolve` are right."""
+    check_instance(linearization, Linearization, "linearization", "contraction.linearize(x)")
+    at = linearization.value
+    check_tensor(v, tuple(at.shape), at, "v", of="the linearization")
+    check_flag(transpose, "transpose")
+    check_flag(throw, "throw")
+    if check_not_negative(lipschitz, "lipschitz") >= 1:
+        raise ArgumentError(f"Expected lipschitz below 1; got {lipschitz}.")
 
 
 def beyond_bound(

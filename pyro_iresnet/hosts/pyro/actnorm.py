@@ -63,7 +63,7 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log|det dy/dx|``, the same for every ``x``, shape ``(*batch,)``."""
-        return self.evaluation(x, y).log_det()
+        return self.log_det_at(x, y)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

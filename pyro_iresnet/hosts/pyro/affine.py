@@ -7,7 +7,14 @@ from torch.distributions import constraints
 
 from ..._torch import COARSE, full_precision
 from ...blocks import Evaluation
-from ...errors import ArgumentError, check_cache_size, check_dense, check_positive_int, check_tensor
+from ...errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_cache_size,
+    check_dense,
+    check_positive_int,
+    check_tensor,
+)
 from .cached_transform import CachedTransform
 
 
@@ -71,8 +78,10 @@ class TriangularAffine(CachedTransform, TransformModule):
         shape ``(D, D)``. Other or infinite values raise :class:`ArgumentError`.
         """
         size = self.input_dim
-        check_dense(loc, "loc")
-        check_dense(scale_tril, "scale_tril")
+        for name, value in (("loc", loc), ("scale_tril", scale_tril)):
+            check_dense(value, name)
+            if value.is_meta:
+                raise ArgumentTypeError(f"Expected {name} to have values; got a tensor on meta.")
         if loc.shape != (size,) or scale_tril.shape != (size, size):
             raise ArgumentError(
                 f"Expected loc of shape {(size,)} and scale_tril of {(size, size)}; got "
@@ -96,7 +105,7 @@ class TriangularAffine(CachedTransform, TransformModule):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log|det dy/dx|``, the same for every ``x``, shape ``(*batch,)``."""
-        return self.evaluation(x, y).log_det()
+        return self.log_det_at(x, y)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

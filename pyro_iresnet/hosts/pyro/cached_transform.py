@@ -19,7 +19,7 @@ from torch.distributions.transforms import Transform, _InverseTransform
 from ..._fingerprint import Fingerprint
 from ..._torch import autocasts, in_torch_func, is_compiling, is_tracing, saved_tensor_hooks
 from ...blocks import Evaluation
-from ...errors import ArgumentError, ArgumentTypeError, check_cache_size
+from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 
 
 class CachedTransform:
@@ -99,6 +99,14 @@ class CachedTransform:
             x, y = _of_one_batch(x, y, ends.domain.event_dim, ends.codomain.event_dim)
         evaluation = self.evaluate_pair(x, y)
         return _without_mcmc(evaluation) if evaluation.drawn_by else evaluation
+
+    def log_det_at(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log-determinant of the evaluation at a pair."""
+        if x is None or y is None:
+            # None is no wish for an evaluation at the other end.
+            check_dense(x, "x")
+            check_dense(y, "y")
+        return self.evaluation(x, y).log_det()
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._call(x)

@@ -41,7 +41,7 @@ class ConditionedIResNet(BlockTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log|det dy/dx|`` at ``x``, with the batch of ``x`` and the context."""
-        return self.evaluation(x, y).log_det()
+        return self.log_det_at(x, y)
 
     def check(self, x: Tensor, name: str) -> Tensor:
         return self.block.check(x, self.context, name)[0]

@@ -1,6 +1,6 @@
 """Stacks of Pyro transforms: one evaluation and one memory for all parts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def _chain(steps: Sequence[Evaluation], extra_dims: Sequence[int]) -> Evaluation
 
 def checked_parts(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -> list[Any]:
     """Return the parts as a list, or raise."""
-    if not isinstance(parts, Iterable):
+    if not isinstance(parts, Iterable) or isinstance(parts, Tensor | Mapping):
         raise ArgumentTypeError(
             f"Expected parts to be a sequence of transforms; got {type(parts).__name__}."
         )
@@ -149,7 +149,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.evaluation(x, y).log_det()
+        return self.log_det_at(x, y)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         parts, ends = self.parts, self._ends()

@@ -106,7 +106,7 @@ class IResNet(BlockTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.evaluation(x, y).log_det()
+        return self.log_det_at(x, y)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         return self.block.evaluate(x)
@@ -147,7 +147,7 @@ class InverseIResNet(BlockTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.evaluation(x, y).log_det()
+        return self.log_det_at(x, y)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         return self.block.evaluate_inverse(x).inverted()
