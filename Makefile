@@ -49,7 +49,7 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
-			time_to_quality toy_densities claims; do \
+			time_to_quality toy_densities claims soak; do \
 		$(BIN)/python -W ignore -m benchmarks.run.$$name --write $(ARGS) || exit 1; \
 	done
 

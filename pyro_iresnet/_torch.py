@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -62,7 +63,10 @@ def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             if "torch._dynamo" not in sys.modules:
                 return function(*args, **kwargs)
             if not disabled:
-                disabled.append(torch.compiler.disable(function, reason=reason))
+                disable: Any = torch.compiler.disable
+                # Torch before 2.7 takes no reason.
+                told = {"reason": reason} if "reason" in signature(disable).parameters else {}
+                disabled.append(disable(function, **told))
             return disabled[0](*args, **kwargs)
 
         # The mark at which the compiler ends a graph.

@@ -65,8 +65,17 @@ def _peak_of(function: Callable[..., object], arguments: tuple[object, ...]) -> 
 
 def _high_water() -> float:
     # getrusage would count the memory that the parent had when it started this process.
+    return _status("VmHWM") / 1024
+
+
+def resident_memory() -> float:
+    """Return the KiB of memory that this process holds now."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> float:
     with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+        return next(float(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def machine() -> str:

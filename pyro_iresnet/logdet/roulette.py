@@ -283,7 +283,15 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-@torch.library.custom_op("pyro_iresnet::roulette_series", mutates_args=())
+# Older releases of torch read no schema from annotations such as list[Tensor].
+SCHEMA = (
+    "(Tensor[] tensors, str kinds, Tensor like, int event_dim, Tensor? matrix, str truncation, "
+    "float[] settings, int probes, bool first_is_exact, float lipschitz, str series) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("pyro_iresnet::roulette_series", mutates_args=(), schema=SCHEMA)
 def _opaque_series(
     tensors: list[Tensor],
     kinds: str,

@@ -3,7 +3,7 @@ import torch
 
 from pyro_iresnet import actnorm, iresnet_stack
 from pyro_iresnet.errors import ArgumentError
-from pyro_iresnet.hosts.pyro import ActNorm
+from pyro_iresnet.hosts.pyro import ActNorm, TriangularAffine
 
 
 def test_standardises_first_batch():
@@ -67,6 +67,14 @@ def test_finite_start_despite_nan():
 def test_refuses_wrong_event():
     with pytest.raises(ArgumentError, match=r"event shape \(3,\); got \(5, 2\)"):
         actnorm(3)(torch.randn(5, 2))
+
+
+@pytest.mark.parametrize("kind", [ActNorm, TriangularAffine])
+def test_refuses_scale_of_other_size(kind):
+    transform = kind(2).eval()
+    scale = {"log_scale": torch.tensor([0.5])}
+    with pytest.raises(ArgumentError, match=r"event shape \(1,\); got \(20, 2\)"):
+        torch.func.functional_call(transform, scale, torch.randn(20, 2))
 
 
 def test_standardises_stack():

@@ -71,7 +71,8 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
         return (self.input_dim,)
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        check_tensor(x, (self.input_dim,), self.log_scale, name)
+        # A scale of another shape, such as a damaged file holds, would broadcast in x alone.
+        check_tensor(x, tuple(self.log_scale.shape), self.log_scale, name)
         return x
 
     def evaluate(self, x: Tensor) -> Evaluation:

@@ -113,7 +113,8 @@ class TriangularAffine(CachedTransform, TransformModule):
         return (self.input_dim,)
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        check_tensor(x, (self.input_dim,), self.shift, name)
+        # As in ActNorm: a scale of another shape would broadcast in x alone.
+        check_tensor(x, tuple(self.log_scale.shape), self.log_scale, name)
         return x
 
     def evaluate(self, x: Tensor) -> Evaluation:
