@@ -24,6 +24,8 @@ COARSE = (torch.float16, torch.bfloat16)
 
 # Names of torch under the words of this package. An alias costs no call.
 is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+# What torch.jit.trace records now: the same object throughout one trace, or None.
+tracing_state = torch._C._get_tracing_state
 is_compiling = torch.compiler.is_compiling
 # True inside vmap, grad, jvp and the other transforms of torch.func.
 in_torch_func = torch._C._are_functorch_transforms_active

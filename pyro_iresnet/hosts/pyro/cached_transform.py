@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform, _InverseTransform
 
 from ..._fingerprint import Fingerprint
-from ..._torch import autocasts, in_torch_func, is_compiling, is_tracing, saved_tensor_hooks
+from ..._torch import autocasts, in_torch_func, is_compiling, saved_tensor_hooks, tracing_state
 from ...blocks import Evaluation
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 
@@ -80,8 +80,8 @@ class CachedTransform:
 
     def evaluation(self, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation:
         """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
-        # A compiler, a tracer and hooks on saved tensors need the operations of a call themselves.
-        recorded = is_compiling() or is_tracing() or saved_tensor_hooks(True)
+        # A compiler and hooks on saved tensors need the operations of a call themselves.
+        recorded = is_compiling() or saved_tensor_hooks(True)
         memory = None if recorded else self._memory
         if memory is not None and memory.is_of(self, x, y):
             return memory.evaluation
@@ -146,7 +146,7 @@ class CachedTransform:
         if evaluation.drawn_by:
             evaluation = _without_mcmc(evaluation)
         # A compiler sees that a second call repeats the first, and computes it once by itself.
-        if is_compiling() or is_tracing() or saved_tensor_hooks(True) or not self.remembers:
+        if is_compiling() or saved_tensor_hooks(True) or not self.remembers:
             return evaluation
         by_value = not in_torch_func() and not evaluation.x.is_meta
         pair = evaluation.x, evaluation.y
@@ -212,16 +212,18 @@ def _of_one_batch(
     return x.expand(*batch, *x.shape[cuts[0] :]), y.expand(*batch, *y.shape[cuts[1] :])
 
 
-def _modes(x: Tensor) -> tuple[bool, ...]:
+def _modes(x: Tensor) -> tuple[object, ...]:
     """Return the modes that an evaluation depends on.
 
     Inside a transform of torch.func values cannot be compared, and every call has its own tensors.
+    A trace needs the operations of its calls, and so takes no call from before.
     """
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         autocasts(x),
         in_torch_func(),
+        tracing_state(),
     )
 
 
@@ -237,7 +239,7 @@ class _Memory:
 
     evaluation: Evaluation
     made: Tensor
-    modes: tuple[bool, ...]
+    modes: tuple[object, ...]
     fingerprint: Fingerprint
     spent: bool = False
     log_det_taken: bool = False
