@@ -1,5 +1,7 @@
 """Arguments of the automatic guide."""
 
+from fractions import Fraction
+
 import pytest
 
 from pyro_iresnet import AutoIResNet
@@ -35,3 +37,10 @@ def test_refuses_missing_model():
         AutoIResNet(3)
     with pytest.raises(ArgumentError, match="has seen its model"):
         AutoIResNet(banana).get_transform()
+
+
+def test_takes_any_real_scale():
+    guide = AutoIResNet(banana, 1, hidden_dims=[8], init="plain", init_scale=Fraction(1, 10))
+    guide()
+    scale = guide.transform.parts[-1].scale_tril.diagonal().detach()
+    assert scale.tolist() == pytest.approx([0.1, 0.1])

@@ -126,7 +126,7 @@ class AutoIResNet(AutoNormalizingFlow):
         # Wrong options raise here, and not at the first step of SVI.
         self._blocks(2)
         if init_scale is not None:
-            check_positive(init_scale, "init_scale")
+            init_scale = check_positive(init_scale, "init_scale")
         self.init, self.init_scale = init, init_scale
         self._look = Look()
         self.path_gradients = path_gradients
@@ -155,8 +155,8 @@ class AutoIResNet(AutoNormalizingFlow):
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
         """Return the distribution over the unconstrained scale.
 
-        ``args`` and ``kwargs`` are those of the model, which runs once more if they are of another
-        kind than before.
+        ``args`` and ``kwargs`` are those of the model, which runs once more if they, or the data
+        behind the model, are of another kind than before.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -218,7 +218,8 @@ class AutoIResNet(AutoNormalizingFlow):
             raise
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._look = Look.first(latent_sites(self.prototype_trace), args, kwargs)
+        sites = latent_sites(self.prototype_trace)
+        self._look = Look.first(self._users_model[0], args, kwargs, sites)
         loc = self._init_loc()
         stack = Stack([*self._blocks(self.latent_dim), TriangularAffine(len(loc))])
         if not bool(loc.isfinite().all()):

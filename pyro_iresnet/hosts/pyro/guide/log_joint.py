@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pyro
@@ -82,22 +82,25 @@ def _without_validation() -> Iterator[None]:
 
 
 def modules_behind(function: object) -> list[nn.Module]:
-    """List the modules that a callable leads to, and their parts.
+    """List the modules that a callable leads to, as by :func:`things_behind`, and their parts."""
+    tops = [thing for thing in things_behind(function) if isinstance(thing, nn.Module)]
+    return list({id(m): m for top in tops for m in top.modules()}.values())
 
-    A callable leads to a module by being one, by being its method, by ``functools.partial``, by a
-    decorator, by its closure, or by a global name, but not through a container or an attribute.
+
+def things_behind(function: object) -> list[object]:
+    """List the objects that a callable leads to.
+
+    A callable leads to itself, to the object of a method, and to more by ``functools.partial``, by
+    a decorator, by its closure, by its defaults, or by a global name, but not through a container
+    or an attribute.
     """
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
+    found: dict[int, object] = {}
     waiting = [function]
     while waiting:
         thing = waiting.pop()
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, nn.Module):
-            found |= {id(m): m for m in thing.modules()}
-        waiting += _leads(thing)
+        if id(thing) not in found:
+            found[id(thing)] = thing
+            waiting += _leads(thing)
     return list(found.values())
 
 
@@ -109,10 +112,11 @@ def _leads(thing: object) -> list[object]:
     if not isinstance(thing, FunctionType):
         return []
     cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
-    names = [thing.__globals__.get(name) for name in thing.__code__.co_names]
-    near = [v for v in names if isinstance(v, nn.Module | MethodType | FunctionType | partial)]
+    given = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+    space = thing.__globals__
+    near = [space[name] for name in thing.__code__.co_names if name in space]
     wrapped = getattr(thing, "__wrapped__", None)
-    return [*cells, wrapped, *(v for v in near if _is_users(v))]
+    return [*cells, *given, wrapped, *(v for v in near if _is_users(v))]
 
 
 def _is_full(cell: CellType) -> bool:
@@ -123,6 +127,8 @@ def _is_full(cell: CellType) -> bool:
 
 
 def _is_users(value: object) -> bool:
-    """Return True for a module, and for a function outside the libraries, which lead far."""
+    """Return True for data, modules, and functions outside the libraries, which lead far."""
+    if isinstance(value, ModuleType | type):
+        return False
     module = getattr(value, "__module__", None) or ""
     return isinstance(value, nn.Module) or not module.startswith(("torch", "pyro.", "numpy"))

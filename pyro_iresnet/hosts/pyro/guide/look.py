@@ -1,14 +1,15 @@
 """A look at a model: the latent sites that a guide can stand for, and changes of the sites."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
@@ -18,16 +19,18 @@ from ...._modules import evaluating
 from ...._torch import in_torch_func, is_compiling, is_tracing
 from ....errors import ArgumentError
 from .log_joint import modules_behind
+from .signature import signature, signature_behind
 
 REMEDY = "Pass the arguments that the guide was made with, or make a new guide."
 
 
 @dataclass
 class Look:
-    """The arguments at which a guide last saw the sites of its model.
+    """What a guide saw when it last looked at the sites of its model.
 
     Arguments:
-        seen: their signature, or None if the next call has to look again.
+        seen: the signature of the arguments and of the data behind the model, or None if the next
+            call has to look again.
         without_arguments: True if the model of the guide takes no arguments.
     """
 
@@ -35,10 +38,16 @@ class Look:
     without_arguments: bool = False
 
     @classmethod
-    def first(cls, sites: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Look":
+    def first(
+        cls,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sites: dict[str, Any],
+    ) -> "Look":
         """Check the sites that a guide is made for, as :func:`check_sites` does."""
         masked = check_sites(sites)
-        return cls(None if masked else _signature(args, kwargs), not (args or kwargs))
+        return cls(None if masked else _seen(model, args, kwargs), not (args or kwargs))
 
     def again(
         self,
@@ -48,21 +57,26 @@ class Look:
         sites: dict[str, Any],
         like: Tensor,
     ) -> None:
-        """Run the model, unless the arguments are as before, and raise if its sites have changed.
+        """Run the model, unless all is as before, and raise if its sites have changed.
 
-        Without arguments a guide draws from the posterior that it knows, and no model can run.
-        ``like`` has the dtype and device of the guide.
+        Called by nobody but a user, and without arguments, a guide draws from the posterior that
+        it knows: the model may not run without arguments. ``like`` has the dtype and device of the
+        guide.
         """
-        named = args or kwargs or self.without_arguments
-        if not named or model is None or is_compiling() or is_tracing() or in_torch_func():
+        if model is None or is_compiling() or is_tracing() or in_torch_func():
             return
-        seen = _signature(args, kwargs)
+        named = bool(args or kwargs or self.without_arguments)
+        # Inside an ELBO the model runs with the same arguments.
+        if not named and not (am_i_wrapped() and _runs_without_arguments(model)):
+            return
+        seen = _seen(model, args, kwargs)
         if seen == self.seen:
             return
         at = {name: site["value"].detach().to(like) for name, site in sites.items()}
         trace = run(model, args, kwargs, at)
-        masked = not seen[0] and check_sites(latent_sites(trace))
-        check_same(sites, trace, predicting=seen[0])
+        predicting = seen[0] or not named
+        masked = not predicting and check_sites(latent_sites(trace))
+        check_same(sites, trace, predicting)
         self.seen = None if masked else seen
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,38 +84,19 @@ class Look:
         return {"seen": None, "without_arguments": self.without_arguments}
 
 
-def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, object]:
+def _seen(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[bool, object, object]:
     # Predictive masks all sites: a prediction needs no density.
-    return poutine.get_mask() is False, signature((args, kwargs))
+    return poutine.get_mask() is False, signature((args, kwargs)), signature_behind(model)
 
 
-def signature(value: Any) -> object:
-    """Return everything about an argument of a model that may decide which sites the model has.
-
-    A tensor counts by its shape, dtype and device, a boolean tensor by its value too; a float by
-    its sign, since a weight that falls from step to step changes no site; another scalar by its
-    value; a container by its entries; any other object by its type and its shape.
-    """
-    kind = type(value)
-    if isinstance(value, Tensor):
-        told = kind, value.shape, value.dtype, value.device
-        if value.dtype is not torch.bool or value.layout is not torch.strided:
-            return told
-        return *told, value.detach().cpu().numpy().tobytes()
-    if value is None or kind in (bool, int, str, bytes):
-        return kind, value
-    if kind is float:
-        return kind, value > 0, value == 0
-    if isinstance(value, np.ndarray):
-        return kind, value.shape, value.dtype, value.tobytes() if value.dtype == bool else None
-    if isinstance(value, list | tuple):
-        return kind, [signature(v) for v in value]
-    if isinstance(value, dict):
-        return kind, [(signature(k), signature(v)) for k, v in value.items()]
-    if is_dataclass(value) and kind is not type:
-        return kind, [signature(getattr(value, field.name)) for field in fields(value)]
-    shape = getattr(value, "shape", None)
-    return kind, shape if isinstance(shape, tuple) else None
+def _runs_without_arguments(model: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(model).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def masks(site: Any) -> list[Any]:
