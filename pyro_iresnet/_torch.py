@@ -1,4 +1,7 @@
-"""Modes of torch in which a call runs, and refusals; every private name of torch is here."""
+"""Modes of torch in which a call runs, and refusals; every private name of torch is here.
+
+docs/installation.md lists the releases of torch that these names were run with.
+"""
 
 import sys
 from collections.abc import Callable
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import Function, forward_ad
+from torch.distributions.transforms import _InverseTransform
 
 from .errors import HigherOrderError, TracingError
 
@@ -20,6 +24,8 @@ R = TypeVar("R")
 # Names of torch under the words of this package. An alias costs no call.
 is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
 is_compiling = torch.compiler.is_compiling
+# The class of ``transform.inv``.
+InverseTransform = _InverseTransform
 # True inside vmap, grad, jvp and the other transforms of torch.func.
 in_torch_func = torch._C._are_functorch_transforms_active
 
