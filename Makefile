@@ -9,7 +9,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	&& echo $$p && break; done)
 ARGS ?=
 
-.PHONY: demo test test-slow test-bench test-notebooks notebooks docs bench lint format build clean help
+# A release of torch for test-lowest and test-newest, in place of the lowest or the newest one.
+TORCH ?=
+
+.PHONY: demo test test-slow test-bench test-notebooks test-lowest test-newest notebooks docs bench \
+	lint audit format build clean help
 
 help:
 	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
@@ -17,10 +21,13 @@ help:
 	@echo 'make test-slow    run the slow tests as well'
 	@echo 'make test-bench   run the tests of the benchmarks that other packages stand in'
 	@echo 'make test-notebooks  run the notebooks, reduced, and the tests of the recipe for sbi'
+	@echo 'make test-lowest  run the tests with the lowest versions promised (TORCH=2.13.0 for that torch)'
+	@echo 'make test-newest  run the tests with the newest versions (TORCH=2.14.1 for that torch)'
 	@echo 'make notebooks    run the notebooks in full and keep their outputs'
 	@echo 'make docs         build the documentation into site/'
 	@echo 'make bench        run the benchmarks and write benchmarks/results/ (ARGS="--fast" to try)'
 	@echo 'make lint         check style, format, types, import layers, calls and prose'
+	@echo 'make audit        ask for known vulnerabilities of the versions in constraints.txt'
 	@echo 'make format       mend style and format where a tool can'
 	@echo 'make build        build the wheel and the sdist into dist/'
 	@echo 'make clean        remove what make made'
@@ -40,6 +47,21 @@ test-bench: $(VENV)/.test $(VENV)/.bench
 test-notebooks: $(VENV)/.notebooks
 	NOTEBOOK_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks $(ARGS)
 	$(BIN)/python -m pytest -m 'not slow' tests/sbi
+
+# Environments of their own, made afresh each time: versions are the point.
+test-lowest: $(BIN)/python
+	rm -rf $(VENV)-lowest && $(BIN)/python -m venv $(VENV)-lowest
+	sed '$(TORCH:%=s/^torch==.*/torch==%/)' constraints-lowest.txt > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(VENV)-lowest/constraints.txt -e '.[test]'
+	$(VENV)-lowest/bin/python -m pytest -m 'not slow' $(ARGS)
+
+test-newest: $(BIN)/python
+	rm -rf $(VENV)-newest && $(BIN)/python -m venv $(VENV)-newest
+	echo '$(TORCH:%=torch==%)' > $(VENV)-newest/constraints.txt
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(VENV)-newest/constraints.txt -e '.[test]'
+	$(VENV)-newest/bin/python -m pytest -m 'not slow' $(ARGS)
 
 notebooks: $(VENV)/.notebooks
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb
@@ -61,6 +83,9 @@ lint: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tools/calls.py
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tools/prose.py
 
+audit: $(VENV)/.audit
+	$(BIN)/python tools/audit.py $(ARGS)
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -69,7 +94,7 @@ build: $(VENV)/.dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) dist site demo-output
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest dist site demo-output
 
 $(BIN)/python:
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 found. Install one, or say: make PYTHON=/path/to/python' >&2; exit 1; }

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 from torch.distributions import ComposeTransform, Transform, TransformedDistribution
-from torch.distributions.transforms import _InverseTransform
 
+from ._torch import InverseTransform
 from .contractions import Contraction
 from .errors import ArgumentTypeError
 
@@ -69,7 +69,7 @@ def _modules(flow: object) -> Iterable[nn.Module]:
         return [flow]
     if isinstance(flow, TransformedDistribution):
         return _modules([flow.base_dist, *flow.transforms])
-    if isinstance(flow, _InverseTransform):
+    if isinstance(flow, InverseTransform):
         return _modules(flow.inv)
     if isinstance(flow, ComposeTransform):
         return _modules(flow.parts)

@@ -1,4 +1,7 @@
-"""Modes of torch in which a call runs, and refusals; every private name of torch is here."""
+"""Modes of torch in which a call runs, and refusals; every private name of torch is here.
+
+docs/installation.md lists the releases of torch that these names were run with.
+"""
 
 import sys
 from collections.abc import Callable
@@ -12,6 +15,9 @@ from torch import Tensor, distributed
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import Function, forward_ad
+from torch.distributions.transforms import _InverseTransform
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ArgumentTypeError, HigherOrderError, TracingError
@@ -27,6 +33,10 @@ is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
 # What torch.jit.trace records now: the same object throughout one trace, or None.
 tracing_state = torch._C._get_tracing_state
 is_compiling = torch.compiler.is_compiling
+# The class of ``transform.inv``.
+InverseTransform = _InverseTransform
+# The base classes of batch norms, of norms that may track statistics, and of dropouts.
+BatchNorm, TrackingNorm, AnyDropout = _BatchNorm, _NormBase, _DropoutNd
 # True inside vmap, grad, jvp and the other transforms of torch.func.
 in_torch_func = torch._C._are_functorch_transforms_active
 # Called with True: the hooks on the tensors that autograd saves, as in torch.utils.checkpoint, or

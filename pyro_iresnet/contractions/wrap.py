@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
+from .._torch import AnyDropout, BatchNorm, TrackingNorm
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -67,13 +66,13 @@ class Wrapped(Contraction):
 
 def _check_pure(part: nn.Module, name: str) -> None:
     """Raise unless a part of a network is a function of one sample and the parameters."""
-    if isinstance(part, _BatchNorm):
+    if isinstance(part, BatchNorm):
         cause = "mixes the samples of a batch in train mode, so that no sample has a Jacobian alone"
         remedy = "Fold it into the layer before it, or put an actnorm between the blocks."
-    elif isinstance(part, _NormBase) and part.track_running_stats:
+    elif isinstance(part, TrackingNorm) and part.track_running_stats:
         cause = "changes its statistics in each call, so that the inverse meets another function"
         remedy = "Build it with track_running_stats=False."
-    elif (isinstance(part, _DropoutNd) and part.p > 0) or isinstance(part, nn.RReLU):
+    elif (isinstance(part, AnyDropout) and part.p > 0) or isinstance(part, nn.RReLU):
         cause = "draws anew in each call, so that the inverse meets another function"
         remedy = "Leave it out."
     else:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -191,7 +191,7 @@ class Sampler:
         value = u.new_zeros(len(u))
         if not self.first_is_exact:
             direction = direction + series.coefficient(1) * u
-            value = series.coefficient(1) * _dot(u, alive.v)
+            value = series.coefficient(1) * (u * alive.v).flatten(1).sum(1)
         weight = torch.ones_like(value)
         limit = self.truncation.max_terms(self.lipschitz)
         for k in range(1, limit + 1):
@@ -258,7 +258,7 @@ class _Powers:
         self.v = self.jacobian.vm(self.v)
         if self.matrix is None or self.back_forth is None or self.first is None:
             self.apart = self.v
-            return _dot(self.u, self.v)
+            return (self.u * self.v).flatten(1).sum(1)
         tangent = self.first * self.back_forth[1]
         self.back_forth = self.back_forth @ self.matrix
         self.apart = self.v - self.back_forth[0]
@@ -277,10 +277,6 @@ class _Powers:
         self.u, self.v = self.u[index], self.v[index]
         if self.first is not None and self.back_forth is not None:
             self.first, self.back_forth = self.first[index], self.back_forth[:, index]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
 
 
 # Older releases of torch read no schema from annotations such as list[Tensor].
@@ -316,19 +312,7 @@ def _opaque_series(
 
 
 @_opaque_series.register_fake
-def _(
-    tensors: list[Tensor],
-    kinds: str,
-    like: Tensor,
-    event_dim: int,
-    matrix: Tensor | None,
-    truncation: str,
-    settings: list[float],
-    probes: int,
-    first_is_exact: bool,
-    lipschitz: float,
-    series: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del tensors, kinds, matrix, truncation, settings, first_is_exact, lipschitz, series
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, _, like, event_dim, _, _, _, probes, *_ = arguments
     u = like.new_empty((probes, *like.shape))
     return u, like.new_empty(u.shape[: u.dim() - event_dim]), torch.empty_like(u)

@@ -4,10 +4,14 @@ import importlib
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import pyro_iresnet
 
-MOST_NAMES = 32
+MOST_NAMES, MOST_MODULES = 32, 110
 LATE = ("nflows", "matplotlib", "torch._dynamo", "arviz", "pandas", "sklearn")
 WORK = """
 import json, sys, torch
@@ -24,6 +28,56 @@ listed = [n for n in {late} if n in sys.modules]
 transform = pyro_iresnet.IResNetTransform
 print(json.dumps([loaded, working, listed, names, "nflows" in sys.modules]))
 """
+
+MODULES = """
+import json, sys, torch
+import pyro, pyro.distributions, pyro.infer.autoguide, pyro.optim
+before = set(sys.modules)
+import pyro_iresnet
+stack = pyro_iresnet.iresnet_stack(2, 2, [4])
+x = torch.randn(20, 2)
+loss = -stack.log_abs_det_jacobian(x, stack(x)).mean() + stack.inv(x).sum()
+loss.backward()
+pyro_iresnet.certificate(stack, x)
+guide = pyro_iresnet.AutoIResNet(lambda: pyro.sample("x", pyro.distributions.Normal(0.0, 1.0)))
+guide()
+print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))
+"""
+
+
+def needed_by(name, found=None):
+    """Return the packages that a package needs, with those that they need, and itself."""
+    found = set() if found is None else found
+    if name in found:
+        return found
+    found.add(name)
+    try:
+        needs = [Requirement(text) for text in requires(name) or []]
+    except PackageNotFoundError:
+        return found
+    for need in needs:
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            needed_by(canonicalize_name(need.name), found)
+    return found
+
+
+def test_nflows_stays_out():
+    """Work with Pyro alone, and load no package that only nflows needs."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MODULES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    new, all_loaded = json.loads(done.stdout.splitlines()[-1])
+    own = [name for name in new if name.split(".")[0] == "pyro_iresnet"]
+    assert 0 < len(own) <= MOST_MODULES
+    only = needed_by("nflows") - needed_by("torch") - needed_by("pyro-ppl")
+    assert {"nflows", "matplotlib", "tensorboard"} <= only
+    modules = {
+        module
+        for module, owners in packages_distributions().items()
+        if {canonicalize_name(owner) for owner in owners} <= only
+    }
+    assert modules & {name.split(".")[0] for name in all_loaded} == set()
 
 
 def test_late_imports():

@@ -14,10 +14,17 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions.transforms import Transform, _InverseTransform
+from torch.distributions.transforms import Transform
 
 from ..._fingerprint import Fingerprint
-from ..._torch import autocasts, in_torch_func, is_compiling, saved_tensor_hooks, tracing_state
+from ..._torch import (
+    InverseTransform,
+    autocasts,
+    in_torch_func,
+    is_compiling,
+    saved_tensor_hooks,
+    tracing_state,
+)
 from ...blocks import Evaluation
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 
@@ -116,12 +123,12 @@ class CachedTransform:
         """The inverse transform, the same object as long as somebody holds it."""
         if is_compiling():
             # A compiler follows no weak reference.
-            return _InverseTransform(self)  # pyright: ignore[reportArgumentType]
+            return InverseTransform(self)  # pyright: ignore[reportArgumentType]
         reference: Any = self._inv
         inverse = None if reference is None else reference()
         # A replica of nn.DataParallel takes over the inverse of the original.
         if inverse is None or inverse._inv is not self:
-            inverse = _InverseTransform(self)  # pyright: ignore[reportArgumentType]
+            inverse = InverseTransform(self)  # pyright: ignore[reportArgumentType]
             vars(self)["_inv"] = weakref.ref(inverse)
         return inverse
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.distributions.transforms import _InverseTransform
 
+from ..._torch import InverseTransform
 from ...errors import ArgumentError
 
 
 def module_in(part: Any) -> nn.Module | None:
     """Return the module that a part is, or is the inverse of; else None."""
-    inner = part.inv if isinstance(part, _InverseTransform) else part
+    inner = part.inv if isinstance(part, InverseTransform) else part
     return inner if isinstance(inner, nn.Module) else None
 
 
@@ -48,5 +48,5 @@ def parts_in(slots: Sequence[Any] | None, stack: nn.Module) -> list[Any]:
             parts.append(slot)
         else:
             module = next(left)
-            parts.append(slot if slot.inv is module else _InverseTransform(module))
+            parts.append(slot if slot.inv is module else InverseTransform(module))
     return parts

@@ -9,10 +9,10 @@ from pyro.distributions import ComposeTransformModule
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.transforms import Transform, _InverseTransform
+from torch.distributions.transforms import Transform
 
 from ..._modules import contractions_of, evaluating, modules_of
-from ..._torch import is_compiling
+from ..._torch import InverseTransform, is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
@@ -26,7 +26,7 @@ def evaluate(transform: Any, x: Tensor) -> Evaluation:
     """Evaluate any bijective torch transform at ``x``."""
     if isinstance(transform, CachedTransform):
         return transform.evaluate(x)
-    if isinstance(transform, _InverseTransform):
+    if isinstance(transform, InverseTransform):
         return evaluate_inverse(transform.inv, x).inverted()
     return _evaluation(transform, x, transform(x))
 
@@ -35,7 +35,7 @@ def evaluate_inverse(transform: Any, y: Tensor) -> Evaluation:
     """Evaluate any bijective torch transform at the ``x`` of ``y``."""
     if isinstance(transform, CachedTransform):
         return transform.evaluate_inverse(y)
-    if isinstance(transform, _InverseTransform):
+    if isinstance(transform, InverseTransform):
         return evaluate(transform.inv, y).inverted()
     return _evaluation(transform, transform._inv_call(y), y)
 
@@ -277,7 +277,7 @@ def _identity(x: Tensor) -> Evaluation:
 
 def _ours(part: Any) -> Any:
     """Return the transform of this package that a part is, or is the inverse of; else None."""
-    inner = part.inv if isinstance(part, _InverseTransform) else part
+    inner = part.inv if isinstance(part, InverseTransform) else part
     return inner if isinstance(inner, CachedTransform) else None
 
 
