@@ -13,7 +13,7 @@ ARGS ?=
 TORCH ?=
 
 .PHONY: demo test test-slow test-bench test-notebooks test-lowest test-newest notebooks docs bench \
-	lint audit format build clean help
+	lint coverage mutation audit format build clean help
 
 help:
 	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
@@ -27,6 +27,8 @@ help:
 	@echo 'make docs         build the documentation into site/'
 	@echo 'make bench        run the benchmarks and write benchmarks/results/ (ARGS="--fast" to try)'
 	@echo 'make lint         check style, format, types, import layers, calls and prose'
+	@echo 'make coverage     run the tests and list the branches that they leave out'
+	@echo 'make mutation     put faults into norms, logdet and inverse, and list those no test finds (hours)'
 	@echo 'make audit        ask for known vulnerabilities of the versions in constraints.txt'
 	@echo 'make format       mend style and format where a tool can'
 	@echo 'make build        build the wheel and the sdist into dist/'
@@ -82,6 +84,15 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tools/calls.py
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tools/prose.py
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest -m 'not slow' --ignore tests/blocks/test_compile.py $(ARGS)
+	$(BIN)/python -m coverage report
+
+# ARGS='pyro_iresnet.norms.gram*' takes one file.
+mutation: $(VENV)/.mutation
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run $(ARGS)
+	$(BIN)/python -m mutmut results
 
 audit: $(VENV)/.audit
 	$(BIN)/python tools/audit.py $(ARGS)
