@@ -13,6 +13,8 @@ from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.masked import MaskedTensor
+from torch.nn.parameter import is_lazy
 
 T = TypeVar("T")
 
@@ -188,7 +190,7 @@ def _plain(value: object) -> str:
 
 def check_dims(values: Sequence[int], name: str, example: str = "[64, 64]") -> tuple[int, ...]:
     """Return ``values`` as a tuple, or raise unless they are positive integers (possibly none)."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if isinstance(values, str | bytes | bytearray) or not isinstance(values, Sequence):
         raise ArgumentTypeError(
             f"Expected {name} to be a sequence of integers such as {example}; got {_shown(values)}."
         )
@@ -246,7 +248,7 @@ def check_tensor(
     for any. ``of`` names ``like`` in an error.
     """
     # Without a call more, since every call of a flow comes here.
-    known = isinstance(value, Tensor) and value.layout is torch.strided
+    known = type(value) is Tensor and value.layout is torch.strided
     if not known or value.is_nested or not value.is_floating_point():
         check_dense(value, name)
     if value.shape[value.dim() - len(event_shape) :] != event_shape:
@@ -280,6 +282,16 @@ def check_dense(value: Tensor, name: str) -> None:
             f"Expected {name} to be a torch.Tensor; got {type(value).__name__}. Make one of "
             f"numbers by torch.as_tensor({name})."
         )
+    if is_lazy(value):
+        raise ArgumentTypeError(
+            f"Expected {name} with a shape; got the {type(value).__name__} of a lazy module. Run "
+            "the module once, which makes its parameters."
+        )
+    if isinstance(value, MaskedTensor):
+        raise ArgumentTypeError(
+            f"Expected {name} to be a dense tensor; got a MaskedTensor. Fill the masked entries: "
+            f"{name}.to_tensor(0.0)."
+        )
     if value.layout is not torch.strided or value.is_nested:
         kind = "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
         remedy = (
@@ -296,4 +308,9 @@ def check_dense(value: Tensor, name: str) -> None:
             remedy = f"torch.view_as_real({name}), or {name}.real"
         raise ArgumentTypeError(
             f"Expected {name} of a floating dtype; got {value.dtype}. Convert it: {remedy}."
+        )
+    if value.dtype.itemsize < 2:
+        raise ArgumentTypeError(
+            f"Expected {name} of a floating dtype of 16 bits or more; got {value.dtype}, in which "
+            f"torch stores and does not compute. Convert it: {name}.float()."
         )

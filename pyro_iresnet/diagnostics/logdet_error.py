@@ -12,7 +12,7 @@ from torch.distributions import Transform, TransformedDistribution
 
 from .._modules import evaluating, modules_of
 from ..blocks import Block
-from ..errors import ArgumentError, ArgumentTypeError, check_positive_int
+from ..errors import ArgumentError, ArgumentTypeError, check_dense, check_positive_int
 from ..logdet import LogDet, auto_logdet
 
 # Rows that one call evaluates, if the draws allow it.
@@ -74,6 +74,7 @@ def logdet_with_error(
     draws = check_positive_int(draws, "draws")
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(f"Expected x to be a torch.Tensor; got {type(x).__name__}.")
+    check_dense(x, "x")
     logdet = logdets_of(flow, context is not None)
     modules = modules_of(flow)
     blocks = [m for m in modules if isinstance(m, Block)]

@@ -15,6 +15,7 @@ from pyro_iresnet import (
     actnorm,
     iresnet,
     iresnet_stack,
+    logdet_with_error,
     wrap,
 )
 from pyro_iresnet.contractions import SumContraction
@@ -34,6 +35,9 @@ KINDS = {
     "mkldnn": (lambda: X.float().to_mkldnn(), r"to_dense\(\)"),
     "nested": (lambda: torch.nested.nested_tensor([X[:2], X[2:]], layout=torch.jagged), "nested"),
     "complex": (lambda: X.cdouble(), "view_as_real"),
+    "masked": (lambda: torch.masked.masked_tensor(X.double(), X > 0), r"to_tensor\(0.0\)"),
+    "lazy": (nn.UninitializedParameter, "a lazy module"),
+    "float8": (lambda: X.to(torch.float8_e4m3fn), "dtype"),
     "list": (lambda: X.tolist(), "torch.as_tensor"),
     "array": (lambda: X.numpy(), "torch.as_tensor"),
     "none": (lambda: None, "torch.as_tensor"),
@@ -145,6 +149,30 @@ def test_refuses_options_of_solve():
                 block.solve(y, **{name: value})
         with pytest.raises(ArgumentTypeError, match=r"Block.solve among .*Did you mean 'rtol'"):
             block.solve(y, rtl=1)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of", "ignore:ComplexHalf")
+def test_refuses_kinds_of_weights():
+    with pytest.raises(ArgumentTypeError, match="complex64"):
+        Gram()(X.to(torch.complex32))
+    for call in (Gram(), lambda w: Gram().constrain(w, 0.9)):
+        with pytest.raises(ArgumentTypeError, match=r"16 bits or more.*weight.float\(\)"):
+            call(X.to(torch.float8_e4m3fn))
+    for x in (nn.UninitializedParameter(), torch.nested.nested_tensor([X[:2], X[2:3]])):
+        with pytest.raises(ArgumentTypeError, match=r"x with a shape|nested tensor"):
+            logdet_with_error(iresnet(3, [8]), x, 2)
+
+
+def test_bounds_view_of_opposite_sign():
+    w = torch._neg_view(X)
+    torch.testing.assert_close(Gram().constrain(w, 0.9), Gram().constrain(-X, 0.9))
+
+
+def test_subclasses_of_tensors():
+    block, x = ResidualBlock(DenseContraction(3, [8])).eval(), X.double()
+    for one in (nn.Parameter(x), x.as_subclass(type("Own", (torch.Tensor,), {}))):
+        found = block(one).detach().as_subclass(torch.Tensor)
+        torch.testing.assert_close(found, block(x).detach())
 
 
 def test_refuses_bounds():

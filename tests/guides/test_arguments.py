@@ -24,6 +24,7 @@ from .models import banana
         ({"path_gradients": "no"}, ArgumentTypeError, "path_gradients"),
         ({"lipschitz": 1.2}, ArgumentError, "lipschitz"),
         ({"hidden_dims": "64"}, ArgumentTypeError, "hidden_dims"),
+        ({"hidden_dims": b"64"}, ArgumentTypeError, "hidden_dims"),
         ({"coordinates": 3}, ArgumentTypeError, "coordinates"),
     ],
 )
