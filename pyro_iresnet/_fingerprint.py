@@ -6,11 +6,11 @@ from dataclasses import dataclass, is_dataclass
 import torch
 from torch import Tensor, nn
 
-from ._comparable import IncomparableError, contents_of, hooks_of
+from ._comparable import IncomparableError, contents_of, contents_of_value, hooks_of
 from ._modules import modules_of
 
 # Types of a setting, beside frozen strategies.
-PLAIN = (int, float, str, tuple)
+PLAIN = {bool, int, float, str, type(None)}
 # Libraries whose modules show all their state as parameters, buffers and settings of plain types.
 KNOWN = ("torch.", "pyro_iresnet.", "pyro.", "nflows.")
 
@@ -37,13 +37,17 @@ class Fingerprint:
     def of(cls, module: nn.Module, *others: Tensor, by_value: bool = True) -> "Fingerprint | None":
         """Take the fingerprint of a module, and of other tensors that a call depends on.
 
-        Return None if the module holds an object of the user's that may change without a trace.
+        Return None if the module holds an object of the user's that may change without a trace, or
+        a tensor whose values torch cannot compare: a sparse one, or one on the device meta.
         """
         try:
             settings, tensors = _see(module, others)
         except IncomparableError:
             return None
         if by_value:
+            for t in tensors:
+                if t.layout is not torch.strided or t.is_meta:
+                    return None
             marks = [(t.requires_grad, t.grad_fn, t.detach().clone()) for t in tensors]
         else:
             marks = [(t.requires_grad, t.grad_fn, None) for t in tensors]
@@ -81,10 +85,20 @@ def _see(module: nn.Module, others: tuple[Tensor, ...]) -> tuple[list[object], l
     for m in modules_of(module):
         kind = type(m)
         settings.append(kind)
-        if kind.__module__.startswith(KNOWN):
+        if kind is not nn.Module and kind.__module__.startswith(KNOWN):
             for name, value in vars(m).items():
-                if name[0] != "_" and (isinstance(value, PLAIN) or is_dataclass(value)):
+                if name[0] == "_":
+                    continue
+                kind_of_value = type(value)
+                if (
+                    kind_of_value in PLAIN
+                    or (kind_of_value is tuple and PLAIN.issuperset(map(type, value)))
+                    or (is_dataclass(value) and kind_of_value.__module__.startswith(KNOWN))
+                ):
                     settings.append(value)
+                else:
+                    # A user's: a forward, a tensor, a list that another module reads.
+                    settings.append(contents_of_value(value, tensors))
         else:
             settings.append(contents_of(m, tensors))
         if m._forward_hooks or m._forward_pre_hooks:

@@ -44,6 +44,11 @@ in_torch_func = torch._C._are_functorch_transforms_active
 saved_tensor_hooks = _autograd._top_saved_tensors_default_hooks
 
 
+def in_backward() -> bool:
+    """Return True inside a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def in_forward_mode() -> bool:
     """Return True if forward-mode differentiation is active."""
     return forward_ad._current_level >= 0

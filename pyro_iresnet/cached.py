@@ -10,7 +10,7 @@ import torch
 
 from ._fingerprint import Fingerprint
 from ._modules import contractions_of
-from ._torch import in_torch_func, is_compiling, saved_tensor_hooks
+from ._torch import in_backward, in_torch_func, is_compiling, saved_tensor_hooks
 from .contractions import Contraction, materialize_together
 from .operators import ContractionMap
 
@@ -164,9 +164,13 @@ class _ManyCalls(_Shared):
         # A transform of torch.func may have put other parameters in place.
         if in_torch_func() or not super().is_open_here():
             return False
-        return self.compiling or saved_tensor_hooks(True) is None
+        # A call inside a backward pass, as in a reentrant checkpoint, frees its graph at once.
+        return self.compiling or (saved_tensor_hooks(True) is None and not in_backward())
 
     def map_of(self, contraction: Contraction) -> ContractionMap:
+        if not any(c is contraction for c in self.contractions):
+            # A replica of nn.DataParallel takes over the entry of the original.
+            return contraction.materialize()
         inference = not self.compiling and torch.is_inference_mode_enabled()
         mode = (torch.is_grad_enabled(), inference)
         # Maps with a graph serve without gradients too.

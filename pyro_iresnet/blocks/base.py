@@ -13,7 +13,7 @@ from .._settings import SavedSettings
 from .._torch import full_precision
 from ..cached import map_of
 from ..contractions import Contraction
-from ..contractions.hooks import refuse_hooks
+from ..contractions.hooks import hooks_on, refuse_forward, refuse_hooks
 from ..coordinates import Coordinates, build
 from ..errors import check_instance
 from ..inverse import Solver, auto_solver
@@ -21,6 +21,8 @@ from ..logdet import LogDet, Series, auto_logdet
 from ..operators import ContractionMap, Linearization
 from ..operators.solve import COARSEST, raise_unresolved
 
+# Why coordinates take no hooks.
+ONE_WAY = "the way back never calls the module, and would meet another function"
 # Carries a gradient, given a linearization and the bound of its Jacobian.
 Carry = Callable[[Linearization, float, Tensor], Tensor]
 
@@ -140,8 +142,6 @@ class Block(SavedSettings, ABC):
         self, x: Tensor, context: Tensor | None = None, name: str = "x"
     ) -> tuple[Tensor, Tensor | None]:
         """Check the tensors of a call and broadcast their batches, as :meth:`Contraction.check`."""
-        if self._forward_hooks or self._forward_pre_hooks:
-            refuse_hooks(self, "block")
         return self.contraction.check(x, context, name)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -183,7 +183,22 @@ class Block(SavedSettings, ABC):
         return evaluation.x, -evaluation.log_det()
 
     def contraction_map(self) -> ContractionMap:
-        """Return ``g`` with its acting weights, as a stack or :class:`cached` shares them."""
+        """Return ``g`` with its acting weights, as a stack or :class:`cached` shares them.
+
+        Raises :class:`ArgumentError` for hooks that would not act.
+        """
+        # A stack comes here for each of its parts, and checks the first only.
+        if any(hooks_on(self)):
+            refuse_hooks(self, "block")
+        if "forward" in vars(self):
+            refuse_forward(self, "block")
+        g = self.contraction
+        if any(hooks_on(g)) or "forward" in vars(g):
+            g.check_uncalled()
+        if self.coordinates is not None:
+            for each in self.coordinates.modules():
+                if any(hooks_on(each)):
+                    refuse_hooks(each, "coordinates", ONE_WAY)
         return map_of(self.contraction)
 
     def lipschitz_bound(self) -> Tensor:

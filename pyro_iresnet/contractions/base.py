@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._settings import SavedSettings
 from .._torch import full_precision
-from ..errors import ArgumentError, check_lipschitz, check_tensor
+from ..errors import ArgumentError, ArgumentTypeError, check_lipschitz, check_tensor
 from ..operators import ContractionMap, Linearization, linearize_by_autograd
 from ..operators.solve import check_resolved
-from .hooks import refuse_hooks
+from .hooks import hooks_on, refuse_forward, refuse_hooks
 
 
 class Contraction(SavedSettings, ABC):
@@ -58,6 +58,16 @@ class Contraction(SavedSettings, ABC):
     lipschitz: float
     # Maps that an open `cached` block or a running stack shares, the innermost last.
     _shared: tuple[object, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        first = next(k for k in cls.__mro__ if "forward" in vars(k) or "materialize" in vars(k))
+        if "materialize" not in vars(first) and cls.materialize is not Contraction.materialize:
+            raise ArgumentTypeError(
+                f"Expected {cls.__name__} to leave forward as it is; {first.__name__} defines one, "
+                "which a block would not call. Define materialize too, or for a network of layers "
+                "raw_weights and layers_with, or subclass Contraction."
+            )
 
     def check_complete(self) -> None:
         """Raise unless ``__init__`` has set the attributes of a contraction."""
@@ -117,7 +127,7 @@ class Contraction(SavedSettings, ABC):
                 that do not broadcast.
             ArgumentTypeError: a dtype or device other than that of the parameters.
         """
-        if self._forward_hooks or self._forward_pre_hooks:
+        if any(hooks_on(self)):
             refuse_hooks(self, "contraction")
         like = self._floating()
         check_tensor(x, self.event_shape, like, name)
@@ -140,6 +150,13 @@ class Contraction(SavedSettings, ABC):
         # The tensor itself if its shape fits: a memory knows a tensor by its identity.
         x = x if x.shape == wide else x.expand(wide)
         return x, context.expand(*batch, context.shape[-1])
+
+    def check_uncalled(self, name: str = "contraction") -> None:
+        """Raise for what hangs on the call of the contraction, which a block never makes."""
+        if any(hooks_on(self)):
+            refuse_hooks(self, name)
+        if "forward" in vars(self) and type(self).materialize is not Contraction.materialize:
+            refuse_forward(self, name)
 
     def check_context(self, context: Tensor | None) -> None:
         """Check a context before there is an ``x``; errors as in :meth:`check`."""

@@ -45,6 +45,8 @@ class _Composed(Contraction):
 
     def _parts(self) -> tuple[tuple[ContractionMap, bool], ...]:
         contractions = self._contractions()
+        for i, part in enumerate(contractions):
+            part.check_uncalled(f"parts[{i}]")
         together = materialize_together(contractions)
         pairs = zip(together, contractions, strict=True)
         return tuple((acting, c.context_dim is not None) for acting, c in pairs)

@@ -17,7 +17,6 @@ from .._torch import full_precision
 from ..activations import Activation
 from ..errors import (
     ArgumentError,
-    ArgumentTypeError,
     check_instance,
     check_lipschitz,
     check_positive_int,
@@ -27,7 +26,7 @@ from ..operators import Chain, ContractionMap, Linearization
 from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
-from .hooks import refuse_hooks
+from .hooks import hooks_on, refuse_forward, refuse_hooks
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers
 
 # Hooks that set the weight of a layer from its other tensors.
@@ -81,14 +80,6 @@ class LayeredContraction(Contraction):
         self.lipschitz = check_resolved(torch.get_default_dtype(), check_lipschitz(lipschitz))
         self.norm = check_instance(norm, Norm, "norm", "Gram()")
         self.conditioner = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "forward" in vars(cls) and cls.materialize is LayeredContraction.materialize:
-            raise ArgumentTypeError(
-                f"Expected {cls.__name__} to leave forward as it is; it defines one, which a block "
-                "would not call. Define raw_weights and layers_with, or subclass Contraction."
-            )
 
     def settings(self) -> dict[str, Any]:
         own = {
@@ -204,7 +195,7 @@ def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module
 
     Raises:
         ArgumentError: a layer is of another kind, has no bias, or has a ``forward`` or a hook of
-            the user's; an activation has a hook.
+            the user's; an activation has a hook or a ``forward`` set on itself.
     """
     for i, layer in enumerate(layers):
         if type(layer).forward is not kind.forward or "forward" in vars(layer):
@@ -231,8 +222,10 @@ def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module
                 "and its requires_grad to False."
             )
     for i, activation in enumerate(activations):
-        if activation._forward_hooks or activation._forward_pre_hooks:
+        if any(hooks_on(activation)):
             refuse_hooks(activation, f"activations[{i}]")
+        if "forward" in vars(activation):
+            refuse_forward(activation, f"activations[{i}]")
 
 
 @dataclass(frozen=True)

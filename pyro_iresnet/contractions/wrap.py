@@ -72,7 +72,7 @@ def _check_pure(part: nn.Module, name: str) -> None:
     elif isinstance(part, TrackingNorm) and part.track_running_stats:
         cause = "changes its statistics in each call, so that the inverse meets another function"
         remedy = "Build it with track_running_stats=False."
-    elif (isinstance(part, AnyDropout) and part.p > 0) or isinstance(part, nn.RReLU):
+    elif _draws(part):
         cause = "draws anew in each call, so that the inverse meets another function"
         remedy = "Leave it out."
     else:
@@ -81,6 +81,15 @@ def _check_pure(part: nn.Module, name: str) -> None:
         f"Expected {name} to compute each sample by itself, the same in every call; got a "
         f"{type(part).__name__}, which {cause}. {remedy}"
     )
+
+
+def _draws(part: nn.Module) -> bool:
+    """Return True for a module of torch that draws random numbers in a call."""
+    if isinstance(part, AnyDropout):
+        return part.p > 0
+    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
+        return part.dropout > 0
+    return isinstance(part, nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
 
 
 def wrap(

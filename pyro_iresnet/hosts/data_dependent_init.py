@@ -108,6 +108,8 @@ class DataDependentInit(nn.Module):
         state_dict.pop(prefix + "initialized", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._met_few_rows = False
+        # A compiler, which cannot look, may be the next to ask.
+        self.has_started()
 
 
 def moments(rows: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import CompositeTransform, InverseTransform
+from torch.utils.checkpoint import checkpoint
 
 from pyro_iresnet import IResNetTransform, ResidualBlock, cached
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
@@ -255,3 +256,24 @@ def test_gradients_after_inference_mode():
             block(x)
         block(x).sum().backward()
     assert block.contraction.layers[0].weight.grad is not None
+
+
+def test_gradients_under_reentrant_checkpoint():
+    (block,), x = counted_blocks(1), torch.randn(3, zoo.DIM, requires_grad=True)
+    block(block(x)).sum().backward()
+    wanted = [p.grad.clone() for p in block.parameters()]
+    block.zero_grad()
+    with cached(block):
+        y = checkpoint(block, x, use_reentrant=True)
+        checkpoint(block, y, use_reentrant=True).sum().backward()
+    torch.testing.assert_close([p.grad for p in block.parameters()], wanted)
+
+
+def test_replica_computes_by_itself():
+    (block,), x = counted_blocks(1), torch.randn(3, zoo.DIM)
+    with torch.no_grad(), cached(block):
+        y = block(x)
+        replica = block._replicate_for_data_parallel()
+        contraction = block.contraction._replicate_for_data_parallel()
+        replica._modules = {**block._modules, "contraction": contraction}
+        torch.testing.assert_close(replica(x), y)

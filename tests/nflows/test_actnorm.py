@@ -91,3 +91,12 @@ def test_compiles_after_start():
     expected = flow.log_prob(rows)
     compiled = torch.compile(flow.log_prob, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(rows), expected)
+
+
+def test_compiles_after_load():
+    trained, flow = (iresnet_flow(2, 2, hidden_features=8) for _ in range(2))
+    rows = torch.randn(50, 2)
+    expected = trained.log_prob(rows)
+    flow.load_state_dict(trained.state_dict())
+    compiled = torch.compile(flow.log_prob, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(rows), expected)

@@ -10,8 +10,9 @@ from torch.distributions import constraints
 
 from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
+from ...contractions.hooks import hooks_on, refuse_hooks
 from ...errors import ArgumentError, check_cache_size, check_instance
-from .cached_transform import forget_the_store
+from .cached_transform import NO_CALL, forget_the_store
 from .transform import BlockTransform, reals
 
 
@@ -151,6 +152,8 @@ class ConditionalIResNet(SavedSettings, ConditionalTransformModule):
         The context has the shape ``(*batch, size)`` and broadcasts against the batch of ``x``.
         Another size or dtype raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
+        if any(hooks_on(self)):
+            refuse_hooks(self, "transform", NO_CALL)
         self.block.contraction.check_context(context)
         conditioned = ConditionedIResNet(self.block, context)
         conditioned.training = self.training
