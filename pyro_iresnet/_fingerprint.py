@@ -45,8 +45,9 @@ class Fingerprint:
         except IncomparableError:
             return None
         if by_value:
-            if any(t.layout is not torch.strided or t.is_meta for t in tensors):
-                return None
+            for t in tensors:
+                if t.layout is not torch.strided or t.is_meta:
+                    return None
             marks = [(t.requires_grad, t.grad_fn, t.detach().clone()) for t in tensors]
         else:
             marks = [(t.requires_grad, t.grad_fn, None) for t in tensors]

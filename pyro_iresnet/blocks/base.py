@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._settings import SavedSettings
 from .._torch import full_precision
 from ..cached import map_of
 from ..contractions import Contraction
-from ..contractions.hooks import refuse_if_hooked, refuse_if_replaced
+from ..contractions.hooks import NEVER_CALLED, refuse_hooks, refuse_if_replaced
 from ..coordinates import Coordinates, build
 from ..errors import check_instance
 from ..inverse import Solver, auto_solver
@@ -188,13 +188,27 @@ class Block(SavedSettings, ABC):
         Raises :class:`ArgumentError` for hooks that would not act.
         """
         # A stack comes here for each of its parts, and checks the first only.
-        refuse_if_hooked(self, "block")
-        refuse_if_replaced(self, "block")
-        self.contraction.check_uncalled()
+        # Without a call, since every step comes here.
+        parts = [self, self.contraction]
         if self.coordinates is not None:
-            for each in self.coordinates.modules():
-                refuse_if_hooked(each, "coordinates", ONE_WAY)
+            parts += self.coordinates.modules()
+        for i, part in enumerate(parts):
+            if (
+                part._forward_hooks
+                or part._forward_pre_hooks
+                or part._backward_hooks
+                or part._backward_pre_hooks
+            ):
+                self._refuse(i, part)
+        if "forward" in vars(self) or "forward" in vars(parts[1]):
+            refuse_if_replaced(self, "block")
+            self.contraction.check_uncalled()
         return map_of(self.contraction)
+
+    def _refuse(self, number: int, part: nn.Module) -> None:
+        """Raise for the hooks on the block, on the contraction or on a part of the coordinates."""
+        name = ("block", "contraction", "coordinates")[min(number, 2)]
+        refuse_hooks(part, name, ONE_WAY if number > 1 else NEVER_CALLED)
 
     def lipschitz_bound(self) -> Tensor:
         """Return a proven upper bound of ``Lip(g)`` at the present parameters, a scalar."""

@@ -127,7 +127,15 @@ class Contraction(SavedSettings, ABC):
                 that do not broadcast.
             ArgumentTypeError: a dtype or device other than that of the parameters.
         """
-        self.check_uncalled()
+        if (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+        ):
+            self.check_uncalled()
+        if "forward" in vars(self):
+            self.check_uncalled()
         like = self._floating()
         check_tensor(x, self.event_shape, like, name)
         if context is None and self.context_dim is None:

@@ -26,7 +26,7 @@ from ..operators import Chain, ContractionMap, Linearization
 from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
-from .hooks import refuse_hooks, refuse_if_hooked, refuse_if_replaced
+from .hooks import refuse_hooks, refuse_if_replaced
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers
 
 # Hooks that set the weight of a layer from its other tensors.
@@ -222,8 +222,15 @@ def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module
                 "and its requires_grad to False."
             )
     for i, activation in enumerate(activations):
-        refuse_if_hooked(activation, f"activations[{i}]")
-        refuse_if_replaced(activation, f"activations[{i}]")
+        if (
+            activation._forward_hooks
+            or activation._forward_pre_hooks
+            or activation._backward_hooks
+            or activation._backward_pre_hooks
+        ):
+            refuse_hooks(activation, f"activations[{i}]")
+        if "forward" in vars(activation):
+            refuse_if_replaced(activation, f"activations[{i}]")
 
 
 @dataclass(frozen=True)

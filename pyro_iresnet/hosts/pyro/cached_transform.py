@@ -19,7 +19,7 @@ from torch.distributions.transforms import Transform, _InverseTransform
 from ..._fingerprint import Fingerprint
 from ..._torch import autocasts, in_torch_func, is_compiling, is_tracing, saved_tensor_hooks
 from ...blocks import Evaluation
-from ...contractions.hooks import refuse_if_hooked
+from ...contractions.hooks import refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 
 # Why a transform takes no hooks.
@@ -84,7 +84,14 @@ class CachedTransform:
 
     def evaluation(self, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation:
         """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
-        refuse_if_hooked(self, "transform", NO_CALL)  # pyright: ignore[reportArgumentType]
+        module: Any = self
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        ):
+            refuse_hooks(module, "transform", NO_CALL)
         # A compiler, a tracer and hooks on saved tensors need the operations of a call themselves.
         recorded = is_compiling() or is_tracing() or saved_tensor_hooks(True)
         memory = None if recorded else self._memory

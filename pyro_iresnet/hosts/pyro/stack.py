@@ -15,7 +15,7 @@ from ..._modules import contractions_of, evaluating, modules_of
 from ..._torch import is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
-from ...contractions.hooks import refuse_if_hooked
+from ...contractions.hooks import refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 from ...operators.linearization import vjp_of
 from ..data_dependent_init import DataDependentInit
@@ -193,7 +193,13 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             if ours is None:
                 # The shape behind a foreign part is known there only.
                 break
-            refuse_if_hooked(ours, f"parts[{i if name == 'x' else len(parts) - 1 - i}]", NO_CALL)
+            if (
+                ours._forward_hooks
+                or ours._forward_pre_hooks
+                or ours._backward_hooks
+                or ours._backward_pre_hooks
+            ):
+                refuse_hooks(ours, f"the {type(ours).__name__} in the stack", NO_CALL)
             if i == 0 or ours.widens:
                 x = ours.check(x, name)
         return x
