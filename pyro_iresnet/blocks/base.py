@@ -13,7 +13,7 @@ from .._settings import SavedSettings
 from .._torch import full_precision
 from ..cached import map_of
 from ..contractions import Contraction
-from ..contractions.hooks import hooks_on, refuse_forward, refuse_hooks
+from ..contractions.hooks import HOOKS, refuse_forward, refuse_hooks
 from ..coordinates import Coordinates, build
 from ..errors import check_instance
 from ..inverse import Solver, auto_solver
@@ -188,16 +188,16 @@ class Block(SavedSettings, ABC):
         Raises :class:`ArgumentError` for hooks that would not act.
         """
         # A stack comes here for each of its parts, and checks the first only.
-        if any(hooks_on(self)):
+        if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "block")
         if "forward" in vars(self):
             refuse_forward(self, "block")
         g = self.contraction
-        if any(hooks_on(g)) or "forward" in vars(g):
+        if any(map(vars(g).get, HOOKS)) or "forward" in vars(g):
             g.check_uncalled()
         if self.coordinates is not None:
             for each in self.coordinates.modules():
-                if any(hooks_on(each)):
+                if any(map(vars(each).get, HOOKS)):
                     refuse_hooks(each, "coordinates", ONE_WAY)
         return map_of(self.contraction)
 

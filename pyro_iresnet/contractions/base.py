@@ -12,7 +12,7 @@ from .._torch import full_precision
 from ..errors import ArgumentError, ArgumentTypeError, check_lipschitz, check_tensor
 from ..operators import ContractionMap, Linearization, linearize_by_autograd
 from ..operators.solve import check_resolved
-from .hooks import hooks_on, refuse_forward, refuse_hooks
+from .hooks import HOOKS, refuse_forward, refuse_hooks
 
 
 class Contraction(SavedSettings, ABC):
@@ -127,7 +127,7 @@ class Contraction(SavedSettings, ABC):
                 that do not broadcast.
             ArgumentTypeError: a dtype or device other than that of the parameters.
         """
-        if any(hooks_on(self)):
+        if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "contraction")
         like = self._floating()
         check_tensor(x, self.event_shape, like, name)
@@ -153,7 +153,7 @@ class Contraction(SavedSettings, ABC):
 
     def check_uncalled(self, name: str = "contraction") -> None:
         """Raise for what hangs on the call of the contraction, which a block never makes."""
-        if any(hooks_on(self)):
+        if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, name)
         if "forward" in vars(self) and type(self).materialize is not Contraction.materialize:
             refuse_forward(self, name)

@@ -1,21 +1,21 @@
 """Refusal of hooks, and of a replaced ``forward``, on a module that nobody calls."""
 
-from operator import attrgetter
 from typing import NoReturn
 
 from torch import nn
 
 from ..errors import ArgumentError
 
+# ``any(map(vars(module).get, HOOKS))`` asks for hooks at the price of no call into Python.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# The four tables of hooks; any(hooks_on(module)) takes no call into Python.
+# The four tables of hooks; any(map(vars(module).get, HOOKS)) takes no call into Python.
 hooks_on = attrgetter(*HOOKS)
 NEVER_CALLED = "a block computes with normalized weights and never calls the module"
 
 
 def refuse_hooks(module: nn.Module, name: str, reason: str = NEVER_CALLED) -> NoReturn:
     """Raise :class:`ArgumentError` for the hooks on a module that is never called."""
-    found = [hook for table in hooks_on(module) for hook in table.values()]
+    found = [hook for table in HOOKS for hook in vars(module)[table].values()]
     names = {getattr(hook, "__qualname__", type(hook).__name__) for hook in found}
     listed = ", ".join(sorted(names))
     raise ArgumentError(

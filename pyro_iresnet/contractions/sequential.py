@@ -26,7 +26,7 @@ from ..operators import Chain, ContractionMap, Linearization
 from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
-from .hooks import hooks_on, refuse_forward, refuse_hooks
+from .hooks import HOOKS, refuse_forward, refuse_hooks
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers
 
 # Hooks that set the weight of a layer from its other tensors.
@@ -222,7 +222,7 @@ def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module
                 "and its requires_grad to False."
             )
     for i, activation in enumerate(activations):
-        if any(hooks_on(activation)):
+        if any(map(vars(activation).get, HOOKS)):
             refuse_hooks(activation, f"activations[{i}]")
         if "forward" in vars(activation):
             refuse_forward(activation, f"activations[{i}]")

@@ -26,7 +26,7 @@ from ..._torch import (
     tracing_state,
 )
 from ...blocks import Evaluation
-from ...contractions.hooks import hooks_on, refuse_hooks
+from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 
 # Why a transform takes no hooks.
@@ -91,7 +91,7 @@ class CachedTransform:
 
     def evaluation(self, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation:
         """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
-        if any(hooks_on(self)):
+        if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "transform", NO_CALL)  # pyright: ignore[reportArgumentType]
         # A compiler and hooks on saved tensors need the operations of a call themselves.
         recorded = is_compiling() or saved_tensor_hooks(True)

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
-from ...contractions.hooks import hooks_on, refuse_hooks
+from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, check_cache_size, check_instance
 from .cached_transform import NO_CALL, forget_the_store
 from .transform import BlockTransform, reals
@@ -152,7 +152,7 @@ class ConditionalIResNet(SavedSettings, ConditionalTransformModule):
         The context has the shape ``(*batch, size)`` and broadcasts against the batch of ``x``.
         Another size or dtype raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
-        if any(hooks_on(self)):
+        if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "transform", NO_CALL)
         self.block.contraction.check_context(context)
         conditioned = ConditionedIResNet(self.block, context)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
 from ..._modules import modules_of
-from ...contractions.hooks import hooks_on, refuse_hooks
+from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, check_cache_size
 from .cached_transform import NO_CALL
 from .conditional import raise_unconditioned
@@ -82,7 +82,7 @@ class ConditionalStack(ConditionalComposeTransformModule):
 
     def condition(self, context: Tensor) -> Stack:
         """Return the stack at a context, as :meth:`ConditionalIResNet.condition` does."""
-        if any(hooks_on(self)):
+        if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "stack", NO_CALL)
         stack = Stack([part.condition(context) for part in self.transforms], self._cache_size)
         stack.training = self.training

@@ -15,7 +15,7 @@ from ..._modules import contractions_of, evaluating, modules_of
 from ..._torch import InverseTransform, is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
-from ...contractions.hooks import hooks_on, refuse_hooks
+from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 from ...operators.linearization import vjp_of
 from ..data_dependent_init import DataDependentInit
@@ -193,7 +193,7 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             if ours is None:
                 # The shape behind a foreign part is known there only.
                 break
-            if any(hooks_on(ours)):
+            if any(map(vars(ours).get, HOOKS)):
                 refuse_hooks(ours, f"parts[{i if name == 'x' else len(parts) - 1 - i}]", NO_CALL)
             if i == 0 or ours.widens:
                 x = ours.check(x, name)
