@@ -8,8 +8,7 @@ from ..errors import ArgumentError
 
 # ``any(map(vars(module).get, HOOKS))`` asks for hooks at the price of no call into Python.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# The four tables of hooks; any(map(vars(module).get, HOOKS)) takes no call into Python.
-hooks_on = attrgetter(*HOOKS)
+# any(map(vars(module).get, HOOKS)) asks for hooks without a call of a function in Python.
 NEVER_CALLED = "a block computes with normalized weights and never calls the module"
 
 
