@@ -14,7 +14,7 @@ from typing import Any, SupportsIndex, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.masked import MaskedTensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin
 
 T = TypeVar("T")
 
@@ -282,7 +282,7 @@ def check_dense(value: Tensor, name: str) -> None:
             f"Expected {name} to be a torch.Tensor; got {type(value).__name__}. Make one of "
             f"numbers by torch.as_tensor({name})."
         )
-    if is_lazy(value):
+    if isinstance(value, UninitializedTensorMixin):
         raise ArgumentTypeError(
             f"Expected {name} with a shape; got the {type(value).__name__} of a lazy module. Run "
             "the module once, which makes its parameters."

@@ -8,7 +8,6 @@ from ..errors import ArgumentError
 
 # ``any(map(vars(module).get, HOOKS))`` asks for hooks at the price of no call into Python.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# any(map(vars(module).get, HOOKS)) asks for hooks without a call of a function in Python.
 NEVER_CALLED = "a block computes with normalized weights and never calls the module"
 
 
