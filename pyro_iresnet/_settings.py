@@ -60,6 +60,11 @@ class SavedSettings(HasSettings, nn.Module):
     ``get_extra_state`` of its own saves and compares by itself.
     """
 
+    @property
+    def needs_record(self) -> bool:
+        """True if the settings may differ where the tensors of a state dict fit."""
+        return True
+
     def get_extra_state(self) -> Tensor:
         """Return the settings as JSON in a tensor of bytes."""
         record = {"format": FORMAT, "settings": flatten(self.settings())}
@@ -94,7 +99,7 @@ class SavedSettings(HasSettings, nn.Module):
         record = _read(state_dict[key]) if key in state_dict else None
         if record is None:
             names = {*self._parameters, *self._buffers, *self._modules}
-            if any(_first(k, prefix) in names for k in state_dict):
+            if self.needs_record and any(_first(k, prefix) in names for k in state_dict):
                 warnings.warn(NO_RECORD, stacklevel=1)
             return
         where = f"{prefix[:-1]} ({type(self).__name__})" if prefix else type(self).__name__

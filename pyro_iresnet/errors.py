@@ -14,7 +14,7 @@ from typing import Any, SupportsIndex, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.masked import MaskedTensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
 T = TypeVar("T")
 

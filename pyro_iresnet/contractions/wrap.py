@@ -36,7 +36,9 @@ class Wrapped(Contraction):
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "module": self.module}
+        parts = [type(part).__name__ for part in self.module.modules()]
+        own = {"module": parts, "event_dim": self.event_dim}
+        return {**super().settings(), **own}
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)

@@ -1,5 +1,6 @@
 """Settings in a state dict: a module of other settings refuses it, by the name of the setting."""
 
+import itertools
 import json
 import re
 import warnings
@@ -9,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.distributions import AffineTransform, ExpTransform
 from torch.func import functional_call
 
 from pyro_iresnet import (
@@ -26,6 +28,7 @@ from pyro_iresnet import (
     ResidualBlock,
     conditional_iresnet,
     implicit_stack,
+    iresnet,
     iresnet_stack,
     wrap,
 )
@@ -33,6 +36,7 @@ from pyro_iresnet.activations import ELU, CLipSwish, Elementwise, GroupSort, Lip
 from pyro_iresnet.blocks import Block
 from pyro_iresnet.contractions import Contraction, FiLM, SequentialContraction, SumContraction
 from pyro_iresnet.coordinates import Asinh, Coordinates, DiagonalScale, TriangularScale
+from pyro_iresnet.hosts.pyro import Stack
 from pyro_iresnet.norms import Cholesky, Gram, Hard, PowerIteration
 
 from .. import zoo
@@ -585,3 +589,33 @@ def test_same_bytes_in_each_save():
     for value in first.values():
         value.zero_()
     assert all(bool(v.any()) for v in records(module.state_dict()).values())
+
+
+STACKS = {
+    "modules": lambda t: Stack([t]),
+    "inverse": lambda t: Stack([t.inv]),
+    "foreign": lambda t: Stack([AffineTransform(0.0, 2.0), t]),
+    "other foreign": lambda t: Stack([ExpTransform(), t]),
+    "foreign behind": lambda t: Stack([t, AffineTransform(0.0, 2.0)]),
+}
+
+
+@pytest.mark.parametrize(("saved", "here"), itertools.permutations(STACKS, 2))
+def test_refuses_other_parts_of_stack(saved, here):
+    state = STACKS[saved](iresnet(2, [4])).state_dict()
+    with pytest.raises(RuntimeError, match=r"(inverted parts|parts without modules) is"):
+        STACKS[here](iresnet(2, [4])).load_state_dict(state)
+
+
+@pytest.mark.parametrize("other", [nn.ReLU, nn.Sigmoid])
+def test_refuses_other_parts_of_network(other):
+    def block(kind, event_dim=1):
+        net = nn.Sequential(nn.Linear(2, 2), kind())
+        return ResidualBlock(wrap(net, lipschitz=0.9, event_dim=event_dim))
+
+    state = block(nn.Tanh).state_dict()
+    block(nn.Tanh).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Tanh in the state dict and .*" + other.__name__):
+        block(other).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="event_dim is 1 in the state dict and 3 here"):
+        block(nn.Tanh, 3).load_state_dict(state)

@@ -193,6 +193,7 @@ KEYS = {
         block.contraction.conditioner.gates.0.bias
     """,
     "iresnet_stack": """
+        _extra_state
         0.log_scale
         0.shift
         1._extra_state
@@ -208,6 +209,7 @@ KEYS = {
         2.shift
     """,
     "implicit_stack": """
+        _extra_state
         0._extra_state
         0.block._extra_state
         0.block.contraction._extra_state
@@ -280,6 +282,7 @@ KEYS = {
         _embedding_net.0.bias
     """,
     "AutoIResNet": """
+        transform._extra_state
         transform.0._extra_state
         transform.0.block._extra_state
         transform.0.block.contraction._extra_state

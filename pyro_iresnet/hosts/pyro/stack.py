@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 from ..._modules import contractions_of, evaluating, modules_of
+from ..._settings import SavedSettings
 from ..._torch import InverseTransform, is_compiling
 from ...blocks import Block, Evaluation
 from ...cached import together
@@ -89,7 +90,7 @@ def checked_parts(parts: Iterable[Any], kinds: tuple[type, ...], example: str) -
     return parts
 
 
-class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportIncompatibleVariableOverride]
+class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Transforms in turn, as one module.
 
     The stack normalises the weights of all its parts together, once in each call, and remembers its
@@ -141,6 +142,21 @@ class Stack(CachedTransform, ComposeTransformModule):  # pyright: ignore[reportI
             module = module_in(part)
             if module is not None:
                 self.append(module)
+
+    def settings(self) -> dict[str, Any]:
+        slots = list(enumerate(self._slots or []))
+        others = [(i, slot) for i, slot in slots if slot is not None]
+        return {
+            "inverted parts": [i for i, slot in others if module_in(slot) is not None],
+            "parts without modules": [
+                f"{i}: {type(slot).__name__}" for i, slot in others if module_in(slot) is None
+            ],
+        }
+
+    @property
+    def needs_record(self) -> bool:
+        # A stack of modules alone has no settings beside theirs.
+        return self._slots is not None
 
     def _call(self, x: Tensor) -> Tensor:
         return self.evaluation(x=x).y
