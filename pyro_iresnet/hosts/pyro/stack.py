@@ -1,7 +1,6 @@
 """Stacks of Pyro transforms: one evaluation and one memory for all parts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,34 +17,10 @@ from ...blocks import Block, Evaluation
 from ...cached import together
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
-from ...operators.linearization import vjp_of
 from ..data_dependent_init import DataDependentInit
+from .any_transform import evaluate, evaluate_inverse
 from .cached_transform import NO_CALL, CachedTransform
 from .registered import module_in, parts_in, slots_of
-
-
-def evaluate(transform: Any, x: Tensor) -> Evaluation:
-    """Evaluate any bijective torch transform at ``x``."""
-    if isinstance(transform, CachedTransform):
-        return transform.evaluate(x)
-    if isinstance(transform, InverseTransform):
-        return evaluate_inverse(transform.inv, x).inverted()
-    return _evaluation(transform, x, transform(x))
-
-
-def evaluate_inverse(transform: Any, y: Tensor) -> Evaluation:
-    """Evaluate any bijective torch transform at the ``x`` of ``y``."""
-    if isinstance(transform, CachedTransform):
-        return transform.evaluate_inverse(y)
-    if isinstance(transform, InverseTransform):
-        return evaluate(transform.inv, y).inverted()
-    return _evaluation(transform, transform._inv_call(y), y)
-
-
-def _evaluation(transform: Any, x: Tensor, y: Tensor) -> Evaluation:
-    log_det = partial(transform.log_abs_det_jacobian, x, y)
-    vjp = partial(vjp_of, transform, x)
-    return Evaluation(x, y, log_det, vjp, partial(vjp_of, transform._inv_call, y))
 
 
 def _chain(steps: Sequence[Evaluation], extra_dims: Sequence[int]) -> Evaluation:
