@@ -115,6 +115,7 @@ def test_refuses_batched_cotangents():
         jacrev(block.inverse)(y)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("dim", [2, zoo.DIM])
 def test_compiled_inverse(dim):
     block = zoo.block(dim)
@@ -145,6 +146,7 @@ def test_refuses_vmap_of_loops():
             vmap(block.forward_and_log_det)(x)
 
 
+@pytest.mark.compiled
 def test_compiled_block():
     block = zoo.block(logdet=Exact())
     compiled = torch.compile(block.forward_and_log_det, fullgraph=True, backend="aot_eager")

@@ -86,6 +86,7 @@ def test_ignores_torch_func():
     assert norm.initialized
 
 
+@pytest.mark.compiled
 def test_compiles_after_start():
     flow = iresnet_flow(2, 2, hidden_features=8)
     rows = torch.randn(50, 2)
