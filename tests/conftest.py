@@ -1,6 +1,16 @@
 import pyro
 import pytest
 import torch
+from packaging.version import Version
+
+# The compiler of older releases does not follow the blocks; docs/installation.md says so.
+COMPILES = Version("2.13.0")
+
+
+def pytest_runtest_setup(item):
+    """Leave tests of the compiler out under a release of torch that is too old for them."""
+    if item.get_closest_marker("compiled") and Version(torch.__version__) < COMPILES:
+        pytest.skip(f"torch.compile follows the blocks from torch {COMPILES}")
 
 
 @pytest.fixture(autouse=True)

@@ -232,10 +232,11 @@ Each flow trains in float32 at a constant rate, in batches of {soak_training.BAT
 of its own. Memory is resident memory after a garbage collection, at every reading. The slope is \
 of least squares, with a level for each process, after {WARMUP} readings of each; ± is the \
 half-width of the {CONFIDENCE:.0%} interval, with fewer degrees of freedom where neighbouring \
-readings resemble each other. Tensors and objects are those that the garbage collector knows. At \
-every reading each block inverts {soak_training.PROBES} fresh points; the largest error is over \
-the certified bound of the same point. The round trip is through the whole flow, the norm of x. \
-The promise is a number of float64, which the bound in float32 may exceed by its rounding.""",
+readings resemble each other, and infinite where too few are left. Tensors and objects are those \
+that the garbage collector knows. At every reading each block inverts {soak_training.PROBES} fresh \
+points; the largest error is over the certified bound of the same point. The round trip is through \
+the whole flow, the norm of x. The promise is a number of float64, which the bound in float32 may \
+exceed by its rounding.""",
     "inversions": """\
 Norms of `y` run over six orders of magnitude. `random` blocks have enlarged weights, so that \
 every bound is active, 500 inversions each; `trained` blocks were fitted for 100 steps to a bent \

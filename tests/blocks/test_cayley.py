@@ -654,6 +654,7 @@ def test_precision_under_autocast():
         torch.testing.assert_close((block.forward_and_log_det(x), block.inverse(x)), expected)
 
 
+@pytest.mark.compiled
 def test_compiles():
     block = CayleyBlock(DenseContraction(2, [4]), logdet=Exact())
     x = torch.randn(4, 2, requires_grad=True)

@@ -22,6 +22,8 @@ from pyro_iresnet.logdet import Adaptive, Geometric, Truncation
 
 from .. import zoo
 
+pytestmark = pytest.mark.compiled
+
 ESTIMATORS = {
     "exact": Exact(),
     "series": PowerSeries(terms=6),

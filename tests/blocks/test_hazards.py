@@ -321,6 +321,7 @@ def test_zero_cache(transform):
     assert {id(p) for p in parameters_of(other)} == {id(p) for p in parameters_of(transform)}
 
 
+@pytest.mark.compiled
 def test_compiles_after_call():
     """Compile after a call whose memory the graph must not meet."""
     transform, x = iresnet_stack(3, 1, [4]), torch.randn(20, 3)
@@ -350,6 +351,7 @@ FRESH = {
 }
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", FRESH)
 def test_compiles_fresh_stack(name):
     """Compile a stack that no call has seen."""
@@ -359,6 +361,7 @@ def test_compiles_fresh_stack(name):
     torch.testing.assert_close(compiled(x), stack(x))
 
 
+@pytest.mark.compiled
 def test_compiles_inverse():
     stack, y = Stack([TriangularAffine(3), TriangularAffine(3)]), torch.randn(5, 3)
     stack.parts[0].start_at(torch.ones(3), 2 * torch.eye(3))

@@ -19,7 +19,8 @@ def flow(estimator=None):
         if estimator is not None and isinstance(module, ResidualBlock):
             module.logdet = estimator
     base = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM)).to_event(1)
-    return dist.TransformedDistribution(base, [stack.inv])
+    # Older releases of torch validate samples by a branch on their values, which vmap refuses.
+    return dist.TransformedDistribution(base, [stack.inv], validate_args=False)
 
 
 @pytest.mark.parametrize("estimator", [Exact(), PowerSeries(terms=6)])
@@ -115,6 +116,7 @@ def test_refuses_batched_cotangents():
         jacrev(block.inverse)(y)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("dim", [2, zoo.DIM])
 def test_compiled_inverse(dim):
     block = zoo.block(dim)
@@ -145,6 +147,7 @@ def test_refuses_vmap_of_loops():
             vmap(block.forward_and_log_det)(x)
 
 
+@pytest.mark.compiled
 def test_compiled_block():
     block = zoo.block(logdet=Exact())
     compiled = torch.compile(block.forward_and_log_det, fullgraph=True, backend="aot_eager")

@@ -85,6 +85,7 @@ def test_ignores_torch_func():
     assert norm.has_started()
 
 
+@pytest.mark.compiled
 def test_compiles_after_start():
     flow = iresnet_flow(2, 2, hidden_features=8)
     rows = torch.randn(50, 2)

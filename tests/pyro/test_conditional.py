@@ -261,6 +261,7 @@ def test_torch_func():
     torch.testing.assert_close(jacobian, expected.transpose(0, 1))
 
 
+@pytest.mark.compiled
 def test_compiles_whole(monkeypatch):
     # The compiler switches the validation of torch off once, and Pyro may have switched it on.
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)

@@ -105,6 +105,7 @@ def test_condition_behind_foreign():
     assert stack(torch.randn(2, 2)).shape == (5, 4)
 
 
+@pytest.mark.compiled
 def test_compiles_cold():
     stack = iresnet_stack(3, 2, [8]).eval()
     x = torch.randn(4, 3)
