@@ -18,9 +18,9 @@ def flow(estimator=None):
     for module in stack.modules():
         if estimator is not None and isinstance(module, ResidualBlock):
             module.logdet = estimator
-    base = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM)).to_event(1)
     # Older releases of torch validate samples by a branch on their values, which vmap refuses.
-    return dist.TransformedDistribution(base, [stack.inv], validate_args=False)
+    normal = dist.Normal(torch.zeros(zoo.DIM), torch.ones(zoo.DIM), validate_args=False)
+    return dist.TransformedDistribution(normal.to_event(1), [stack.inv], validate_args=False)
 
 
 @pytest.mark.parametrize("estimator", [Exact(), PowerSeries(terms=6)])
