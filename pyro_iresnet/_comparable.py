@@ -155,16 +155,14 @@ class _Look:
             return self.at(value.fget)
         if isinstance(value, staticmethod | classmethod):
             return self.at(value.__func__)
-        if isinstance(value, cached_property | partial):
-            return self.at(value.func), self._each(vars(value).values()), self._given(value)
+        if isinstance(value, cached_property):
+            return self._each([value.func, *vars(value).values()])
+        if isinstance(value, partial):
+            return self._each([value.func, value.args, value.keywords, *vars(value).values()])
         # A frozen strategy is its fields: what else its class holds, such as a counter, is no data.
         frozen = is_dataclass(value) and type(value).__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
         by_class = None if frozen else self.at_class(type(value))
         return self._items(value), by_class, self._attributes(value)
-
-    def _given(self, value: Any) -> object:
-        given = isinstance(value, partial)
-        return (self.at(value.args), self.at(value.keywords)) if given else None
 
     def _each(self, values: Iterable[object]) -> list[object]:
         return [self.at(v) for v in values]

@@ -1,6 +1,7 @@
 """Acting weights computed once for many calls: :class:`cached`, and once for a stack's call."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def _remove(contractions: Sequence[Contraction], shared: "_Shared") -> None:
 
 
 @dataclass(eq=False, kw_only=True)
-class _Shared:
+class _Shared(ABC):
     """Maps that calls share.
 
     Arguments:
@@ -138,9 +139,9 @@ class _Shared:
         """Return True if the present call may take the maps."""
         return self.compiling == is_compiling() and self.thread == _thread()
 
+    @abstractmethod
     def map_of(self, contraction: Contraction) -> ContractionMap:
         """Return the map of a contraction."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ from typing import Unpack, final
 import torch
 from torch import Tensor
 
-from .._torch import COARSE, full_precision, refuse_transforms
+from .._torch import full_precision, refuse_transforms
 from ..errors import ContractionError, InversionError, TracingError, check_keywords
 from ..inverse import SolveKeywords, implicit_inverse, solve_in
 from ..logdet import Series
@@ -33,9 +33,6 @@ class CayleySeries(Series):
         return log_det_one_plus(-matrix) - log_det_one_plus(matrix)
 
     def expand(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        if matrix.dtype in COARSE:
-            log_det, slope = self.expand(matrix.float())
-            return log_det.to(matrix), slope.to(matrix)
         eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         return self.log_det(matrix), -2 * torch.linalg.inv(eye - matrix @ matrix)
 

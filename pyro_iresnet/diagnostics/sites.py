@@ -9,7 +9,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..hosts.pyro.guide.look import masks
+from ..hosts.pyro.guide.look import masks, plate_size
 
 
 def check_match(model: Any, guide: Any) -> None:
@@ -71,9 +71,9 @@ def check_alike(model: Any, guide: Any) -> None:
         other = guide.nodes.get(name)
         if other is None:
             continue
-        sizes = {frame.name: frame.full_size or frame.size for frame in other["cond_indep_stack"]}
+        sizes = {frame.name: plate_size(frame) for frame in other["cond_indep_stack"]}
         for frame in site["cond_indep_stack"]:
-            size = frame.full_size or frame.size
+            size = plate_size(frame)
             if sizes.get(frame.name, size) != size:
                 raise ArgumentError(
                     f"Expected plates of one size in model and guide; the plate {frame.name!r} of "

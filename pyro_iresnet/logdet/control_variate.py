@@ -89,10 +89,9 @@ class Expansion:
             trace = linearization.trace()
             return cls(None if trace is None else series.coefficient(1) * trace, None)
         with torch.no_grad():
-            if matrix.dtype in COARSE:
-                value, slope = (v.to(matrix.dtype) for v in series.expand(matrix.float()))
-            else:
-                value, slope = series.expand(matrix)
+            # The one place that expands, so a series needs no care for half precision.
+            precise = matrix.float() if matrix.dtype in COARSE else matrix
+            value, slope = [found.to(matrix.dtype) for found in series.expand(precise)]
             constant = value - (slope * matrix.T).sum()
         trace = linearization.trace(slope)
         return cls(None, None) if trace is None else cls(trace + constant, matrix)

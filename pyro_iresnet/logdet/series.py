@@ -64,9 +64,6 @@ class LogOnePlus(Series):
         return log_det_one_plus(matrix)
 
     def expand(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        if matrix.dtype in COARSE:
-            log_det, slope = self.expand(matrix.float())
-            return log_det.to(matrix), slope.to(matrix)
         eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         factors, pivots = torch.linalg.lu_factor(eye + matrix)
         log_det = factors.diagonal().abs().log().sum()

@@ -205,7 +205,7 @@ def _raise_changed(name: str, was_latent: bool, trace: Any) -> NoReturn:
 def _check_site(name: str, before: Any, now: Any) -> None:
     frames = [{f.name: f for f in site["cond_indep_stack"]} for site in (before, now)]
     for plate in sorted({*frames[0], *frames[1]}):
-        sizes = [_size(found.get(plate)) for found in frames]
+        sizes = [plate_size(found.get(plate)) for found in frames]
         if sizes[0] != sizes[1]:
             raise ArgumentError(
                 f"Expected {name!r} in the plates that the guide was made for: the plate {plate!r} "
@@ -226,7 +226,8 @@ def _check_site(name: str, before: Any, now: Any) -> None:
         )
 
 
-def _size(frame: Any) -> object:
+def plate_size(frame: Any) -> object:
+    """Return the number of rows of a plate, those left out by a subsample too; "no" for None."""
     return "no" if frame is None else frame.full_size or frame.size
 
 
