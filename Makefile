@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 ARGS ?=
+# Every core takes the files of tests in turn.
+ALL_CORES := -n logical --dist loadfile
 
 # A release of torch for test-lowest and test-newest, in place of the lowest or the newest one.
 TORCH ?=
@@ -38,10 +40,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m pyro_iresnet.demo $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest $(ALL_CORES) -m 'not slow' $(ARGS)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(ALL_CORES) $(ARGS)
 
 test-bench: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
@@ -56,14 +58,14 @@ test-lowest: $(BIN)/python
 	sed '$(TORCH:%=s/^torch==.*/torch==%/)' constraints-lowest.txt > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(VENV)-lowest/constraints.txt -e '.[test]'
-	$(VENV)-lowest/bin/python -m pytest -m 'not slow' $(ARGS)
+	$(VENV)-lowest/bin/python -m pytest $(ALL_CORES) -m 'not slow' $(ARGS)
 
 test-newest: $(BIN)/python
 	rm -rf $(VENV)-newest && $(BIN)/python -m venv $(VENV)-newest
 	echo '$(TORCH:%=torch==%)' > $(VENV)-newest/constraints.txt
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(VENV)-newest/constraints.txt -e '.[test]'
-	$(VENV)-newest/bin/python -m pytest -m 'not slow' $(ARGS)
+	$(VENV)-newest/bin/python -m pytest $(ALL_CORES) -m 'not slow' $(ARGS)
 
 notebooks: $(VENV)/.notebooks
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb

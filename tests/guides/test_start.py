@@ -35,6 +35,18 @@ def test_finds_normal_posterior():
     torch.testing.assert_close(outer.scale_tril, TRIL, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e300])
+def test_names_scale_that_dtype_lacks(scale):
+    torch.set_default_dtype(torch.float32)
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    for init in ("plain", "auto"):
+        with pytest.raises(ArgumentError, match=r"^Expected init_scale to be a number that"):
+            AutoIResNet(model, init=init, init_scale=scale)()
+
+
 def test_auto_prefers_laplace():
     for seed in range(3):
         torch.manual_seed(seed)

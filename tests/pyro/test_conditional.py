@@ -262,9 +262,7 @@ def test_torch_func():
 
 
 @pytest.mark.compiled
-def test_compiles_whole(monkeypatch):
-    # The compiler switches the validation of torch off once, and Pyro may have switched it on.
-    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+def test_compiles_whole():
     flow = family(conditional_iresnet(2, zoo.CONTEXT, [4]).inv, dim=2)
 
     def loss(x, context):

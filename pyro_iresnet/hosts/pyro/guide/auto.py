@@ -1,6 +1,7 @@
 """A guide that is one line: blocks inside a learned location and scale."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -226,6 +227,14 @@ class AutoIResNet(AutoNormalizingFlow):
             raise ArgumentError(
                 "Expected init_loc_fn to give finite values inside the support of each site; on "
                 f"the unconstrained scale it gave {loc.tolist()}."
+            )
+        if (
+            self.init_scale is not None
+            and not 0 < float(loc.new_tensor(self.init_scale)) < math.inf
+        ):
+            raise ArgumentError(
+                f"Expected init_scale to be a number that {loc.dtype} tells from 0 and infinity; got "
+                f"{self.init_scale}."
             )
         self.transform = stack.to(device=loc.device, dtype=loc.dtype).train(self.training)
         # In a list of guides the model hides, from each guide, the sites that the others know.
