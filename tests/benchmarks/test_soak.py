@@ -181,6 +181,18 @@ def test_no_silent_damage(name):
     assert fates[soak_files.SILENT] == fates[soak_files.DIED] == 0
 
 
+@pytest.mark.parametrize("name", ["a missing key", "two keys swapped"])
+def test_pickled_modules_lose_no_record(name):
+    kind = next(k for k in KINDS if k.pickled)
+    module = soak_files.sound(kind)
+    for seed in range(40):
+        data = soak_files.CORRUPTIONS[name](module, random.Random(seed), pickled=True)
+        damaged = torch.load(io.BytesIO(data), weights_only=False)
+        records = [k for k in damaged.state_dict() if k.endswith(soak_files.RECORD)]
+        assert records == [k for k in module.state_dict() if k.endswith(soak_files.RECORD)]
+        assert not any(k.endswith(soak_files.RECORD) for k, _ in damaged.named_buffers())
+
+
 @pytest.mark.parametrize("name", [*soak_files.CORRUPTIONS, *soak_files.ONLY_STATES])
 def test_damage_is_reproducible(name):
     corrupt = (soak_files.CORRUPTIONS | soak_files.ONLY_STATES)[name]
