@@ -175,6 +175,6 @@ def check_resolved(dtype: torch.dtype, lipschitz: float) -> float:
 def raise_unresolved(dtype: torch.dtype, lipschitz: float, what: str) -> NoReturn:
     """Raise for a result of which rounding leaves less than a digit."""
     raise ContractionError(
-        f"Rounding in {dtype} leaves no digit of {what} at the Lipschitz bound {lipschitz:.6g}. Use "
-        "float32 or float64, or a lower lipschitz."
+        f"Rounding in {dtype} leaves no digit of {what} at the Lipschitz bound {lipschitz:.6g}. "
+        "Use float32 or float64, or a lower lipschitz."
     )

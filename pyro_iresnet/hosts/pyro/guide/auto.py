@@ -228,20 +228,18 @@ class AutoIResNet(AutoNormalizingFlow):
                 "Expected init_loc_fn to give finite values inside the support of each site; on "
                 f"the unconstrained scale it gave {loc.tolist()}."
             )
-        if (
-            self.init_scale is not None
-            and not 0 < float(loc.new_tensor(self.init_scale)) < math.inf
-        ):
+        scale = self.init_scale
+        if scale is not None and not 0 < float(loc.new_tensor(scale)) < math.inf:
             raise ArgumentError(
-                f"Expected init_scale to be a number that {loc.dtype} tells from 0 and infinity; got "
-                f"{self.init_scale}."
+                f"Expected init_scale to be a number that {loc.dtype} tells from 0 and infinity; "
+                f"got {scale}."
             )
         self.transform = stack.to(device=loc.device, dtype=loc.dtype).train(self.training)
         # In a list of guides the model hides, from each guide, the sites that the others know.
         log_joint = None
         if self.master is None:
             log_joint = LogJoint(self, self._users_model[0], args, kwargs)
-        start = find_start(self.init, self.init_scale, loc, log_joint)
+        start = find_start(self.init, scale, loc, log_joint)
         self._outer().start_at(start.loc, start.scale_tril)
         self._take_from_the_store()
 
