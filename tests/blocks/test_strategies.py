@@ -7,9 +7,17 @@ import warnings
 import pytest
 import torch
 
-from pyro_iresnet import DenseContraction, logdet, norms, solvers
+from pyro_iresnet import ConvContraction, DenseContraction, logdet, norms, solvers
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError, VarianceWarning
-from pyro_iresnet.logdet import ByMode, ConvergedSeries, Exact, Geometric, PowerSeries, Roulette
+from pyro_iresnet.logdet import (
+    ByMode,
+    ConvergedSeries,
+    Exact,
+    Geometric,
+    MeanJacobian,
+    PowerSeries,
+    Roulette,
+)
 from pyro_iresnet.norms import Gram
 from pyro_iresnet.norms.checks import bounds_of
 
@@ -124,3 +132,17 @@ def test_bounds_of_weights():
         with pytest.raises(ArgumentError, match=r"^Expected bound to be finite and above 0;"):
             bounds_of(torch.tensor([1.0, entry, 1.0, 1.0]), weight)
     assert bounds_of(0.5, weight).shape == ()
+
+
+def test_mean_jacobian_of_vectors_only():
+    images = ConvContraction((1, 4, 4), [3]).linearize(torch.randn(5, 1, 4, 4))
+    assert MeanJacobian().matrix(images) is None
+    vectors = DenseContraction(2)
+    assert MeanJacobian().matrix(vectors.linearize(torch.randn(0, 2))) is None
+    assert MeanJacobian().matrix(vectors.linearize(torch.randn(5, 2))).shape == (2, 2)
+
+
+def test_names_start_that_is_not_finite():
+    contraction = DenseContraction(2)
+    with pytest.raises(ArgumentError, match=r"^Expected x0 to be finite; got NaN or infinity\."):
+        solvers.solve(contraction, torch.zeros(3, 2), x0=torch.full((2,), math.nan))

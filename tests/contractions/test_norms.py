@@ -322,3 +322,25 @@ def test_constrain_refuses_arguments():
         Gram().constrain(torch.ones(3), 1.0)
     with pytest.raises(ArgumentError, match="bound"):
         Gram().constrain(torch.eye(2), -1.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 3, 3), (2, 3, 1, 5)])
+def test_almost_orthogonal_sizes_of_batch(shape):
+    weights = torch.randn(4, *shape)
+    weights[1, 0] = 0.0
+    sizes = AlmostOrthogonal().sizes(weights)
+    assert sizes.shape == (4, shape[0])
+    torch.testing.assert_close(
+        sizes, torch.cat([AlmostOrthogonal().sizes(w) for w in weights.split(1)])
+    )
+    assert sizes[1, 0] == 0.0
+    assert (sizes > 0).sum() == sizes.numel() - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_spectral_norm_keeps_dtype(dtype):
+    weight = torch.randn(3, 4).to(dtype)
+    norm = spectral_norm(weight)
+    assert norm.dtype == dtype
+    exact = torch.linalg.matrix_norm(weight.double(), ord=2).to(dtype)
+    torch.testing.assert_close(norm, exact, rtol=4 * torch.finfo(dtype).eps + 1e-6, atol=0)
