@@ -161,8 +161,10 @@ def _number(value: Any, name: str, expected: str) -> float:
 
 
 def _integer(value: Any, name: str, expected: str) -> int:
+    # A bool of NumPy is an index before NumPy 2.
+    is_bool = isinstance(value, bool) or getattr(getattr(value, "dtype", 0), "kind", "") == "b"
     # A tensor and an array of NumPy have `__index__`, whatever they hold.
-    if not isinstance(value, bool) and isinstance(value, SupportsIndex):
+    if not is_bool and isinstance(value, SupportsIndex):
         scalar = not isinstance(value, Tensor) or (value.dim() == 0 and value.dtype != torch.bool)
         try:
             number = operator.index(value) if scalar else None

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._settings import SavedSettings
-from .._torch import full_precision
-from ..errors import ArgumentError, ArgumentTypeError, check_lipschitz, check_tensor
+from .._torch import full_precision, is_tracing
+from ..errors import ArgumentError, ArgumentTypeError, TracingError, check_lipschitz, check_tensor
 from ..operators import ContractionMap, Linearization, linearize_by_autograd
 from ..operators.solve import check_resolved
 from .hooks import HOOKS, refuse_forward, refuse_hooks
@@ -202,6 +202,12 @@ class _ByAutograd(ContractionMap):
         return self._contraction.forward(x, context)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        if is_tracing():
+            raise TracingError(
+                f"{type(self._contraction).__name__} cannot be traced by torch.jit: its Jacobian "
+                "comes from automatic differentiation, inside which a trace reads no shapes. Use "
+                "torch.compile, or a contraction made of layers."
+            )
         return linearize_by_autograd(
             self._contraction.forward, x, context, self._contraction.event_dim
         )

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pyro_iresnet import testing
+from pyro_iresnet.errors import TracingError
 from pyro_iresnet.operators import Chain, Dense, Diagonal, Sum, linearize_by_autograd, unpack
 
 from .. import zoo
@@ -100,3 +101,15 @@ def test_packed_jacobian(name):
     torch.testing.assert_close(unpack(words, tensors).mv(x), at.mv(x))
     total = Sum((at.jacobian, at.jacobian))
     torch.testing.assert_close(unpack(*total.packed()).vm(x), 2 * at.vm(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["wrapped", "conditional_wrapped"])
+def test_refuses_trace_by_name(name):
+    context = None if name == "wrapped" else torch.randn(4, zoo.CONTEXT)
+    transform = (zoo.PYRO_TRANSFORMS if context is None else zoo.CONDITIONAL_TRANSFORMS)[
+        "wrapped"
+    ]()
+    transform = transform if context is None else transform.condition(context)
+    with pytest.raises(TracingError, match=r"^Wrapped cannot be traced by torch\.jit: .* layers\."):
+        torch.jit.trace(lambda x: transform(x), (torch.randn(4, zoo.DIM),), check_trace=False)
