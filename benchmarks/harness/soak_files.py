@@ -15,6 +15,7 @@ from torch.distributions import Transform
 
 from pyro_iresnet import iresnet_flow, iresnet_stack
 from pyro_iresnet._modules import modules_of
+from pyro_iresnet._settings import SUFFIX
 from pyro_iresnet.blocks import Block
 
 from .certified import check_inverse, promised, together
@@ -25,8 +26,6 @@ NATS = 1e-2
 # What a corrupt pickle may ask for.
 MEMORY, SECONDS = 16 << 30, 120
 
-# The last part of the keys under which a state holds the records of the settings.
-RECORD = "_extra_state"
 # What became of a file.
 REFUSED, RAISED, SHOWN = "refused by the load", "an error in use", "NaN or infinity in use"
 SAME, OTHER, SILENT = "the same flow", "another flow", "a wrong number, silent"
@@ -39,21 +38,22 @@ def _state(change: Callable[[dict[str, Tensor], random.Random], None]) -> Callab
 
     def corrupt(module: nn.Module, draw: random.Random, *, pickled: bool) -> bytes:
         state = {k: v.clone() for k, v in module.state_dict().items()}
+        if pickled:
+            # The record of the settings is no tensor of the module: no damage reaches the record.
+            state = {k: v for k, v in state.items() if not k.endswith(SUFFIX)}
+        names = set(state)
+        change(state, draw)
         if not pickled:
-            change(state, draw)
             return _saved(state)
         module = copy.deepcopy(module)
         # A pickled module has no list of keys to compare with: its tensors are replaced in place.
-        # The record of the settings is no tensor of the module, so no damage reaches the record.
-        state = {k: v for k, v in state.items() if not k.endswith(RECORD)}
-        change(state, draw)
         for name, value in state.items():
             owner, _, leaf = name.rpartition(".")
             held = module.get_submodule(owner)
             table = held._parameters if leaf in held._parameters else held._buffers
             trains = value.is_floating_point()
             table[leaf] = nn.Parameter(value, trains) if leaf in held._parameters else value
-        for name in {k for k in module.state_dict() if not k.endswith(RECORD)} - set(state):
+        for name in names - set(state):
             owner, _, leaf = name.rpartition(".")
             held = module.get_submodule(owner)
             (held._parameters if leaf in held._parameters else held._buffers).pop(leaf)

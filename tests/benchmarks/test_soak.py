@@ -13,6 +13,7 @@ from benchmarks.harness.soak_files import FATES, KINDS, Kind
 from benchmarks.harness.trend import trend
 from benchmarks.run import soak
 from pyro_iresnet import DenseContraction, ResidualBlock, wrap
+from pyro_iresnet._settings import SUFFIX
 
 
 @pytest.fixture(autouse=True)
@@ -188,9 +189,9 @@ def test_pickled_modules_lose_no_record(name):
     for seed in range(40):
         data = soak_files.CORRUPTIONS[name](module, random.Random(seed), pickled=True)
         damaged = torch.load(io.BytesIO(data), weights_only=False)
-        records = [k for k in damaged.state_dict() if k.endswith(soak_files.RECORD)]
-        assert records == [k for k in module.state_dict() if k.endswith(soak_files.RECORD)]
-        assert not any(k.endswith(soak_files.RECORD) for k, _ in damaged.named_buffers())
+        records = [k for k in damaged.state_dict() if k.endswith(SUFFIX)]
+        assert records == [k for k in module.state_dict() if k.endswith(SUFFIX)]
+        assert not any(k.endswith(SUFFIX) for k, _ in damaged.named_buffers())
 
 
 @pytest.mark.parametrize("name", [*soak_files.CORRUPTIONS, *soak_files.ONLY_STATES])

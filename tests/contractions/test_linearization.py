@@ -106,10 +106,9 @@ def test_packed_jacobian(name):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["wrapped", "conditional_wrapped"])
 def test_refuses_trace_by_name(name):
-    context = None if name == "wrapped" else torch.randn(4, zoo.CONTEXT)
-    transform = (zoo.PYRO_TRANSFORMS if context is None else zoo.CONDITIONAL_TRANSFORMS)[
-        "wrapped"
-    ]()
-    transform = transform if context is None else transform.condition(context)
+    if name == "wrapped":
+        transform = zoo.PYRO_TRANSFORMS["wrapped"]()
+    else:
+        transform = zoo.CONDITIONAL_TRANSFORMS["wrapped"]().condition(torch.randn(4, zoo.CONTEXT))
     with pytest.raises(TracingError, match=r"^Wrapped cannot be traced by torch\.jit: .* layers\."):
         torch.jit.trace(lambda x: transform(x), (torch.randn(4, zoo.DIM),), check_trace=False)
