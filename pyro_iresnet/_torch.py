@@ -4,11 +4,11 @@ docs/installation.md lists the releases of torch that these names were run with.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from inspect import signature
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -63,6 +63,16 @@ def in_plain_autograd() -> bool:
     if is_compiling() or is_tracing() or in_torch_func():
         return False
     return forward_ad._current_level < 0
+
+
+def needs_plain_operations(grads: Iterable[Tensor | None]) -> bool:
+    """Return True if a hand-written backward pass has to leave its shortcuts.
+
+    A second derivative has to see the operations, and a batched gradient knows no write in place.
+    """
+    if torch.is_grad_enabled() or in_torch_func():
+        return True
+    return any(g is not None and functorch.is_legacy_batchedtensor(g) for g in grads)
 
 
 def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -129,26 +139,26 @@ def has_values(tensor: Tensor) -> bool:
     return not functorch.is_legacy_batchedtensor(tensor)
 
 
-def undifferentiable(value: Tensor, of: Tensor, message: str) -> Tensor:
+def undifferentiable(value: Tensor, message: str, *of: Tensor) -> Tensor:
     """Return ``value``, a function of ``of``; a derivative raises ``HigherOrderError``."""
-    return _Undifferentiable.apply(value, of, message)
+    return _Undifferentiable.apply(value, message, *of)
 
 
 class _Undifferentiable(Function):
-    """The identity of the first argument; the second argument only joins the graph."""
+    """The identity of the first argument; the last arguments only join the graph."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, of: Tensor, message: str) -> Tensor:
+    def forward(value: Tensor, message: str, *of: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.message = inputs[2]
+        ctx.message = inputs[1]
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, *grad_outputs: Tensor) -> NoReturn:
         raise HigherOrderError(ctx.message)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from .._torch import in_plain_autograd, is_compiling
+from .._torch import in_plain_autograd, is_compiling, needs_plain_operations
 from ..errors import ArgumentError, check_dense, check_positive, check_tensor
 from ..operators import Chain, Dense, Diagonal, LinearMap
 from .base import Activation, Elementwise, Factors
@@ -164,15 +164,14 @@ class _FusedSiLU(Function):
     def backward(ctx, *grad_outputs: Tensor | None) -> Tensor | None:
         x, slope, s = ctx.saved_tensors
         of_value, of_slope = grad_outputs
-        second = torch.is_grad_enabled()
+        second = needs_plain_operations(grad_outputs)
         if second:
-            # A second derivative is under way: slope and s must be functions of x again.
+            # In a second derivative slope and s must be functions of x again.
             _, slope, s = _silu(x)
         if of_slope is None:
             return None if of_value is None else of_value * slope
         if second:
-            curvature = s + slope - 2 * s * slope
-        else:
-            curvature = torch.add(s, slope).addcmul_(s, slope, value=-2)
-        grad = curvature * of_slope
-        return grad if of_value is None else torch.addcmul(grad, of_value, slope)
+            grad = (s + slope - 2 * s * slope) * of_slope
+            return grad if of_value is None else torch.addcmul(grad, of_value, slope)
+        grad = torch.add(s, slope).addcmul_(s, slope, value=-2).mul_(of_slope)
+        return grad if of_value is None else grad.addcmul_(of_value, slope)

@@ -99,9 +99,9 @@ def _solve_transposed(j: Linearization, v: Tensor, *, lipschitz: float, by: Line
             # The value is linear in the gradient; the dependence on J is not followed.
             value = value + undifferentiable(
                 torch.zeros_like(value),
-                j.value,
                 "The inverse has first and second derivatives; a third one, with more than "
                 f"{DENSE} coordinates, would be wrong.",
+                j.value,
             )
         return (value,)
 

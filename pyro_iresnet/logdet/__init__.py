@@ -7,7 +7,7 @@ from .exact import Exact
 from .roulette import Roulette
 from .series import LogOnePlus, Series
 from .truncated import ConvergedSeries, PowerSeries
-from .truncation import Adaptive, Geometric, Poisson, Truncation
+from .truncation import Adaptive, Geometric, Poisson, Subsample, Truncation
 
 __all__ = [
     "Adaptive",
@@ -23,6 +23,7 @@ __all__ = [
     "PowerSeries",
     "Roulette",
     "Series",
+    "Subsample",
     "Truncation",
     "auto_logdet",
 ]

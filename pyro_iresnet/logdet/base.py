@@ -57,6 +57,10 @@ class LogDet(ABC):
         """Return the estimator that acts in train mode, or in eval mode: by default this one."""
         return self
 
+    def for_likelihood(self) -> "LogDet":
+        """Return an estimator of the same number whose samples are independent: by default this."""
+        return self
+
     def with_seed(self, seed: int) -> "LogDet":
         """Return the estimator with other fixed probes; itself if it has none."""
         return self
@@ -98,6 +102,9 @@ class ByMode(LogDet):
 
     def for_mode(self, training: bool) -> LogDet:
         return (self.train if training else self.evaluate).for_mode(training)
+
+    def for_likelihood(self) -> "ByMode":
+        return ByMode(self.train.for_likelihood(), self.evaluate.for_likelihood())
 
     def with_seed(self, seed: int) -> "ByMode":
         return ByMode(self.train.with_seed(seed), self.evaluate.with_seed(seed))

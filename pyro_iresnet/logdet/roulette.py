@@ -7,24 +7,32 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._torch import disable_compiler, is_compiling, refuse_forward_mode, refuse_transforms
+from .._torch import (
+    disable_compiler,
+    in_plain_autograd,
+    is_compiling,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 from ..errors import (
-    ContractionError,
     check_instance,
     check_lipschitz,
     check_positive_int,
     store_checked,
 )
-from ..operators import Linearization, LinearMap, unpack
-from ..operators.linear_map import row_norm
+from ..operators import Linearization, LinearMap, PerceptronJacobian, unpack
 from .base import LogDet, refuse_call
 from .control_variate import ControlVariate, Expansion, MeanJacobian
+from .perceptron import PerceptronDraws
+from .powers import Powers
 from .probe import rademacher
 from .series import LogOnePlus, Series
 from .surrogate import value_with_gradient_of
 from .truncation import (
     Adaptive,
+    Subsample,
     Truncation,
+    endless,
     pack,
     qualified_name,
     subclass_named,
@@ -60,6 +68,9 @@ class Roulette(LogDet):
     the number of terms. A linearization that does not know its trace takes the trace by a probe.
     First derivatives only.
 
+    The default is for likelihoods: each sample plays for itself, with little variance. For training
+    ``Roulette(Subsample(), control_variate=None)`` costs less, see :func:`auto_logdet`.
+
     Arguments:
         truncation: the probability that a sample goes on.
         probes: the number of probes ``u`` to average over, at least 1.
@@ -94,6 +105,9 @@ class Roulette(LogDet):
             )
         store_checked(self, check_positive_int, "probes")
 
+    def for_likelihood(self) -> "Roulette":
+        return Roulette(probes=self.probes) if isinstance(self.truncation, Subsample) else self
+
     def __call__(
         self,
         linearization: Linearization,
@@ -106,6 +120,11 @@ class Roulette(LogDet):
         refuse_transforms("Roulette", linearization.value)
         refuse_forward_mode("Roulette", linearization.value)
         check_lipschitz(lipschitz)
+        if self.probes == 1 and self.control_variate is None and in_plain_autograd():
+            j = PerceptronJacobian.of(linearization.jacobian)
+            if j is not None:
+                draws = PerceptronDraws(self.truncation, lipschitz, series)
+                return draws(j).reshape(linearization.batch_shape)
         expansion = Expansion.of(linearization, self.control_variate, series)
         exact = expansion.exact
         sampler = Sampler(self.truncation, self.probes, exact is not None, lipschitz, series)
@@ -186,7 +205,7 @@ class Sampler:
         unit = math.sqrt(u.shape[1:].numel())
         column = (-1, *(1,) * (u.dim() - 1))
         series = self.series
-        alive = _Powers.start(jacobian, u, matrix)
+        alive = Powers.start(jacobian, u, matrix)
         direction = series.slope_coefficient(1) * alive.apart
         value = u.new_zeros(len(u))
         if not self.first_is_exact:
@@ -203,80 +222,14 @@ class Sampler:
             if k < self.truncation.exact_terms:
                 continue
             magnitude = alive.size().mul_(weight).div_(unit)
-            survival = self.truncation.survival(k, magnitude).clamp(max=1.0)
-            # A value that is not finite ends here, and stays visible in the sums above.
-            lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
-            kept = torch.nonzero(lives).reshape(-1)
+            kept, factor = self.truncation.play(k, magnitude)
             if len(kept) == 0:
                 return value, direction
             if len(kept) < len(rows):
-                rows, weight, survival = rows[kept], weight[kept], survival[kept]
+                rows, weight = rows[kept], weight[kept]
                 alive.keep(kept)
-            weight = weight / survival
-        raise ContractionError(
-            f"Russian roulette did not end within {limit} terms for {len(rows)} of {len(u)} "
-            f"samples: the Jacobian of g has norm 1 or more there, where lipschitz "
-            f"{self.lipschitz} was promised. Correct the bound, or use a norm strategy that proves "
-            "it, such as Gram()."
-        )
-
-
-@dataclass
-class _Powers:
-    """Powers of J, and of the matrix expanded at, on the probes ``u`` of the samples alive.
-
-    Arguments:
-        jacobian: J of these samples.
-        matrix: the matrix expanded at and its transpose, shape ``(2, D, D)``, or None for 0.
-        v: ``(J^T)^k u``.
-        apart: ``(J^T)^k u - (matrix^T)^k u``, for the gradient of term k; :meth:`step` replaces it.
-        first: ``(J - matrix)^T u``; None without a matrix, as the next.
-        back_forth: ``(matrix^T)^k u`` and ``matrix^k u``, shape ``(2, n, D)``.
-    """
-
-    jacobian: LinearMap
-    matrix: Tensor | None
-    u: Tensor
-    v: Tensor
-    apart: Tensor
-    first: Tensor | None = None
-    back_forth: Tensor | None = None
-
-    @classmethod
-    def start(cls, jacobian: LinearMap, u: Tensor, matrix: Tensor | None) -> "_Powers":
-        """Make the powers at k = 1."""
-        v = jacobian.vm(u)
-        if matrix is None:
-            return cls(jacobian, None, u, v, v)
-        both = torch.stack([matrix, matrix.mT])
-        back_forth = u @ both
-        apart = v - back_forth[0]
-        return cls(jacobian, both, u, v, apart, apart, back_forth)
-
-    def step(self, k: int) -> Tensor:
-        """Go on to power k, and return the sampled term without its coefficient and weight."""
-        self.v = self.jacobian.vm(self.v)
-        if self.matrix is None or self.back_forth is None or self.first is None:
-            self.apart = self.v
-            return (self.u * self.v).flatten(1).sum(1)
-        tangent = self.first * self.back_forth[1]
-        self.back_forth = self.back_forth @ self.matrix
-        self.apart = self.v - self.back_forth[0]
-        return torch.addcmul(tangent.mul_(-k), self.u, self.apart).sum(1)
-
-    def size(self) -> Tensor:
-        """Return a scale of the terms to come, 0 if they are 0."""
-        if self.back_forth is None:
-            return row_norm(self.v)
-        others = torch.linalg.vector_norm(self.back_forth, dim=2).amax(0)
-        return torch.maximum(row_norm(self.apart), others)
-
-    def keep(self, index: Tensor) -> None:
-        """Keep only the samples ``index``."""
-        self.jacobian = self.jacobian.select(index)
-        self.u, self.v = self.u[index], self.v[index]
-        if self.first is not None and self.back_forth is not None:
-            self.first, self.back_forth = self.first[index], self.back_forth[:, index]
+            weight = weight * factor
+        raise endless(limit, len(rows), len(u), self.lipschitz)
 
 
 # Older releases of torch read no schema from annotations such as list[Tensor].

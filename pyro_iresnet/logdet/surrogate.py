@@ -6,6 +6,12 @@ from torch.autograd import Function
 
 from .._torch import undifferentiable
 
+FIRST_ONLY = (
+    "Roulette gives first derivatives only: the derivative of its gradient estimate is no estimate "
+    "of the second derivative. Use Exact(), or call eval() on a module whose logdet is "
+    "ByMode(train=Roulette(), evaluate=Exact())."
+)
+
 
 def value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     """Return ``value``, with the first derivatives of ``surrogate``, a tensor of the same shape.
@@ -32,10 +38,4 @@ class _ValueWithGradientOf(Function):
         if not torch.is_grad_enabled():
             return None, grad_outputs[0]
         (surrogate,) = ctx.saved_tensors
-        return None, undifferentiable(
-            grad_outputs[0],
-            surrogate,
-            "Roulette gives first derivatives only: the derivative of its gradient estimate is no "
-            "estimate of the second derivative. Use Exact(), or call eval() on a module whose "
-            "logdet is ByMode(train=Roulette(), evaluate=Exact()).",
-        )
+        return None, undifferentiable(grad_outputs[0], FIRST_ONLY, surrogate)

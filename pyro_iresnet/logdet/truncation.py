@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import (
+    ContractionError,
     VarianceWarning,
     check_positive,
     check_positive_int,
@@ -56,6 +57,17 @@ class Truncation(ABC):
             magnitude: :math:`w_k \lVert v_k \rVert / \sqrt{D}` of each sample, with the weight
                 :math:`w_k` and :math:`v_k = (J^\top)^k u`; shape ``(n,)``.
         """
+
+    def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the samples that go on after a term; return their positions, and weight factors.
+
+        Arguments are those of :meth:`survival`. The positions increase. A sample whose magnitude is
+        not finite ends.
+        """
+        survival = self.survival(term, magnitude).clamp(max=1.0)
+        lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
+        kept = lives.nonzero().reshape(-1)
+        return kept, 1 / survival[kept]
 
     def warn(self, lipschitz: float) -> None:  # noqa: B027  (most have nothing to say)
         """Warn if the variance is infinite, or may be, for ``||J||_2`` up to ``lipschitz``."""
@@ -107,6 +119,52 @@ class Adaptive(Truncation):
         # No term above the threshold is left out.
         certain = max(0.0, math.log(self.threshold) / math.log(lipschitz))
         return super().max_terms(lipschitz) + math.ceil(certain)
+
+
+@dataclass(frozen=True)
+class Subsample(Adaptive):
+    r"""A random part of the batch goes on, as large as the batch's largest weighted term asks.
+
+    .. math:: q_k = \min\big(1, \max_i m_{k,i} / \tau\big), \qquad
+              m_k = w_k \lVert v_k \rVert / \sqrt{D}
+
+    After term k, :math:`\lceil q_k n \rceil` of ``n`` samples go on, drawn at random without
+    replacement, with the weight of the samples that end. With :math:`q_k n < 1` one sample goes on,
+    with probability :math:`q_k n`. As under :class:`Adaptive`, no weighted term exceeds
+    :math:`D \max(m_k, \tau) / k`, so the variance is finite for every contraction. The mean over
+    the batch has about half of the variance at equal cost, since the size of the part is not
+    random. The samples of one call are not independent, so the spread over a batch is no measure of
+    the error.
+
+    Arguments:
+        threshold: :math:`\tau`, as in :class:`Adaptive`.
+        exact_terms: as in :class:`Adaptive`, with the same errors.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or no number.
+
+    Example:
+        >>> kept, factor = Subsample(0.5).play(1, torch.tensor([0.1, 0.2, 0.25, 0.2]))
+        >>> len(kept), factor
+        (2, tensor([2., 2.]))
+    """
+
+    threshold: float = 0.5
+
+    def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+        alive = (magnitude < math.inf).nonzero().reshape(-1)
+        n = len(alive)
+        largest = magnitude[alive].max().item() if n else 0.0
+        share = largest / self.threshold
+        if share >= 1:
+            return alive, magnitude.new_ones(n)
+        size = math.ceil(share * n)
+        factor = n / max(size, 1)
+        if share * n < 1:
+            size = int(torch.rand(()).item() < share * n)
+            factor = 1 / max(share, torch.finfo(magnitude.dtype).tiny)
+        kept = torch.randperm(n, device=alive.device)[:size].sort().values
+        return alive[kept], magnitude.new_full((size,), factor)
 
 
 @dataclass(frozen=True)
@@ -208,6 +266,15 @@ class Poisson(Truncation):
     def max_terms(self, lipschitz: float) -> int:
         # P(N >= n) <= (e r / n)^n, which is below e^-100 from here on.
         return self.exact_terms + math.ceil(math.e**2 * self.rate + SURELY_ENDED)
+
+
+def endless(limit: int, alive: int, samples: int, lipschitz: float) -> ContractionError:
+    """Make the error of a series that did not end within ``limit`` terms."""
+    return ContractionError(
+        f"Russian roulette did not end within {limit} terms for {alive} of {samples} samples: "
+        f"the Jacobian of g has norm 1 or more there, where lipschitz {lipschitz} was promised. "
+        "Correct the bound, or use a norm strategy that proves it, such as Gram()."
+    )
 
 
 def pack(truncation: Truncation) -> tuple[str, list[float]] | None:

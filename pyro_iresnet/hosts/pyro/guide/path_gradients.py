@@ -73,8 +73,8 @@ class _Along(Function):
         if torch.is_grad_enabled():
             value = undifferentiable(
                 value,
-                x,
                 "A path gradient is a number of this draw, whose derivative would be wrong. For "
                 "second derivatives of an ELBO make the guide with path_gradients=False.",
+                x,
             )
         return value, None

@@ -1,0 +1,189 @@
+r"""The draws of :class:`Roulette` for a perceptron, with a gradient written by hand.
+
+The Jacobian is :math:`J = W_n S_{n-1} W_{n-1} \cdots S_1 W_1` with
+:math:`S_i = \mathrm{diag}(p_i)`. A sweep carries a vector :math:`\ell` from left to right:
+
+.. math:: r_{n-1} = W_n^\top \ell, \qquad r_{i-1} = W_i^\top (p_i \circ r_i), \qquad
+          J^\top \ell = W_1^\top (p_1 \circ r_1)
+
+With the tangents :math:`t_0 = u`, :math:`m_i = W_i t_{i-1}`, :math:`t_i = p_i \circ m_i`, the
+gradient of :math:`\ell^\top J u` is
+
+.. math:: dp_i = r_i \circ m_i, \qquad dW_i = (p_i \circ r_i)\, t_{i-1}^\top, \qquad
+          dW_n = \ell\, t_{n-1}^\top
+
+The draws sweep :math:`v_k = (J^\top)^k u` for the value. The weighted sums of these sweeps are the
+sweep of :math:`\ell = \sum_k (k + 1)\, c_{k+1}\, w_k\, v_k`. So the gradient costs the tangents
+of ``u`` alone, for the samples that the first roulette left.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._torch import undifferentiable
+from ..operators import PerceptronJacobian, Trace, times
+from .probe import rademacher
+from .series import Series
+from .surrogate import FIRST_ONLY
+from .truncation import Truncation, endless
+
+
+@dataclass(frozen=True)
+class PerceptronDraws:
+    """The estimator of :class:`Roulette` with one probe, expanded at 0, for a perceptron.
+
+    Arguments:
+        truncation: the probability that a sample goes on.
+        lipschitz: the bound of ``||J||_2``.
+        series: the log-determinant as a function of ``J``.
+    """
+
+    truncation: Truncation
+    lipschitz: float
+    series: Series
+
+    def __call__(self, j: PerceptronJacobian) -> Tensor:
+        """Estimate the log-determinant of each sample, shape ``(n,)``, and its gradient."""
+        return _SampledLogDet.apply(self, len(j.weights), *j.weights, *j.slopes)
+
+    def play(
+        self, j: PerceptronJacobian, value: Tensor, by_probe: bool, needed: bool
+    ) -> "_Sums | None":
+        """Draw the series, and add the series to ``value``, but for an exact first term.
+
+        Arguments:
+            j: the Jacobian.
+            value: shape ``(n,)``, written to.
+            by_probe: True to take the first term by the probe too.
+            needed: True to return the sums that a gradient needs, unless no sample went on.
+        """
+        truncation, series = self.truncation, self.series
+        truncation.warn(self.lipschitz)
+        u = rademacher((len(value), j.weights[0].shape[1]), value)
+        unit = math.sqrt(u.shape[1])
+        v, passed = j.sweep(u)
+        sums: _Sums | None = None
+        if by_probe:
+            first = series.coefficient(1)
+            value.add_(torch.linalg.vecdot(u, v), alpha=first)
+            if needed:
+                sums = _Sums(j, u, [*[first * r for r in passed], first * u])
+        # Positions in the batch, and in the sums; None for all.
+        rows: Tensor | None = None
+        spots: Tensor | None = None
+        weight = torch.ones_like(value)
+        limit = truncation.max_terms(self.lipschitz)
+        for k in range(1, limit + 1):
+            if k >= truncation.exact_terms:
+                magnitude = torch.linalg.vecdot(v, v).sqrt_().mul_(weight).div_(unit)
+                kept, factor = truncation.play(k, magnitude)
+                if len(kept) == 0:
+                    return sums
+                if len(kept) < len(v):
+                    j, u, v, weight = j.select(kept), u[kept], v[kept], weight[kept]
+                    rows = kept if rows is None else rows[kept]
+                    if sums is not None:
+                        spots = kept if spots is None else spots[kept]
+                weight = weight * factor
+            before = v
+            v, passed = j.sweep(before)
+            if needed:
+                column = (weight * series.slope_coefficient(k))[:, None]
+                lefts = [*[r.mul_(column) for r in passed], before * column]
+                if sums is None:
+                    sums = _Sums(j, u, lefts, rows)
+                else:
+                    sums.add(lefts, spots)
+            term = torch.linalg.vecdot(u, v).mul_(weight)
+            if rows is None:
+                value.add_(term, alpha=series.coefficient(k + 1))
+            else:
+                value.index_add_(0, rows, term, alpha=series.coefficient(k + 1))
+        raise endless(limit, len(v), len(value), self.lipschitz)
+
+
+@dataclass
+class _Sums:
+    r"""The weighted sums of the sweeps, for the gradient of :math:`\ell^\top J u`.
+
+    Arguments:
+        j: the Jacobian of the samples.
+        u: the probes of the samples.
+        lefts: the sums of :math:`r_1, \dots, r_{n-1}` and of :math:`\ell`.
+        rows: the positions of the samples in the batch; None for all.
+    """
+
+    j: PerceptronJacobian
+    u: Tensor
+    lefts: Sequence[Tensor]
+    rows: Tensor | None = None
+
+    def add(self, lefts: Sequence[Tensor], spots: Tensor | None) -> None:
+        """Add the sweep of the samples at some positions; None for all."""
+        for total, left in zip(self.lefts, lefts, strict=True):
+            if spots is None:
+                total.add_(left)
+            else:
+                total.index_add_(0, spots, left)
+
+    def pull(self, g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the gradients of weights and slopes, given those of the log-determinants."""
+        column = (g if self.rows is None else g[self.rows])[:, None]
+        of_weights: list[Tensor] = []
+        of_slopes: list[Tensor] = []
+        t = self.u
+        for w, p, left in zip(self.j.weights, self.j.slopes, self.lefts, strict=False):
+            m, r = t @ w.T, left * column
+            of_slopes.append(r * m)
+            of_weights.append(times((r * p).T, t))
+            t = m * p
+        return [*of_weights, (self.lefts[-1] * column).T @ t], of_slopes
+
+
+class _SampledLogDet(Function):
+    @staticmethod
+    def forward(ctx, draws: PerceptronDraws, n: int, *tensors: Tensor) -> Tensor:
+        j = PerceptronJacobian(tensors[:n], tensors[n:])
+        trace = Trace.of(j)
+        first = draws.series.coefficient(1)
+        value = j.slopes[0].new_zeros(len(j.slopes[0])) if trace is None else first * trace.value
+        sums = draws.play(j, value, trace is None, any(ctx.needs_input_grad))
+        kept = () if trace is None else trace.kept
+        drawn = () if sums is None else (sums.u, *sums.j.slopes, *sums.lefts, sums.rows)
+        ctx.first, ctx.sizes = first, (n, len(tensors), len(kept))
+        ctx.save_for_backward(*tensors, *kept, *drawn)
+        return value
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        n, inputs, kept = ctx.sizes
+        saved, g = ctx.saved_tensors, grad_outputs[0]
+        j, drawn = PerceptronJacobian(saved[:n], saved[n:inputs]), saved[inputs + kept :]
+        grads: list[Tensor | None] = [None] * inputs
+        with torch.no_grad():
+            if kept:
+                weights, slopes = Trace.again(j, saved[inputs : inputs + kept]).pull(ctx.first * g)
+                grads = [*weights, *slopes]
+            if drawn:
+                of_samples = PerceptronJacobian(j.weights, drawn[1:n])
+                rows = drawn[-1]
+                weights, slopes = _Sums(of_samples, drawn[0], drawn[n:-1], rows).pull(g)
+                for i, part in enumerate((*weights, *slopes)):
+                    grads[i] = _added(grads[i], part, rows if i >= n else None)
+        if torch.is_grad_enabled():
+            grads = [
+                undifferentiable(t, FIRST_ONLY, g, *saved[:inputs]) for t in grads if t is not None
+            ]
+        return None, None, *grads
+
+
+def _added(total: Tensor | None, part: Tensor, rows: Tensor | None) -> Tensor:
+    """Add a part to a total, at some rows or at all; a part without a total has all rows."""
+    if total is None:
+        return part
+    return total + part if rows is None else total.index_add(0, rows, part)
