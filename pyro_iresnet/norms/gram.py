@@ -158,9 +158,8 @@ class _GramRule(Rule):
         soft = bounds / largest
         factors = soft if scales is None else soft * scales
         acting = weights * factors[:, None, None]
-        # A weight of 0 has no direction, and a product of 0.
-        lift = (root / size.square().clamp(min=torch.finfo(size.dtype).tiny)).flatten()
-        slope = torch.where(sizes > bounds, -lift / largest, 0.0)
+        # dS/dW is Q (Q W) times S / ||Q W||^2, by <W, dS/dW> = S.
+        slope = torch.where(sizes > bounds, -(root / size.square()).flatten() / largest, 0.0)
         kept = (weights, soft, factors, slope, power[:, :rows], product)
         return acting, sizes * factors.abs(), kept
 

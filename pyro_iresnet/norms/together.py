@@ -151,9 +151,8 @@ class _Together(Function):
 def _differentiate(
     normalize: Normalize, grad: Tensor, many: Tensor, limits: Tensor, factors: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    # Both may be functions of each other: aliases take the part that goes through `normalize`.
-    inputs = [a.view_as(a) for a in (many, factors) if a is not None]
-    acting = normalize(inputs[0], limits, None if factors is None else inputs[1])[0]
+    acting = normalize(many, limits, factors)[0]
+    inputs = [many] if factors is None else [many, factors]
     found = torch.autograd.grad(acting, inputs, grad, create_graph=True)
     return found[0], None if factors is None else found[1]
 
