@@ -65,9 +65,9 @@ class Limit:
 
 
 LIMITS = {
-    Row.BLOCK: Limit(110, files=23),
-    Row.INVERSE: Limit(277, files=35),
-    Row.NFLOWS: Limit(80),
+    Row.BLOCK: Limit(112, files=24),
+    Row.INVERSE: Limit(281, files=36),
+    Row.NFLOWS: Limit(84),
     Row.STACK: Limit(800),
 }
 

@@ -7,16 +7,19 @@ fixed loses most of its fit.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._torch import COARSE
+from .._torch import COARSE, in_plain_autograd
 from ..errors import ArgumentError, check_dense, check_instance
 from .checks import bounds_of, check_weight
 from .convolution import over_symbol, spectral_norm
+from .together import Group, Rule
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,13 @@ class Norm(ABC):
         known = known.amax(1) if sizes.dim() > 1 else known
         return acting, torch.where(zero, 0.0, known)
 
+    def rule(self) -> Rule | None:
+        """Return :meth:`apply` for matrices with a derivative written by hand, or None.
+
+        A class that overrides a method of its base must not inherit the rule of its base.
+        """
+        return None
+
     def constrain_all(
         self,
         weights: Sequence[Tensor],
@@ -187,30 +197,33 @@ class Norm(ABC):
             bounds: one bound for each weight.
             scales: a scalar factor for each constrained weight; None for 1.
         """
-        groups: dict[tuple[object, ...], tuple[list[int], list[Tensor], list[float]]] = {}
-        for i, w in enumerate(weights):
-            if w.numel() == 0:
-                check_weight(w)
-            if w.shape[2:] == (1, 1):
-                # A 1 x 1 convolution is the matrix of its kernel.
-                w = w[:, :, 0, 0]
-            if w.shape[0] > w.shape[1]:
-                w = w.transpose(0, 1)
-            members, turned, each = groups.setdefault((w.shape, w.dtype, w.device), ([], [], []))
-            members.append(i)
-            turned.append(w)
-            each.append(bounds[i])
+        groups: dict[tuple[Any, ...], Group] = defaultdict(Group)
+        for i, weight in enumerate(weights):
+            if weight.numel() == 0:
+                check_weight(weight)
+            # A 1 x 1 convolution is the matrix of its kernel.
+            w = weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight
+            rows, columns, *side = w.shape
+            turned = rows > columns
+            shape = (columns, rows) if turned else (rows, columns)
+            group = groups[*shape, *side, w.dtype, w.device]
+            group.members.append(i)
+            group.weights.append(w)
+            group.turned.append(turned)
+            group.bounds.append(bounds[i])
+            group.scales.append(None if scales is None else scales[i])
+        rule = self.rule() if in_plain_autograd() else None
         normalized: dict[int, NormalizedWeight] = {}
-        for members, turned, each in groups.values():
-            many = torch.stack(turned)
-            factors = None if scales is None else _gather(scales, members, many)
-            constrain = self._coarse if many.dtype in COARSE else self.apply
-            scaled, norms = constrain(many, many.new_tensor(each), factors)
-            known = [None] * len(members) if norms is None else norms.unbind()
-            for i, w, norm in zip(members, scaled.unbind(), known, strict=True):
-                shape = weights[i].shape
-                back = w.transpose(0, 1) if shape[0] > shape[1] else w
-                normalized[i] = NormalizedWeight(back.reshape(shape), self, norm)
+        for group in groups.values():
+            first = group.weights[0]
+            if first.dtype in COARSE:
+                acting, norms = group.normalized(self._coarse, None)
+            else:
+                acting, norms = group.normalized(self.apply, rule if first.dim() == 2 else None)
+            known = [None] * len(acting) if norms is None else norms.unbind()
+            for i, w, norm in zip(group.members, acting, known, strict=True):
+                back = w if w.shape == weights[i].shape else w[:, :, None, None]
+                normalized[i] = NormalizedWeight(back, self, norm)
         return list(map(normalized.__getitem__, range(len(weights))))
 
 
@@ -268,20 +281,6 @@ class Hard(Norm):
         factors = bound / torch.where(sizes == 0, 1.0, sizes)
         # A weight of denormal numbers stays finite, below the bound.
         return torch.where(sizes == 0, 1.0, factors.clamp(max=torch.finfo(sizes.dtype).max))
-
-
-def _gather(scales: Sequence[Tensor | None], members: Sequence[int], like: Tensor) -> Tensor | None:
-    """Return the scales of some weights, 1 for None; None if all are None."""
-    known, one = False, None
-    gathered: list[Tensor] = []
-    for i in members:
-        scale = scales[i]
-        if scale is None:
-            scale = one = like.new_ones(()) if one is None else one
-        else:
-            known = True
-        gathered.append(scale)
-    return torch.stack(gathered) if known else None
 
 
 def _one_or(scales: Tensor | None, sizes: Tensor) -> Tensor:

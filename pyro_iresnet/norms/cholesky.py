@@ -1,6 +1,7 @@
 """Weights whose rows are made orthogonal by a Cholesky factor."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from .._torch import in_forward_mode, is_tracing
 from ..errors import ArgumentError, check_instance, check_positive, store_checked
 from .base import Norm
 from .gram import Gram
+from .together import Rule
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Cholesky(Norm):
         seen = acting.detach().isfinite().flatten(1).all(1)
         return acting, torch.where(seen, bounds.detach().abs(), torch.nan)
 
+    def rule(self) -> Rule | None:
+        return _CholeskyRule(self.damping) if type(self) is Cholesky else None
+
 
 def whitened(rows: Tensor, damping: float) -> Tensor:
     """Return :math:`L^{-1} W`, of norm below 1, for matrices of shape ``(n, rows, columns)``."""
@@ -87,8 +92,7 @@ def _whitened(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     n, columns = rows.shape[-2:]
     # The square of a weight needs twice the digits that float32 holds.
     precise = rows.double()
-    # Scaled by the largest entry: the square of an entry may overflow.
-    scale = precise.detach().abs().amax((-2, -1), keepdim=True).clamp(min=damping)
+    scale = _scale(precise.detach(), damping)
     unit = precise / scale
     # The product and its factor round: this much damping keeps the norm below 1 all the same.
     rounding = 4 * (n + columns) * torch.finfo(unit.dtype).eps
@@ -101,6 +105,11 @@ def _whitened(rows: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     factor = torch.linalg.cholesky_ex(torch.where(finite, gram, eye)).L
     inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
     return (inverse @ unit).to(rows.dtype), (inverse / scale).to(rows.dtype)
+
+
+def _scale(rows: Tensor, damping: float) -> Tensor:
+    """Return the largest entry, at least the damping: the square of an entry may overflow."""
+    return rows.abs().amax((-2, -1), keepdim=True).clamp(min=damping)
 
 
 class _Whitened(Function):
@@ -136,3 +145,57 @@ class _Whitened(Function):
         product = grad @ whole.mT
         half = torch.tril(product, -1) + 0.5 * torch.diag_embed(product.diagonal(dim1=-2, dim2=-1))
         return inverse.mT @ (grad - (half + half.mT) @ whole), None
+
+
+# The largest side that LAPACK factorises and inverts faster than matrix products do by parts.
+LEAF = 64
+
+
+@dataclass(frozen=True)
+class _CholeskyRule(Rule):
+    damping: float
+
+    def normalize(
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        n, columns = weights.shape[-2:]
+        factors = bounds if scales is None else bounds * scales
+        spread = factors[:, None, None]
+        # In float64, no square of a float32 number over- or underflows.
+        unit, damping, shares = weights.double(), self.damping, spread
+        if unit is weights:
+            scale = _scale(weights, damping)
+            unit, damping, shares = unit / scale, damping / scale[..., 0], spread / scale
+        gram = unit @ unit.mT
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        rounding = 4 * (n + columns) * torch.finfo(unit.dtype).eps
+        diagonal += damping**2 + rounding * diagonal.sum(-1, keepdim=True)
+        inverse = _inverse_factor(gram)
+        whole = (inverse @ unit).to(weights.dtype)
+        seen = whole.sum((-2, -1)).isfinite()
+        known = torch.where(seen, factors.abs(), torch.nan)
+        return whole * spread, known, (bounds, whole, (inverse * shares).to(weights.dtype))
+
+    def gradient(self, grad: Tensor, scales: Tensor | None, kept: Any) -> tuple[Tensor, Tensor]:
+        bounds, whole, inverse = kept
+        half = (grad @ whole.mT).tril_()
+        diagonal = half.diagonal(dim1=-2, dim2=-1)
+        of_scales = bounds * diagonal.sum(-1)
+        diagonal *= 0.5
+        both = half + half.mT
+        return inverse.mT @ torch.baddbmm(grad, both, whole, alpha=-1), of_scales
+
+
+def _inverse_factor(gram: Tensor) -> Tensor:
+    """Return the inverse of the Cholesky factor of matrices, shape ``(n, rows, rows)``."""
+    factor = torch.linalg.cholesky_ex(gram[:, :LEAF, :LEAF]).L
+    eye = torch.eye(factor.shape[-1], dtype=gram.dtype, device=gram.device)
+    first = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    if gram.shape[-1] <= LEAF:
+        return first
+    below = torch.linalg.solve_triangular(factor, gram[:, :LEAF, LEAF:], upper=False).mT
+    rest = _inverse_factor(torch.baddbmm(gram[:, LEAF:, LEAF:], below, below.mT, alpha=-1))
+    inverse = torch.zeros_like(gram)
+    inverse[:, :LEAF, :LEAF], inverse[:, LEAF:, LEAF:] = first, rest
+    inverse[:, LEAF:, :LEAF] = -(rest @ (below @ first))
+    return inverse

@@ -1,6 +1,7 @@
 """The spectral norm by repeated squarings of the Gram matrix."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from .._torch import in_forward_mode, is_tracing
 from ..errors import check_positive_int, store_checked
 from .base import Norm, wide
 from .checks import check_weight
+from .together import Rule
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Gram(Norm):
             return _gram(weight, self.squarings)[0]
         return _GramNorm.apply(weight, self.squarings)[0]
 
+    def rule(self) -> Rule | None:
+        return _GramRule(self.squarings) if type(self) is Gram else None
+
 
 # Squarings between two rescalings: a matrix of norm 1 and side n falls to n^-4 at worst, and
 # float32 holds n^-4 for sides of some thousands.
@@ -61,14 +66,31 @@ RESCALE_EVERY = 3
 
 def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     """Return ``S(W)`` and its gradient ``dS/dW``, both by differentiable operations."""
-    tiny = torch.finfo(weight.dtype).tiny
     w = wide(weight)
-    # Scaled by the largest entry: the squares in a norm under- or overflow where entries do not.
-    scale = w.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+    scale = _scale(w)
     unit = w / scale
+    root, power, product, _ = _schatten(unit, squarings)
+    direction = power @ product
+    # <W, dS/dW> = S for a norm (Euler): this gives the factor that the rescalings dropped.
+    euler = (unit.conj() * direction).real.sum((-2, -1), keepdim=True)
+    direction = direction * (root / euler.clamp(min=torch.finfo(weight.dtype).tiny))
+    if weight.shape[-2] > weight.shape[-1]:
+        direction = direction.mT
+    return (scale * root)[..., 0, 0], direction
+
+
+def _scale(weight: Tensor) -> Tensor:
+    """Return the largest entry: squares in a norm under- or overflow where entries do not."""
+    tiny = torch.finfo(weight.dtype).tiny
+    return weight.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+
+
+def _schatten(unit: Tensor, squarings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return S, Q, and QW with its norm, for matrices of size 1; Q is divided by a number."""
+    tiny = torch.finfo(unit.dtype).tiny
     power = unit @ unit.mH
     order = 2 ** (squarings + 2) + 2
-    log_norm = torch.zeros_like(scale)
+    log_norm = 0.0
     for done in range(squarings + 1):
         if done % RESCALE_EVERY == 0 or done == squarings:
             size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
@@ -80,13 +102,7 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     product = power @ unit
     size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True).clamp(min=tiny)
     root = torch.exp(log_norm + size.log() * (2.0 / order))
-    direction = power @ product
-    # <W, dS/dW> = S for a norm (Euler): this gives the factor that the rescalings dropped.
-    euler = (unit.conj() * direction).real.sum((-2, -1), keepdim=True).clamp(min=tiny)
-    direction = direction * (root / euler)
-    if weight.shape[-2] > weight.shape[-1]:
-        direction = direction.mT
-    return (scale * root)[..., 0, 0], direction
+    return root, power, product, size
 
 
 class _GramNorm(Function):
@@ -113,3 +129,43 @@ class _GramNorm(Function):
             # A second derivative is under way: the direction must be a function of W again.
             direction = _gram(weight, ctx.squarings)[1]
         return grad_outputs[0][..., None, None] * direction, None
+
+
+# A product with a side of 61 to 63 takes up to a third longer than a product with a side of 64.
+# From this side on, at most this many rows of 0 are added to reach a multiple of 8: more rows, or
+# rows of a smaller side, cost more than they save.
+PADDED_FROM, MOST_PADDING = 32, 3
+
+
+@dataclass(frozen=True)
+class _GramRule(Rule):
+    squarings: int
+
+    def normalize(
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        n, rows, columns = weights.shape
+        scale = _scale(weights)
+        padding = -rows % 8
+        if rows >= PADDED_FROM and 0 < padding <= MOST_PADDING:
+            unit = weights.new_zeros(n, rows + padding, columns)
+            torch.div(weights, scale, out=unit[:, :rows])
+        else:
+            unit = weights / scale
+        root, power, product, size = _schatten(unit, self.squarings)
+        sizes = (scale * root).flatten()
+        largest = torch.maximum(sizes, bounds)
+        soft = bounds / largest
+        factors = soft if scales is None else soft * scales
+        acting = weights * factors[:, None, None]
+        # dS/dW is Q (Q W) times S / ||Q W||^2, by <W, dS/dW> = S.
+        slope = torch.where(sizes > bounds, -(root / size.square()).flatten() / largest, 0.0)
+        kept = (weights, soft, factors, slope, power[:, :rows], product)
+        return acting, sizes * factors.abs(), kept
+
+    def gradient(self, grad: Tensor, scales: Tensor | None, kept: Any) -> tuple[Tensor, Tensor]:
+        weights, soft, factors, slope, power, product = kept
+        of_scales = soft * (weights * grad).sum((-2, -1))
+        slope = slope * (of_scales if scales is None else of_scales * scales)
+        direct = grad * factors[:, None, None]
+        return torch.baddbmm(direct, power, product * slope[:, None, None]), of_scales
