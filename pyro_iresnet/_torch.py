@@ -4,7 +4,7 @@ docs/installation.md lists the releases of torch that these names were run with.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from inspect import signature
@@ -73,6 +73,32 @@ def needs_plain_operations(grads: Iterable[Tensor | None]) -> bool:
     if torch.is_grad_enabled() or in_torch_func():
         return True
     return any(g is not None and functorch.is_legacy_batchedtensor(g) for g in grads)
+
+
+def gradients_with_graph(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Return the gradients of a function in its inputs, by the operations of the function.
+
+    Arguments:
+        function: takes the inputs, and returns a tensor for each of ``grads``.
+        inputs: the tensors that a hand-written rule has saved.
+        grads: the gradients of the results, None for 0.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # An input may lie in the history of another input, an alias does not.
+        aliases = [t.view_as(t) for t in inputs]
+        pairs = zip(function(*aliases), grads, strict=True)
+        results, weights = zip(*[(t, g) for t, g in pairs if g is not None], strict=True)
+        wanted = [t for t in aliases if t.requires_grad]
+        found = torch.autograd.grad(
+            results, wanted, weights, create_graph=create_graph, allow_unused=True
+        )
+    remaining = iter(found)
+    return [next(remaining) if t.requires_grad else None for t in aliases]
 
 
 def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -104,6 +104,11 @@ class Sine(Elementwise):
         t = self.frequency * x
         return torch.sin(t) / self.frequency, torch.cos(t)
 
+    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.frequency * x
+        sine = torch.sin(t)
+        return sine / self.frequency, torch.cos(t), -self.frequency * sine
+
     def extra_repr(self) -> str:
         return f"frequency={self.frequency}"
 

@@ -135,6 +135,10 @@ class SiLU(Elementwise):
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return _FusedSiLU.apply(x) if in_plain_autograd() else _silu(x)[:2]
 
+    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope, s = _silu(x)
+        return value, slope, s + slope - 2 * s * slope
+
 
 # One module for all layers: SiLU has neither parameters nor settings.
 SILU = SiLU()

@@ -6,8 +6,14 @@ from .conv import ConvContraction
 from .dense import DenseContraction
 from .densenet import DenseNetContraction
 from .film import FiLM, Modulation
-from .layers import Activate, Affine, Append, Conv, Gate, Layer
-from .sequential import LayeredContraction, Perceptron, RawWeight, materialize_together
+from .layers import Activate, Affine, Append, Conv, Gate, HiddenLayer, Layer
+from .sequential import (
+    LayeredContraction,
+    LayerSequence,
+    Perceptron,
+    RawWeight,
+    materialize_together,
+)
 from .wrap import Wrapped, wrap
 
 __all__ = [
@@ -21,7 +27,9 @@ __all__ = [
     "DenseNetContraction",
     "FiLM",
     "Gate",
+    "HiddenLayer",
     "Layer",
+    "LayerSequence",
     "LayeredContraction",
     "Modulation",
     "Perceptron",

@@ -7,6 +7,7 @@ parameters.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -235,6 +236,30 @@ def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[
         maps.append(jacobian)
         last = jacobian
     return h, tuple(maps)
+
+
+class HiddenLayer(NamedTuple):
+    r"""A perceptron :math:`W_2\,\phi(W_1 x + b_1) + b_2` with the weights that act."""
+
+    core: Elementwise
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> "HiddenLayer | None":
+        """Return layers as one hidden layer of known curvature, or None for other layers."""
+        if list(map(type, layers)) != [Affine, Activate, Affine]:
+            return None
+        first, middle, last = layers
+        core = middle.core  # pyright: ignore[reportAttributeAccessIssue]
+        if not isinstance(core, Elementwise) or core._parameters or core._buffers:
+            return None
+        if "value_slope_curvature" not in vars(type(core)):
+            return None
+        ends: Any = first, last
+        return cls(core, *[t for affine in ends for t in (affine.matrix, affine.bias)])
 
 
 def bound_of(layers: Sequence[Layer]) -> Tensor | float:

@@ -73,6 +73,10 @@ class CoordinateMap(nn.Module, ABC):
         """Return ``log|det dz/dx|`` up to a constant, shape ``(*batch,)``; 0 for a linear map."""
         return x.new_zeros(x.shape[: x.dim() - self.event_dim])
 
+    def diagonal(self) -> Tensor | None:
+        r"""Return s, shape ``(D,)``, if :math:`\varphi^{-1}(z) = e^s z` for vectors, else None."""
+        return None
+
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
         r"""Carry a gradient at ``z`` to ``x``: :math:`(dz/dx)^\top w`."""
         return vjp_of(self, x, w)

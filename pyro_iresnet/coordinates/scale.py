@@ -95,6 +95,9 @@ class _DiagonalScale(CoordinateMap):
         scale = self.log_scale.exp()
         return z * (scale if self.event_dim == 1 else over_channels(scale, self.event_dim))
 
+    def diagonal(self) -> Tensor | None:
+        return self.log_scale if self.event_dim == 1 else None
+
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
         return self.forward(w)
 

@@ -1,5 +1,6 @@
 """Evaluations of any bijective torch transform, of this package or another."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,15 @@ def evaluate(transform: Any, x: Tensor) -> Evaluation:
     if isinstance(transform, InverseTransform):
         return evaluate_inverse(transform.inv, x).inverted()
     return _evaluation(transform, x, transform(x))
+
+
+def evaluate_each(transforms: Sequence[Any], x: Tensor) -> list[Evaluation]:
+    """Evaluate transforms in turn, from ``x`` on."""
+    steps: list[Evaluation] = []
+    for transform in transforms:
+        steps.append(evaluate(transform, x))
+        x = steps[-1].y
+    return steps
 
 
 def evaluate_inverse(transform: Any, y: Tensor) -> Evaluation:

@@ -13,14 +13,15 @@ from torch.distributions.transforms import Transform
 from ..._modules import contractions_of, evaluating, modules_of
 from ..._settings import SavedSettings
 from ..._torch import InverseTransform, is_compiling
-from ...blocks import Block, Evaluation
+from ...blocks import Block, Evaluation, evaluate_in_turn
 from ...cached import together
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 from ..data_dependent_init import DataDependentInit
-from .any_transform import evaluate, evaluate_inverse
+from .any_transform import evaluate_each, evaluate_inverse
 from .cached_transform import NO_CALL, CachedTransform
 from .registered import module_in, parts_in, slots_of
+from .transform import IResNet
 
 
 def _chain(steps: Sequence[Evaluation], extra_dims: Sequence[int]) -> Evaluation:
@@ -148,13 +149,18 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
         if not parts:
             return _identity(x)
         steps: list[Evaluation] = []
+        extra_dims: list[int] = []
         with together(contractions_of(self)):
-            for i, part in enumerate(parts):
+            for begin, end in ends.runs:
+                run = parts[begin:end]
                 if ends.mixed:
-                    x = _checked_behind(parts[:i], part, x, "x")
-                steps.append(evaluate(part, x))
+                    x = _checked_behind(parts[:begin], run[0], x, "x")
+                at_once = evaluate_in_turn([p.block for p in run], x) if len(run) > 1 else None
+                made = evaluate_each(run, x) if at_once is None else [at_once]
+                steps += made
+                extra_dims += ends.extra_dims[begin : begin + len(made)]
                 x = steps[-1].y
-        return _chain(steps, ends.extra_dims)
+        return _chain(steps, extra_dims)
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
         parts, ends = self.parts, self._ends()
@@ -229,7 +235,8 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
             domain = _widened(parts[0][0].domain if parts else constraints.real, first)
             codomain = _widened(parts[-1][0].codomain if parts else constraints.real, last)
             mixed = any(_ours(part) is None for part, _, _ in parts)
-            self._derived = key, _Ends(domain, codomain, extra_dims, mixed)
+            runs = _runs([part for part, _, _ in parts])
+            self._derived = key, _Ends(domain, codomain, extra_dims, mixed, runs)
         return self._derived[1]
 
     def with_cache(self, cache_size: int = 1) -> "Stack":
@@ -248,12 +255,24 @@ class _Ends(NamedTuple):
         domain, codomain: of the whole stack.
         extra_dims: the dimensions of each part's log-determinant that are no batch.
         mixed: True if a part is of another library.
+        runs: the begin and end of blocks in a row, and of every other part alone.
     """
 
     domain: constraints.Constraint
     codomain: constraints.Constraint
     extra_dims: list[int]
     mixed: bool
+    runs: list[tuple[int, int]]
+
+
+def _runs(parts: Sequence[Any]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for i, part in enumerate(parts):
+        if i and type(part) is type(parts[i - 1]) is IResNet:
+            runs[-1] = runs[-1][0], i + 1
+        else:
+            runs.append((i, i + 1))
+    return runs
 
 
 def _checked_behind(before: Sequence[Any], part: Any, x: Tensor, name: str) -> Tensor:

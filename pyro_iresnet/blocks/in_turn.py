@@ -1,0 +1,206 @@
+r"""Residual blocks in turn, each of one hidden layer, evaluated as one operation.
+
+A guide runs few particles through many small blocks, so that the number of operations is the cost.
+Here the values run from block to block, and all else is one batched operation for all blocks: the
+Jacobians :math:`A_b = I + W_{2b} S_b W_{1b}`, their factors, and the gradients of all weights.
+Scales :math:`s` of coordinates go into the weights: :math:`x + s\, g(x / s)` is the residual block
+of :math:`W_1\, \mathrm{diag}(1 / s)`, :math:`\mathrm{diag}(s)\, W_2` and :math:`s\, b_2`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._torch import (
+    COARSE,
+    full_precision,
+    gradients_with_graph,
+    in_plain_autograd,
+    needs_plain_operations,
+)
+from ..activations import Elementwise
+from ..contractions import HiddenLayer, LayerSequence
+from ..logdet import Exact
+from ..operators.solve import COARSEST, floor
+from .base import Block, Evaluation
+from .residual import ResidualBlock
+
+# Numbers in the largest tensor, beyond which the products decide, and block by block is as fast.
+LARGEST = 2**20
+
+
+class _Weights(NamedTuple):
+    """The weights of ``B`` blocks: shapes ``(B, k, D), (B, k), (B, D, k), (B, D)``."""
+
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+
+def evaluate_in_turn(blocks: Sequence[Block], x: Tensor) -> Evaluation | None:
+    """Evaluate blocks in turn at ``x``; None for blocks, sizes or modes that this is not made for.
+
+    Made for residual blocks of one shape with an exact log-determinant, one hidden layer and at
+    most a scale as coordinates, in plain reverse mode. ``x`` is as :meth:`Block.check` returns it.
+    """
+    if len(blocks) < 2 or not in_plain_autograd() or x.dtype in COARSE:
+        return None
+    shape = blocks[0].event_shape
+    for block in blocks:
+        if type(block) is not ResidualBlock or block.event_shape != shape:
+            return None
+        if type(block.estimator(x.shape[-1])) is not Exact:
+            return None
+        if floor(x.dtype, block.contraction.lipschitz) > COARSEST:
+            return None
+    with full_precision(x):
+        found = _weights_of(blocks, x)
+        if found is None:
+            return None
+        core, weights = found
+        flat = x.reshape(-1, x.shape[-1])
+        y, log_det, a, factors, pivots = _InTurn.apply(core, flat, *weights)
+
+    def vjp(w: Tensor) -> Tensor:
+        rows = w.reshape(flat.shape)[:, None]
+        for matrix in reversed(a.unbind()):
+            rows = rows @ matrix
+        return rows.reshape(w.shape)
+
+    def inverse_vjp(w: Tensor) -> Tensor:
+        rows = w.reshape(flat.shape)[..., None]
+        for lu, swaps in zip(factors.unbind(), pivots.unbind(), strict=True):
+            rows = torch.linalg.lu_solve(lu, swaps, rows, adjoint=True)
+        return rows.reshape(w.shape)
+
+    value = log_det.reshape(x.shape[:-1])
+    return Evaluation(x, y.reshape(x.shape), lambda: value, vjp, inverse_vjp)
+
+
+def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[Elementwise, _Weights] | None:
+    """Stack the acting weights of blocks of one shape, with the scales of coordinates."""
+    layers: list[HiddenLayer] = []
+    for block in blocks:
+        g = block.contraction_map()
+        if not isinstance(g, LayerSequence) or g.conditioner is not None:
+            return None
+        layer = HiddenLayer.of(g.layers)
+        if layer is None or (layers and not _alike(layer, layers[0])):
+            return None
+        layers.append(layer)
+    core = layers[0].core
+    if len(blocks) * x.numel() * len(layers[0].b1) > LARGEST:
+        return None
+    w1, b1, w2, b2 = [torch.stack(list(t)) for t in zip(*[p[1:] for p in layers], strict=True)]
+    logs: list[Tensor] = []
+    for block in blocks:
+        if block.coordinates is not None:
+            log_scale = block.coordinates.diagonal()
+            if log_scale is None:
+                return None
+            logs.append(log_scale)
+    if logs and len(logs) < len(blocks):
+        return None
+    if logs:
+        log_scales = torch.stack(logs)
+        s = log_scales.exp()
+        w1, w2, b2 = w1 * torch.exp(-log_scales)[:, None], s[..., None] * w2, s * b2
+    return core, _Weights(w1, b1, w2, b2)
+
+
+def _alike(layer: HiddenLayer, other: HiddenLayer) -> bool:
+    """Return True if two layers differ in the values of their weights only."""
+    if layer.w1.shape != other.w1.shape:
+        return False
+    return layer.core is other.core or layer.core.settings() == other.core.settings()
+
+
+class _InTurn(Function):
+    r"""The value, :math:`\log\det A` summed over the blocks, and the matrices with their factors.
+
+    The gradient of :math:`\log\det A_b` in :math:`J_b` is :math:`A_b^{-\top}`. Only the first two
+    results have gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, core: Elementwise, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        w1, b1, w2, b2 = weights
+        points: list[Tensor] = []
+        inputs: list[Tensor] = []
+        for i in range(len(w1)):
+            points.append(x)
+            inputs.append(torch.addmm(b1[i], x, w1[i].T))
+            x = torch.addmm(b2[i], core(inputs[-1]), w2[i].T).add_(x)
+        h, p, c = core.value_slope_curvature(torch.stack(inputs))
+        a = _one_plus_jacobians(w1, w2, p)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(a)
+        log_det = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum((0, 2))
+        ctx.core = core
+        ctx.save_for_backward(points[0], *weights, torch.stack(points), h, p, c, factors, pivots)
+        ctx.mark_non_differentiable(a, factors, pivots)
+        ctx.set_materialize_grads(False)
+        return x, log_det, a, factors, pivots
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        of_y, of_log_det = grad_outputs[:2]
+        core, saved = ctx.core, ctx.saved_tensors
+        if needs_plain_operations(grad_outputs[:2]):
+
+            def plain(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+                return _by_operations(core, x, _Weights(*weights))
+
+            return None, *gradients_with_graph(plain, saved[:5], (of_y, of_log_det))
+        _, w1, _, w2, _, points, h, p, c, factors, pivots = saved
+        count, n, size = points.shape
+        through: Tensor | None = None
+        left = right = None
+        if of_log_det is not None:
+            eye = torch.eye(size, dtype=w1.dtype, device=w1.device).expand_as(factors)
+            inverse = torch.linalg.lu_solve(factors, pivots, eye)
+            of_a = inverse.mT * of_log_det[:, None, None]
+            # One product for each block, and not one for each sample.
+            left = (of_a.flatten(1, 2) @ w1.mT).unflatten(1, (n, size))
+            right = (of_a.mT.flatten(1, 2) @ w2).unflatten(1, (n, size))
+            through = c * (left * w2[:, None]).sum(2)
+        g = torch.zeros_like(points[0]) if of_y is None else of_y
+        of_values: list[Tensor] = []
+        of_inputs: list[Tensor] = []
+        for i in reversed(range(count)):
+            of_values.append(g)
+            of_input = (g @ w2[i]).mul_(p[i])
+            if through is not None:
+                of_input.add_(through[i])
+            of_inputs.append(of_input)
+            g = torch.addmm(g, of_input, w1[i])
+        if not any(ctx.needs_input_grad[2:]):
+            return None, g, None, None, None, None
+        of_value, of_input = torch.stack(of_values[::-1]), torch.stack(of_inputs[::-1])
+        of_w1, of_w2 = of_input.mT @ points, of_value.mT @ h
+        if left is not None and right is not None:
+            of_w1 += (right * p[:, :, None]).sum(1).mT
+            of_w2 += (left * p[:, :, None]).sum(1)
+        return None, g, of_w1, of_input.sum(1), of_w2, of_value.sum(1)
+
+
+def _one_plus_jacobians(w1: Tensor, w2: Tensor, slopes: Tensor) -> Tensor:
+    """Return ``I + W_2 S W_1`` of each block and sample, shape ``(B, n, D, D)``."""
+    scaled = w2[:, None] * slopes[:, :, None]
+    j = (scaled.flatten(1, 2) @ w1).unflatten(1, scaled.shape[1:3])
+    return torch.eye(j.shape[-1], dtype=j.dtype, device=j.device) + j
+
+
+def _by_operations(core: Elementwise, x: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
+    """Compute the value and the log-determinant by differentiable operations."""
+    w1, b1, w2, b2 = weights
+    slopes: list[Tensor] = []
+    for i in range(len(w1)):
+        h, p = core.value_and_slope(torch.addmm(b1[i], x, w1[i].T))
+        slopes.append(p)
+        x = x + torch.addmm(b2[i], h, w2[i].T)
+    a = _one_plus_jacobians(w1, w2, torch.stack(slopes))
+    return x, torch.linalg.slogdet(a).logabsdet.sum(0)

@@ -1,0 +1,231 @@
+"""Blocks evaluated as one operation: equal to block by block, and left alone where that fails."""
+
+import pytest
+import torch
+
+from pyro_iresnet import Exact, Roulette, iresnet_stack
+from pyro_iresnet.activations import LipSwish, Sine, Tanh
+from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
+from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.hosts.pyro import stack as stack_module
+from pyro_iresnet.norms import Gram
+
+OPTIONS = {
+    "default": {},
+    "plain": {"coordinates": None},
+    "spread": {"coordinates": DiagonalScale(spread=1.0)},
+    "sine": {"activation": Sine},
+    "gram": {"norm": Gram()},
+    "one_dimension": {"input_dim": 1},
+    "wide": {"input_dim": 12, "hidden_dims": [5]},
+}
+LEFT_ALONE = {
+    "two hidden layers": {"hidden_dims": [8, 8]},
+    "no curvature": {"activation": Tanh},
+    "stochastic": {"logdet": Roulette()},
+    "triangular": {"coordinates": TriangularScale()},
+    "nonlinear": {"coordinates": Asinh()},
+    "Cayley": {"block": "cayley"},
+}
+
+
+EXACT = Exact()
+
+
+def made(input_dim=4, hidden_dims=(12,), num_blocks=3, logdet=EXACT, **options):
+    torch.manual_seed(3)
+    stack = iresnet_stack(
+        input_dim, num_blocks, hidden_dims, between=None, logdet=logdet, **options
+    )
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return stack
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Record whether each run of blocks was evaluated as one operation."""
+    found = []
+    evaluate = stack_module.evaluate_in_turn
+
+    def recorded(blocks, x):
+        result = evaluate(blocks, x)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(stack_module, "evaluate_in_turn", recorded)
+    return found
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Return a function that evaluates a stack block by block."""
+
+    def evaluate(stack, x):
+        with monkeypatch.context() as patch:
+            patch.setattr(stack_module, "evaluate_in_turn", lambda blocks, x: None)
+            return stack.evaluate(x)
+
+    return evaluate
+
+
+def everything(stack, evaluation, x, *, second):
+    """List the results of an evaluation, and their derivatives with unequal weights."""
+    y, log_det = evaluation.y, evaluation.log_det()
+    w = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)
+    loss = (w * y.sin()).sum() + (w[..., 0] * log_det).sum()
+    inputs = [x, *stack.parameters()]
+    first = torch.autograd.grad(loss, inputs, create_graph=second)
+    results = [y, log_det, evaluation.vjp(w), evaluation.inverse_vjp(w), *first]
+    if second:
+        squares = sum(grad.square().sum() for grad in first)
+        results += torch.autograd.grad(squares, inputs)
+    return results
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("batch", [(), (1,), (6,), (2, 3), (0,)])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_equals_block_by_block(options, batch, second, taken, apart):
+    stack = made(**options)
+    x = torch.randn(*batch, options.get("input_dim", 4), requires_grad=True)
+    together = everything(stack, stack.evaluate(x), x, second=second)
+    assert taken == [True]
+    expected = everything(stack, apart(stack, x), x, second=second)
+    torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", ["y", "log_det"])
+def test_gradient_of_one_result(part, taken, apart):
+    stack, x = made(), torch.randn(6, 4, requires_grad=True)
+    found = []
+    for evaluation in (stack.evaluate(x), apart(stack, x)):
+        result = evaluation.y.sin() if part == "y" else evaluation.log_det()
+        inputs = [x, *stack.parameters()]
+        found.append(torch.autograd.grad(result.sum(), inputs, materialize_grads=True))
+    assert taken == [True]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("options", LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_other_blocks(options, taken):
+    made(**options).evaluate(torch.randn(6, 4))
+    assert not any(taken)
+
+
+def test_large_batches(taken):
+    made().evaluate(torch.randn(10_000, 4))
+    assert taken == [False]
+
+
+def test_between_other_parts(taken, apart):
+    torch.manual_seed(3)
+    stack = iresnet_stack(4, 3, [12], logdet=Exact()).eval()
+    alone = stack.evaluate(torch.randn(6, 4))
+    assert not any(taken)
+    parts = [*made().parts, stack.parts[0], *made().parts]
+    mixed = stack_module.Stack(parts).eval()
+    x = torch.randn(6, 4, requires_grad=True)
+    together, expected = mixed.evaluate(x), apart(mixed, x)
+    assert sum(taken) == 2
+    torch.testing.assert_close(together.y, expected.y)
+    torch.testing.assert_close(together.log_det(), expected.log_det())
+    assert alone.y.shape == (6, 4)
+
+
+def test_unequal_widths(taken):
+    parts = [*made(hidden_dims=(12,)).parts, *made(hidden_dims=(8,)).parts]
+    stack_module.Stack(parts).evaluate(torch.randn(6, 4))
+    assert not any(taken)
+
+
+def test_one_block_twice(taken, apart):
+    [part] = made(num_blocks=1).parts
+    stack, x = stack_module.Stack([part, part]), torch.randn(6, 4, requires_grad=True)
+    together = everything(stack, stack.evaluate(x), x, second=True)
+    expected = everything(stack, apart(stack, x), x, second=True)
+    assert taken == [True]
+    torch.testing.assert_close(together, expected)
+
+
+def test_nan_rows(taken):
+    stack, x = made(), torch.randn(6, 4)
+    x[2] = torch.nan
+    evaluation = stack.evaluate(x)
+    assert taken == [True]
+    for value in (evaluation.y, evaluation.log_det()):
+        assert value.isnan().reshape(6, -1).any(1).tolist() == [i == 2 for i in range(6)]
+
+
+def test_frozen_parameters(taken, apart):
+    stack, x = made(), torch.randn(6, 4)
+    frozen = stack.parts[1].block.contraction.layers[0].weight.requires_grad_(False)
+    grads = []
+    for evaluation in (stack.evaluate(x), apart(stack, x)):
+        stack.zero_grad()
+        (evaluation.y.sum() + evaluation.log_det().sum()).backward()
+        assert frozen.grad is None
+        grads.append([p.grad for p in stack.parameters() if p is not frozen])
+    assert taken == [True]
+    torch.testing.assert_close(*grads)
+
+
+def test_torch_func(taken):
+    stack, x = made(), torch.randn(4)
+    stack.eval()
+    jacobian = torch.func.jacrev(lambda u: stack.evaluate(u).y)(x)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    assert not any(taken)
+    torch.testing.assert_close(stack.evaluate(x).log_det(), expected)
+
+
+def test_batched_gradients(taken, apart):
+    stack, x = made(), torch.randn(3, 4)
+
+    def log_det(x):
+        return stack.evaluate(x).log_det()
+
+    together = torch.autograd.functional.jacobian(log_det, x, vectorize=True)
+    assert any(taken)
+    expected = torch.autograd.functional.jacobian(lambda x: apart(stack, x).log_det(), x)
+    torch.testing.assert_close(together, expected)
+
+
+def test_hooks_are_refused():
+    stack = made()
+    stack.parts[1].block.register_forward_hook(lambda *_: None)
+    with pytest.raises(ArgumentError, match="block without hooks"):
+        stack.evaluate(torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtypes(dtype, taken, apart):
+    stack = made().to(dtype)
+    x = torch.randn(6, 4, dtype=dtype)
+    together, expected = stack.evaluate(x), apart(stack, x)
+    assert taken == [True]
+    assert together.log_det().dtype == dtype
+    torch.testing.assert_close(together.log_det(), expected.log_det())
+
+
+def test_needs_the_curvature_of_the_class_itself(taken):
+    class Doubled(Sine):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+        def value_and_slope(self, x):
+            value, slope = super().value_and_slope(x)
+            return value / 2, slope / 2
+
+    made(activation=Doubled).evaluate(torch.randn(6, 4))
+    assert not any(taken)
+
+
+@pytest.mark.parametrize("activation", [Sine(2.0), LipSwish().factors().core], ids=repr)
+def test_curvature(activation):
+    x = torch.linspace(-4.0, 4.0, 50).requires_grad_()
+    value, slope, curvature = activation.value_slope_curvature(x)
+    torch.testing.assert_close((value, slope), activation.value_and_slope(x))
+    (expected,) = torch.autograd.grad(activation.value_and_slope(x)[1].sum(), x)
+    torch.testing.assert_close(curvature, expected)
