@@ -15,10 +15,10 @@ from pyro_iresnet import IResNetTransform
 from pyro_iresnet.demo.data import checkerboard, digits
 from pyro_iresnet.demo.fit import fit
 from pyro_iresnet.hosts.nflows import IResNetComposite
-from pyro_iresnet.norms import Gram, Norm
+from pyro_iresnet.norms import Norm
 
 from ..harness.runs import Runs
-from ..peers.contenders import Work
+from ..peers.contenders import GRAM, Work
 
 BATCH = 256
 
@@ -43,7 +43,7 @@ class Recipe:
     steps: int
     rate: float
     batch: Callable[[int], Tensor]
-    norm: Norm = Gram()
+    norm: Norm = GRAM
 
     def untrained(self) -> Flow:
         """Make the flow at its start."""
@@ -99,7 +99,7 @@ def on_checkerboard() -> Recipe:
 
 
 def on_digits(
-    *, blocks: int = 6, lipschitz: float = 0.98, steps: int = 1500, norm: Norm = Gram()
+    *, blocks: int = 6, lipschitz: float = 0.98, steps: int = 1500, norm: Norm = GRAM
 ) -> Recipe:
     """Make the recipe of blocks in 64 dimensions."""
     data = digits()

@@ -33,6 +33,7 @@ from pyro_iresnet.logdet import LogDet
 from pyro_iresnet.norms import Gram, Norm
 
 POWER_ITERATIONS = 5
+GRAM = Gram()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def of_nflows(flow: Flow) -> Contender:
     return Contender(flow, flow.log_prob, flow.transform_to_noise)
 
 
-def this_project(work: Work, logdet: LogDet | None = None, norm: Norm = Gram()) -> Contender:
+def this_project(work: Work, logdet: LogDet | None = None, norm: Norm = GRAM) -> Contender:
     """Build ``IResNetTransform`` blocks in an nflows ``Flow``, in the coordinates of ``x``."""
     options = {"logdet": logdet, "norm": norm, "coordinates": None}
     blocks = [IResNetTransform(work.dim, work.hidden, **options) for _ in range(work.blocks)]

@@ -11,7 +11,6 @@ import typer
 
 from pyro_iresnet import IResNetTransform, Roulette
 from pyro_iresnet.logdet import Adaptive, MeanJacobian
-from pyro_iresnet.norms import Gram
 from pyro_iresnet.options import BlockOptions
 
 from ..harness.measure import in_fresh_process, interleaved, peak_memory
@@ -21,7 +20,7 @@ from ..harness.steps import COMPILED, Timed, fastest, ratios, table_of, timed, t
 from ..models.trained import BATCH as DIGITS_BATCH
 from ..models.trained import Recipe, on_digits
 from ..peers import contenders
-from ..peers.contenders import Contender, Work, of_nflows
+from ..peers.contenders import GRAM, Contender, Work, of_nflows
 
 BATCH = 500
 THREADS = (1, 2)
@@ -29,8 +28,7 @@ WORKS = {2: Work(2, (64, 64, 64)), 21: Work(21, (128, 128)), 63: Work(63, (128, 
 # Goals of the eager and of the compiled step, over the fastest package.
 GOALS = {2: (0.45, 0.33), 21: (0.50, 0.42), 63: (0.50, 0.42)}
 OURS, FLOOR = "this project", "residual MLP, no log-det"
-GRAM = f"{OURS}, {Gram()}"
-NORMS = {OURS: BlockOptions().norm, GRAM: Gram()}
+NORMS = {OURS: BlockOptions().norm, f"{OURS}, Gram()": GRAM}
 FORMER, DEFAULT = "the former default", "the default"
 DIGITS_GOAL = 0.60
 # Dimensions in which a plain step is to take no longer than one inside `cached`.
@@ -46,8 +44,8 @@ one product of 500 x 128 with 128 x 128. The floor is the time that the products
 at the rate of a product of 1024 x 1024 of the same dtype, timed in the same turns. A compiled step
 is given the products of the eager one.
 
-The former default of the trained flow is `Roulette(Adaptive(0.15), control_variate=MeanJacobian())`.
-Its steps have the learning rate 0, so that every step is one of the trained parameters.
+The former default of the trained flow is `Roulette` with `Adaptive(0.15)` and `MeanJacobian()`.
+Steps of the trained flow have the learning rate 0, so that all are steps of the same parameters.
 """
 
 
