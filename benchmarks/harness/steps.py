@@ -19,7 +19,7 @@ UNIT = 500 * 128 * 128
 DTYPES = (torch.float32, torch.float64)
 HEAD = ["", "ms, processor", "ratio", "ms, clock", "ratio", "products", "floor, ms", "ratio"]
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Timed:
 
     Arguments:
         processor, clock: time of the processor, and of the clock.
-        floor: time of the clock that the step's products take alone.
+        floor: time of the processor that the step's products take alone.
         products: multiply-adds of the products, in those of 500 x 128 with 128 x 128.
         lapack: the number of matrices in the calls of LAPACK of a step, by name and shape.
     """
@@ -93,7 +93,7 @@ def timed(steps: Mapping[str, Step], *, rounds: int, counted: int) -> dict[str, 
     found = {name: products_of(steps[name.removesuffix(COMPILED)], counted) for name in steps}
     rates = {f"{dtype}, {SIDE}": big_product(dtype) for dtype in DTYPES}
     times = by_clocks({**steps, **rates}, rounds=rounds, inner=2)
-    cost = {dtype: times[f"{dtype}, {SIDE}"][1] / SIDE**3 for dtype in DTYPES}
+    cost = {dtype: times[f"{dtype}, {SIDE}"][0] / SIDE**3 for dtype in DTYPES}
     return {
         name: Timed(
             *times[name],
@@ -106,9 +106,9 @@ def timed(steps: Mapping[str, Step], *, rounds: int, counted: int) -> dict[str, 
 
 
 def ratios(found: Timed, processor: float, clock: float) -> list[str]:
-    """Return three cells: the ratio by the processor, by the clock, and that of the floor."""
+    """Return three cells: the ratio by the processor, by the clock, and the floor of the first."""
     return [f"{v:.2f}" for v in (found.processor / processor, found.clock / clock)] + [
-        f"{found.floor / clock:.2f}"
+        f"{found.floor / processor:.2f}"
     ]
 
 
@@ -119,7 +119,7 @@ def table_of(found: Mapping[str, Timed], base: Mapping[str, Timed]) -> str:
     for name, t in found.items():
         over = ratios(t, processor, clock)
         times = [f"{t.processor:.1f}", over[0], f"{t.clock:.1f}", over[1]]
-        rows.append([name, *times, f"{t.products:.0f}", f"{t.floor:.1f}", over[2]])
+        rows.append([name, *times, f"{t.products:.3g}", f"{t.floor:.1f}", over[2]])
     calls = [
         f"{name}: " + ", ".join(f"{n:.0f} {call}" for call, n in t.lapack.items())
         for name, t in found.items()

@@ -40,9 +40,9 @@ over the fastest of normflows, flowcon and torchflows in the same table. None of
 project takes plain steps in the coordinates of x, with its default norm and with `Gram()`.
 
 Products are the multiply-adds of all matrix products of a step, forward and backward, in those of
-one product of 500 x 128 with 128 x 128. The floor is the time that the products alone would take
-at the rate of a product of 1024 x 1024 of the same dtype, timed in the same turns. A compiled step
-is given the products of the eager one.
+one product of 500 x 128 with 128 x 128. The floor is the processor's time that the products alone
+would take at the rate of a product of 1024 x 1024 of the same dtype, timed in the same turns. A
+compiled step is given the products of the eager one.
 
 The former default of the trained flow is `Roulette` with `Adaptive(0.15)` and `MeanJacobian()`.
 Steps of the trained flow have the learning rate 0, so that all are steps of the same parameters.
@@ -202,7 +202,7 @@ def main(fast: Fast = False, write: Write = False, log: Kept = None) -> None:
     for dim in BOTH_WAYS:
         ratio = plain_over_inside(WORKS[dim], rounds=1 if fast else 201)
         body[-1] += f"\nD = {dim}: {ratio:.3f} (goal <= 1.03)."
-    head = ["over the fastest package", "threads", "processor", "clock", "floor, clock", "goal"]
+    head = ["over the fastest package", "threads", "processor", "clock", "floor", "goal"]
     body.insert(0, table(head, goals) + "\n\n" + NOTE.strip())
     publish("training_step", "Training step", "\n\n".join(body), fast=fast, write=write)
 

@@ -56,7 +56,7 @@ def test_products_and_floor():
     # Of two blocks: forward, gradients of weights and of inputs; the batch has no gradient.
     assert found["mlp"].products * UNIT == 8 * 2 * 9 * 16 * 6 - 8 * 9 * 16
     assert found["mlp" + COMPILED].products == found["mlp"].products
-    assert 0 < found["mlp"].floor < found["mlp"].clock
+    assert 0 < found["mlp"].floor < found["mlp"].processor
 
 
 def test_clocks_of_each():
@@ -68,7 +68,7 @@ def test_clocks_of_each():
 
 
 def test_ratios_over_fastest_by_each_clock():
-    quick, slow = Timed(2.0, 8.0, 1.0, 10, {}), Timed(4.0, 4.0, 2.0, 20, {"lu 2 x 2": 3})
+    quick, slow = Timed(2.0, 8.0, 0.5, 10, {}), Timed(4.0, 4.0, 1.0, 20, {"lu 2 x 2": 3})
     base = {"a": quick, "b": slow}
     assert fastest(base) == (2.0, 4.0)
     assert ratios(slow, *fastest(base)) == ["2.00", "1.00", "0.50"]
