@@ -74,8 +74,8 @@ docs: $(VENV)/.docs
 	PATH=$(CURDIR)/$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.bench
-	for name in training_step logdet_error crossover inverse norms expressive_power svi neutra \
-			time_to_quality toy_densities claims soak; do \
+	for name in training_step scaling logdet_error crossover inverse norms expressive_power svi \
+			guide_step neutra time_to_quality toy_densities claims soak; do \
 		$(BIN)/python -W ignore -m benchmarks.run.$$name --write $(ARGS) || exit 1; \
 	done
 

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -32,17 +32,40 @@ def interleaved(
         warmup: calls of each step before the first round.
         clock: tells the time; ``time.process_time`` leaves out all other work of the machine.
     """
+    found = by_clocks(steps, (clock,), rounds=rounds, inner=inner, warmup=warmup)
+    return {name: ms for name, (ms,) in found.items()}
+
+
+def by_clocks(
+    steps: Mapping[str, Callable[[], object]],
+    clocks: Sequence[Callable[[], float]] = (time.process_time, time.perf_counter),
+    *,
+    rounds: int,
+    inner: int,
+    warmup: int = 4,
+) -> dict[str, tuple[float, ...]]:
+    """Return the median milliseconds of each step by each clock; else as :func:`interleaved`."""
     for step in steps.values():
         for _ in range(warmup):
             step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[list[float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            start = clock()
+            starts = [clock() for clock in clocks]
             for _ in range(inner):
                 step()
-            times[name].append((clock() - start) / inner * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+            spent = [clock() - start for clock, start in zip(clocks, starts, strict=True)]
+            times[name].append([1e3 * s / inner for s in spent])
+    return {
+        name: tuple(statistics.median(values) for values in zip(*found, strict=True))
+        for name, found in times.items()
+    }
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: object) -> T:
+    """Return ``function(*arguments)`` of a module, computed by a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_memory(function: Callable[..., object], *arguments: object) -> float:
@@ -53,8 +76,7 @@ def peak_memory(function: Callable[..., object], *arguments: object) -> float:
             module do not count; imports inside the function do.
         arguments: arguments of the function.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_of, function, arguments).result()
+    return in_fresh_process(_peak_of, function, arguments)
 
 
 def _peak_of(function: Callable[..., object], arguments: tuple[object, ...]) -> float:

@@ -1,5 +1,7 @@
 """Flows trained on the data of the benchmarks."""
 
+import base64
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +15,10 @@ from pyro_iresnet import IResNetTransform
 from pyro_iresnet.demo.data import checkerboard, digits
 from pyro_iresnet.demo.fit import fit
 from pyro_iresnet.hosts.nflows import IResNetComposite
-from pyro_iresnet.norms import Gram
+from pyro_iresnet.norms import Norm
 
-from ..peers.contenders import Work
+from ..harness.runs import Runs
+from ..peers.contenders import GRAM, Work
 
 BATCH = 256
 
@@ -31,6 +34,7 @@ class Recipe:
         steps: steps of Adam, under a one-cycle learning rate.
         rate: the peak of the learning rate.
         batch: draws a batch of a given size.
+        norm: the norm of the weights.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Recipe:
     steps: int
     rate: float
     batch: Callable[[int], Tensor]
+    norm: Norm = GRAM
 
     def untrained(self) -> Flow:
         """Make the flow at its start."""
@@ -49,7 +54,7 @@ class Recipe:
                 work.dim,
                 work.hidden,
                 lipschitz=self.lipschitz,
-                norm=Gram(),
+                norm=self.norm,
                 coordinates=None,
             )
             parts += [ActNorm(work.dim), block]
@@ -69,6 +74,23 @@ class Recipe:
         fit(f"a flow on the {self.name}", flow.parameters(), loss, steps=steps, lr=self.rate)
         return flow.eval()
 
+    def saved(self, runs: Runs[str]) -> str:
+        """Return the state dict of a trained flow as text, kept or made now."""
+
+        def trained() -> str:
+            file = io.BytesIO()
+            torch.save(self.trained().state_dict(), file)
+            return base64.b64encode(file.getvalue()).decode()
+
+        settings = f"{self.lipschitz}, {self.norm}, {self.steps} steps at {self.rate}"
+        return runs.get(f"{self.name}, {self.work}, {settings}", trained)
+
+    def loaded(self, saved: str) -> Flow:
+        """Make the flow of a result of :meth:`saved`, in eval mode."""
+        flow = self.untrained()
+        flow.load_state_dict(torch.load(io.BytesIO(base64.b64decode(saved))))
+        return flow.eval()
+
 
 def on_checkerboard() -> Recipe:
     """Make the recipe of eight blocks in two dimensions."""
@@ -76,7 +98,9 @@ def on_checkerboard() -> Recipe:
     return Recipe("checkerboard", work, 0.98, steps=4000, rate=2e-2, batch=checkerboard)
 
 
-def on_digits(*, blocks: int = 6, lipschitz: float = 0.98) -> Recipe:
+def on_digits(
+    *, blocks: int = 6, lipschitz: float = 0.98, steps: int = 1500, norm: Norm = GRAM
+) -> Recipe:
     """Make the recipe of blocks in 64 dimensions."""
     data = digits()
 
@@ -84,4 +108,4 @@ def on_digits(*, blocks: int = 6, lipschitz: float = 0.98) -> Recipe:
         return data.encode(data.train[torch.randint(0, len(data.train), (size,))])
 
     work = Work(64, (128, 128), blocks=blocks, actnorm=True)
-    return Recipe("digits", work, lipschitz, steps=1500, rate=2e-3, batch=batch)
+    return Recipe("digits", work, lipschitz, steps, rate=2e-3, batch=batch, norm=norm)

@@ -30,9 +30,10 @@ from torchflows.bijections.finite.residual.iterative import ResFlowBlock, Spectr
 from pyro_iresnet import IResNetTransform
 from pyro_iresnet.hosts.nflows import IResNetComposite
 from pyro_iresnet.logdet import LogDet
-from pyro_iresnet.norms import Gram
+from pyro_iresnet.norms import Gram, Norm
 
 POWER_ITERATIONS = 5
+GRAM = Gram()
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def of_nflows(flow: Flow) -> Contender:
     return Contender(flow, flow.log_prob, flow.transform_to_noise)
 
 
-def this_project(work: Work, logdet: LogDet | None = None) -> Contender:
+def this_project(work: Work, logdet: LogDet | None = None, norm: Norm = GRAM) -> Contender:
     """Build ``IResNetTransform`` blocks in an nflows ``Flow``, in the coordinates of ``x``."""
-    options = {"logdet": logdet, "norm": Gram(), "coordinates": None}
+    options = {"logdet": logdet, "norm": norm, "coordinates": None}
     blocks = [IResNetTransform(work.dim, work.hidden, **options) for _ in range(work.blocks)]
     return of_nflows(_nflows_flow(work, blocks, IResNetComposite))
 

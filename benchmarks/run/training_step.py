@@ -1,4 +1,4 @@
-"""Time and memory of one training step, beside the published packages."""
+"""Time, products and memory of one training step, beside the published packages."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,44 +8,45 @@ import torch
 # An optimiser imports the compiler at its first step, which would count as memory of that step.
 import torch._dynamo
 import typer
-from torch import Tensor
 
-from pyro_iresnet import Roulette, cached
-from pyro_iresnet.logdet import Adaptive
+from pyro_iresnet import IResNetTransform, Roulette
+from pyro_iresnet.logdet import Adaptive, MeanJacobian
+from pyro_iresnet.options import BlockOptions
 
-from ..harness.measure import interleaved, peak_memory
-from ..harness.report import Fast, Threads, Write, publish, table
+from ..harness.measure import in_fresh_process, interleaved, peak_memory
+from ..harness.report import Fast, Kept, Write, publish, table
+from ..harness.runs import Runs
+from ..harness.steps import COMPILED, Timed, fastest, ratios, table_of, timed, training_step
+from ..models.trained import BATCH as DIGITS_BATCH
+from ..models.trained import Recipe, on_digits
 from ..peers import contenders
-from ..peers.contenders import Contender, Work
+from ..peers.contenders import GRAM, Contender, Work, of_nflows
 
 BATCH = 500
+THREADS = (1, 2)
 WORKS = {2: Work(2, (64, 64, 64)), 21: Work(21, (128, 128)), 63: Work(63, (128, 128))}
+# Goals of the eager and of the compiled step, over the fastest package.
+GOALS = {2: (0.45, 0.33), 21: (0.50, 0.42), 63: (0.50, 0.42)}
 OURS, FLOOR = "this project", "residual MLP, no log-det"
-INSIDE = f"{OURS}, inside cached"
+NORMS = {OURS: BlockOptions().norm, f"{OURS}, Gram()": GRAM}
+FORMER, DEFAULT = "the former default", "the default"
+DIGITS_GOAL = 0.60
 # Dimensions in which a plain step is to take no longer than one inside `cached`.
 BOTH_WAYS = (2, 21)
 NOTE = """\
-None of the packages compiles (torch.compile refuses their double backward), so the compiled
-rows are over their eager steps. This project takes plain steps: its composite normalises the
-weights of all blocks together. Each contender has a copy of the batch. The ratio of plain steps
-to steps inside `cached` is of one flow, both ways in turn, with more rounds than the tables have.
+All contenders of a table take turns in one process, each with a copy of the batch. Ratios are
+over the fastest of normflows, flowcon and torchflows in the same table. None of them compiles
+(torch.compile refuses their double backward), so compiled steps are over their eager steps. This
+project takes plain steps in the coordinates of x, with its default norm and with `Gram()`.
 
-What limits the step: at D = 2 the exact log-determinant carries two tangents beside the value,
-three times the products of the plain network, and the eager step is bound by the number of
-operations and by fresh memory (a fifth of it page faults). At D = 21 and 63 it is bound by
-products of 500 x 128 with 128 x 128: three each for the value, the exact trace and the gradient
-of the rest, one or more for the draws, and eight of 128 x 128 matrices for the proven norm,
-where the packages pay a few matrix-vector products for a norm that is not one. Expanding at the
-mean Jacobian is some 8% of the step; it divides the variance of the gradient by 1.8. The draws of
-the rest of the series, which a compiled step takes as one eager operation, are half of the step.
-Tried and kept: norms of one shape in one batch, the norm's gradient from one product more, a fused
-activation whose scales go into the weights, both ends of the Jacobian to the middle, 32 signs from
-one draw. Tried and left: value and probe in one pass of dual numbers (10%, for an activation that
-must know of it), the rest of the series on a part of the batch (20%, for twice the variance of the
-log-determinant's gradient), closed forms of the activation by fewer plain operations (no gain).
+Products are the multiply-adds of all matrix products of a step, forward and backward, in those of
+one product of 500 x 128 with 128 x 128. The floor is the processor's time that the products alone
+would take at the rate of a product of 1024 x 1024 of the same dtype, timed in the same turns. A
+compiled step is given the products of the eager one.
+
+The former default of the trained flow is `Roulette` with `Adaptive(0.15)` and `MeanJacobian()`.
+Steps of the trained flow have the learning rate 0, so that all are steps of the same parameters.
 """
-
-Step = Callable[[], None]
 
 
 def published(work: Work) -> dict[str, Callable[[], Contender]]:
@@ -68,55 +69,48 @@ def published(work: Work) -> dict[str, Callable[[], Contender]]:
     return makers
 
 
-def training_step(
-    contender: Contender, x: Tensor, *, compiled: bool = False, inside: bool = False
-) -> Step:
-    """Make a step of Adam on the negative log-likelihood.
-
-    Arguments:
-        contender: the flow to train.
-        x: the batch. The step has a copy: flowcon asks for gradients of the batch itself, and
-            every flow that shares the tensor would then compute them too.
-        compiled: True to compile the loss.
-        inside: True for a loss inside ``cached``.
-    """
-    batch = x.clone()
-    optimizer = torch.optim.Adam(contender.module.parameters(), lr=1e-3, fused=True)
-
-    def objective(x: Tensor) -> Tensor:
-        if inside:
-            with cached(contender.module):
-                return -contender.log_prob(x).mean()
-        return -contender.log_prob(x).mean()
-
-    loss = torch.compile(objective) if compiled else objective
-
-    def step() -> None:
-        value = loss(batch)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        contender.after_step()
-
-    return step
+def ours(work: Work) -> dict[str, Callable[[], Contender]]:
+    """Return the makers of this project, with its default norm and with Gram."""
+    return {name: partial(contenders.this_project, work, norm=n) for name, n in NORMS.items()}
 
 
-def times(work: Work, rounds: int) -> dict[str, float]:
-    """Return the milliseconds of a step of every contender."""
+def beside_packages(dim: int, threads: int, fast: bool) -> dict[str, Timed]:
+    """Time a step of every contender."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    torch._dynamo.reset()
-    x = torch.randn(BATCH, work.dim)
-    ours, floor = contenders.this_project(work), contenders.residual_mlp(work)
-    steps = {name: training_step(make(), x) for name, make in published(work).items()}
-    steps["nflows RealNVP, as many parameters"] = training_step(
-        contenders.realnvp(work, ours.parameters), x
-    )
-    steps[FLOOR] = training_step(floor, x)
-    steps[f"{FLOOR}, compiled"] = training_step(contenders.residual_mlp(work), x, compiled=True)
-    steps[OURS] = training_step(ours, x)
-    steps[INSIDE] = training_step(contenders.this_project(work), x, inside=True)
-    steps[f"{OURS}, compiled"] = training_step(contenders.this_project(work), x, compiled=True)
-    return interleaved(steps, rounds=rounds, inner=2)
+    work = WORKS[dim]
+    x = torch.randn(BATCH, dim)
+    own = {FLOOR: partial(contenders.residual_mlp, work), **ours(work)}
+    size = contenders.this_project(work).parameters
+    other = {"nflows RealNVP, as many parameters": partial(contenders.realnvp, work, size)}
+    makers = {**published(work), **other, **own}
+    steps = {name: training_step(make(), x) for name, make in makers.items()}
+    if not fast:
+        for name, make in own.items():
+            steps[name + COMPILED] = training_step(make(), x, compiled=True)
+    return timed(steps, rounds=1 if fast else 21, counted=1 if fast else 10)
+
+
+def digits_recipe(fast: bool) -> Recipe:
+    """Make the recipe of the trained flow, in the coordinates of x."""
+    return on_digits(blocks=4, lipschitz=0.97, steps=20 if fast else 1000, norm=NORMS[OURS])
+
+
+def on_trained(saved: str, threads: int, fast: bool) -> dict[str, Timed]:
+    """Time a step of the trained flow, with the former estimator and with the default."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    recipe = digits_recipe(fast)
+    x = recipe.batch(DIGITS_BATCH)
+    former = Roulette(Adaptive(0.15), control_variate=MeanJacobian())
+    steps = {}
+    for name, estimator in ((FORMER, former), (DEFAULT, None)):
+        flow = recipe.loaded(saved).train()
+        for transform in flow.modules():
+            if isinstance(transform, IResNetTransform) and estimator is not None:
+                transform.block.logdet = estimator
+        steps[name] = training_step(of_nflows(flow), x, rate=0.0)
+    return timed(steps, rounds=2 if fast else 51, counted=1 if fast else 10)
 
 
 def plain_over_inside(work: Work, rounds: int) -> float:
@@ -125,18 +119,18 @@ def plain_over_inside(work: Work, rounds: int) -> float:
     x = torch.randn(BATCH, work.dim)
     contender = contenders.this_project(work)
     steps = {
-        OURS: training_step(contender, x),
-        INSIDE: training_step(contender, x, inside=True),
+        "plain": training_step(contender, x),
+        "inside": training_step(contender, x, inside=True),
     }
     found = interleaved(steps, rounds=rounds, inner=2, warmup=10)
-    return found[OURS] / found[INSIDE]
+    return found["plain"] / found["inside"]
 
 
 def some_steps(dim: int, name: str) -> None:
     """Take three steps of a contender, for its peak of memory in a process of its own."""
     torch.set_num_threads(2)
     work = WORKS[dim]
-    make = {**published(work), OURS: partial(contenders.this_project, work)}[name]
+    make = {**published(work), **ours(work)}[name]
     step = training_step(make(), torch.randn(BATCH, dim))
     for _ in range(3):
         step()
@@ -152,41 +146,64 @@ def steps_of_length(terms: int) -> None:
     step()
 
 
-def main(
-    fast: Fast = False,
-    write: Write = False,
-    threads: Threads = 2,
-) -> None:
-    """Time a training step of 8 blocks at batch 500."""
-    torch.set_num_threads(threads)
-    body = []
-    goals = []
-    for dim, work in WORKS.items():
-        found = times(work, rounds=3 if fast else 21)
-        best = min(found[name] for name in published(work))
-        rows = [[name, f"{ms:.1f}", f"{ms / best:.2f}"] for name, ms in found.items()]
-        head = f"D = {dim}, 8 blocks of {'-'.join(map(str, work.hidden))}"
-        body.append(f"## {head}\n\n" + table(["", "ms / step", "over the fastest package"], rows))
-        eager, compiled = (0.6, 0.33) if dim == 2 else (0.65, 0.5)
-        for name, goal in ((OURS, eager), (f"{OURS}, compiled", compiled)):
-            goals.append([f"D = {dim}, {name}", f"{found[name] / best:.2f}", f"<= {goal}"])
-        if dim in BOTH_WAYS:
-            ratio = plain_over_inside(work, rounds=10 if fast else 201)
-            goals.append([f"D = {dim}, plain over inside cached", f"{ratio:.3f}", "<= 1.03"])
-        if dim == 2:
-            over_floor = found[f"{OURS}, compiled"] / found[f"{FLOOR}, compiled"]
-            goals.append(["D = 2, compiled over the compiled MLP", f"{over_floor:.2f}", "<= 2.0"])
+def goals_of(dim: int, threads: int, found: dict[str, Timed]) -> list[list[str]]:
+    """Return the rows of the goals of one table."""
+    best = fastest({name: found[name] for name in published(WORKS[dim])})
+    rows = []
+    for compiled, goal in zip(("", COMPILED), GOALS[dim], strict=True):
+        for name in NORMS:
+            if name + compiled in found:
+                cells = ratios(found[name + compiled], *best)
+                rows.append([f"D = {dim}, {name}{compiled}", str(threads), *cells, f"<= {goal}"])
+    if dim == 2 and OURS + COMPILED in found:
+        mlp = found[FLOOR + COMPILED]
+        cells = ratios(found[OURS + COMPILED], mlp.processor, mlp.clock)
+        rows.append(["D = 2, compiled over the compiled MLP", str(threads), *cells, "<= 2.0"])
+    return rows
+
+
+def memory(fast: bool) -> str:
+    """Return the tables of peak memory."""
+    dims = [21] if fast else list(WORKS)
+    names = [OURS] if fast else [*NORMS, "flowcon iResBlock, unbiased", "torchflows ResFlow"]
+    rows = [[n, *(f"{peak_memory(some_steps, dim, n):.0f}" for dim in dims)] for n in names]
+    body = table(["", *(f"D = {dim}" for dim in dims)], rows)
     few, many = peak_memory(steps_of_length, 5), peak_memory(steps_of_length, 200)
-    goals.append(["peak memory, 200 terms over 5", f"{many / few:.2f}", "<= 1.1"])
-    peaks = [
-        [name, *(f"{peak_memory(some_steps, dim, name):.0f}" for dim in WORKS)]
-        for name in (OURS, "flowcon iResBlock, unbiased", "torchflows ResFlow")
-    ]
-    body.append(
-        "## Peak memory of three steps beyond the imports, MiB\n\n"
-        + table(["", *(f"D = {dim}" for dim in WORKS)], peaks)
+    return (
+        f"## Peak memory of three steps beyond the imports, MiB\n\n{body}\n\n"
+        f"Peak memory of steps of 200 terms over that of 5 terms: {many / few:.2f} (goal <= 1.1)."
     )
-    body.insert(0, table(["", "measured", "goal"], goals) + "\n\n" + NOTE.strip())
+
+
+def main(fast: Fast = False, write: Write = False, log: Kept = None) -> None:
+    """Time a training step of 8 blocks at batch 500, and of 4 trained blocks on the digits."""
+    torch.manual_seed(0)
+    saved = digits_recipe(fast).saved(Runs(log))
+    goals, body = [], []
+    counts = THREADS[:1] if fast else THREADS
+    for dim, work in WORKS.items():
+        if fast and dim == 63:
+            continue
+        for threads in counts:
+            found = in_fresh_process(beside_packages, dim, threads, fast)
+            base = {name: found[name] for name in published(work)}
+            head = f"D = {dim}, 8 blocks of {'-'.join(map(str, work.hidden))}"
+            body.append(f"## {head}, threads: {threads}\n\n{table_of(found, base)}")
+            goals += goals_of(dim, threads, found)
+    for threads in counts:
+        found = in_fresh_process(on_trained, saved, threads, fast)
+        base = {FORMER: found[FORMER]}
+        head = f"trained digits flow, 64-D, batch {DIGITS_BATCH}"
+        body.append(f"## {head}, threads: {threads}\n\n{table_of(found, base)}")
+        cells = ratios(found[DEFAULT], *fastest(base))
+        goals.append([f"{head}, over {FORMER}", str(threads), *cells, f"<= {DIGITS_GOAL}"])
+    body.append(memory(fast))
+    body.append("## Plain steps over steps inside `cached`\n")
+    for dim in BOTH_WAYS:
+        ratio = plain_over_inside(WORKS[dim], rounds=1 if fast else 201)
+        body[-1] += f"\nD = {dim}: {ratio:.3f} (goal <= 1.03)."
+    head = ["over the fastest package", "threads", "processor", "clock", "floor", "goal"]
+    body.insert(0, table(head, goals) + "\n\n" + NOTE.strip())
     publish("training_step", "Training step", "\n\n".join(body), fast=fast, write=write)
 
 
