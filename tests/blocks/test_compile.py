@@ -1,5 +1,6 @@
 """Compiled flows agree with eager flows, without a graph break."""
 
+import math
 import shutil
 
 import pyro.distributions as dist
@@ -104,8 +105,33 @@ def test_loss_of_flow(make, name, share, backend):
     "dim", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 20]
 )
 def test_other_dimensions(dim):
-    flow, module = nflows_flow(None, dim)
+    # The draws of the training default take another order when compiled.
+    flow, module = nflows_flow(Roulette() if dim == 20 else None, dim)
     check_compiled(lambda x: -flow.log_prob(x).mean(), module, torch.randn(6, dim), "aot_eager")
+
+
+def test_training_default():
+    # At every batch size one graph without a break, with the mean of the exact value and gradient.
+    flow, module = nflows_flow(None, 20)
+    exact, _ = nflows_flow(Exact(), 20)
+    exact.load_state_dict(flow.state_dict())
+    compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 20)
+    expected = exact.log_prob(x)
+    gradient = torch.autograd.grad(expected.sum(), list(exact.parameters()), allow_unused=True)
+    flat = torch.cat([t.flatten() for t in gradient if t is not None])
+    values, gradients = [], []
+    for copies in [100] * 20 + [70] * 10:
+        value = compiled(x.repeat(copies, 1)).reshape(copies, 3).mean(0)
+        values.append(value.detach())
+        grads = torch.autograd.grad(value.sum(), list(module.parameters()), allow_unused=True)
+        gradients.append(torch.cat([t.flatten() for t in grads if t is not None]))
+    found, error = torch.stack(values), torch.stack(values).std(0) / math.sqrt(30)
+    assert ((found.mean(0) - expected).abs() <= 5 * error).all()
+    drawn = torch.stack(gradients)
+    spread = math.sqrt(float(drawn.var(0).sum()) / 30)
+    assert (drawn.mean(0) - flat).norm() <= 2 * spread
+    assert spread <= 0.05 * flat.norm()
 
 
 def test_ignores_outer_cache():
