@@ -5,9 +5,9 @@ import time
 import torch
 import typer
 
-from pyro_iresnet import DenseContraction, Exact, ResidualBlock, Roulette
+from pyro_iresnet import DenseContraction, Exact, ResidualBlock
 from pyro_iresnet.logdet import ConvergedSeries, LogDet
-from pyro_iresnet.logdet.auto import EXACT_IN_EVALUATION, EXACT_IN_TRAINING
+from pyro_iresnet.logdet.auto import EXACT_IN_EVALUATION, EXACT_IN_TRAINING, IN_TRAINING
 
 from ..harness.measure import interleaved
 from ..harness.report import Fast, Threads, Write, publish, table
@@ -29,7 +29,7 @@ def training(dim: int, rounds: int) -> dict[str, float]:
         y, value = block.forward_and_log_det(x)
         (y.square().sum() - value.sum()).backward()
 
-    steps = {"exact": lambda: step(Exact()), "roulette": lambda: step(Roulette())}
+    steps = {"exact": lambda: step(Exact()), "roulette": lambda: step(IN_TRAINING)}
     return interleaved(steps, rounds=rounds, inner=5, clock=time.process_time)
 
 
