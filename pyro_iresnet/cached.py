@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 
 from ._fingerprint import Fingerprint
+from ._kept import maps_of
 from ._modules import contractions_of
 from ._torch import in_backward, in_torch_func, is_compiling, saved_tensor_hooks
 from .contractions import Contraction, materialize_together
@@ -57,12 +58,12 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
 
 
 def map_of(contraction: Contraction) -> ContractionMap:
-    """Return ``contraction.materialize()``, or the map that a stack or :class:`cached` shares."""
+    """Return ``contraction.materialize()``, or the map that is shared or kept."""
     if contraction._shared:
         for shared in reversed(contraction._shared):
             if isinstance(shared, _Shared) and shared.is_open_here():
                 return shared.map_of(contraction)
-    return contraction.materialize()
+    return contraction.materialize() if contraction.training else maps_of([contraction])[0]
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def together(contractions: Sequence[Contraction]) -> Iterator[None]:
     if len(contractions) < 2 or _is_shared(contractions[0]):
         yield
         return
-    maps = materialize_together(contractions)
+    maps = maps_of(contractions)
     with share({id(c): m for c, m in zip(contractions, maps, strict=True)}, contractions):
         yield
 

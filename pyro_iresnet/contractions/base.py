@@ -58,6 +58,8 @@ class Contraction(SavedSettings, ABC):
     lipschitz: float
     # Maps that an open `cached` block or a running stack shares, the innermost last.
     _shared: tuple[object, ...] = ()
+    # Maps kept in eval mode, by the modes of torch.
+    _kept: dict[tuple[bool, bool], Any] = {}  # noqa: RUF012
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -107,8 +109,8 @@ class Contraction(SavedSettings, ABC):
         return _ByAutograd(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Shared maps hold an autograd graph, and a graph neither copies nor pickles.
-        return {k: v for k, v in vars(self).items() if k != "_shared"}
+        # Maps hold an autograd graph, and a graph neither copies nor pickles.
+        return {k: v for k, v in vars(self).items() if k not in ("_shared", "_kept")}
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """Return ``g(x)`` and the Jacobian at ``x``, in one pass."""
