@@ -1,6 +1,6 @@
 """Fingerprints: the settings and tensors of a module, to tell if a call would repeat the last."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
@@ -20,7 +20,9 @@ PLAIN = {bool, int, float, str, type(None)}
 KNOWN = ("torch.", "pyro_iresnet.", "pyro.", "nflows.")
 # What a module holds in dictionaries.
 TABLES = ("_parameters", "_buffers", "_modules", *HOOKS)
+TABLES_OF = attrgetter(*TABLES)
 MARKS = attrgetter("requires_grad", "grad_fn", "dtype", "device")
+_flat = chain.from_iterable
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +46,9 @@ class Values:
     @classmethod
     def of(cls, tensors: Sequence[Tensor], *, by_value: bool = True) -> "Values | None":
         """Take the values; None if torch cannot compare them, as on the device meta."""
-        if by_value and any(t.layout is not torch.strided or t.is_meta for t in tensors):
-            return None
+        for t in tensors if by_value else ():
+            if t.layout is not torch.strided or t.is_meta:
+                return None
         copies = [t.detach().clone() for t in tensors] if by_value else None
         return cls(tensors, list(map(MARKS, tensors)), copies)
 
@@ -71,7 +74,7 @@ class Fingerprint:
         pick: for each module, takes the attributes that are settings or tables.
         picked: what they were.
         tables: dictionaries of parameters, buffers, parts and hooks that have entries.
-        entries: their names and contents.
+        entry_names, entries: what they hold.
         empty: dictionaries without entries.
         looks: what takes a longer look.
         contents: what the look found.
@@ -84,7 +87,8 @@ class Fingerprint:
     pick: list[Any]
     picked: list[object]
     tables: list[dict[str, Any]]
-    entries: tuple[list[str], list[object]]
+    entry_names: list[str]
+    entries: list[object]
     empty: list[dict[str, Any]]
     looks: "_Looks"
     contents: list[object]
@@ -125,11 +129,12 @@ class Fingerprint:
         return cls(
             kinds=list(map(type, modules)),
             parts=modules[1:],
-            names=list(chain.from_iterable(owned)),
+            names=list(_flat(owned)),
             pick=pick,
-            picked=_picked(pick, owned),
+            picked=list(_flat(map(itemgetter.__call__, pick, owned))),
             tables=filled,
-            entries=_entries(filled),
+            entry_names=list(_flat(filled)),
+            entries=list(_flat(map(dict.values, filled))),
             empty=[t for t in tables if not t],
             looks=looks,
             contents=contents,
@@ -144,29 +149,27 @@ class Fingerprint:
         """Return True if nothing but values has changed."""
         modules = [module, *self.parts]
         owned = list(map(vars, modules))
-        if list(map(type, modules)) != self.kinds:
+        if list(map(type, modules)) != self.kinds or any(self.empty):
             return False
-        if list(chain.from_iterable(owned)) != self.names or any(self.empty):
+        if list(_flat(owned)) != self.names:
             return False
-        if not _same(_picked(self.pick, owned), self.picked):
+        if not all(map(is_, _flat(map(itemgetter.__call__, self.pick, owned)), self.picked)):
             return False
-        names, contents = _entries(self.tables)
-        if names != self.entries[0] or not _same(contents, self.entries[1]):
+        if list(_flat(self.tables)) != self.entry_names:
             return False
-        if self.looks:
-            tensors: list[Tensor] = []
-            try:
-                if self.looks.at(modules, tensors) != self.contents:
-                    return False
-            except IncomparableError:
+        if not all(map(is_, _flat(map(dict.values, self.tables)), self.entries)):
+            return False
+        if not self.contents:
+            return True
+        tensors: list[Tensor] = []
+        try:
+            if self.looks.at(modules, tensors) != self.contents:
                 return False
-            # Those of the look come first.
-            if not _same(tensors, self.values.tensors[: len(tensors)]):
-                return False
-        return True
-
-
-TABLES_OF = attrgetter(*TABLES)
+        except IncomparableError:
+            return False
+        # Those of the look come first.
+        before = self.values.tensors
+        return len(tensors) <= len(before) and all(map(is_, tensors, before))
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,10 @@ class _Looks:
     settings: list[tuple[int, str]]
     inner: list[int]
 
-    def __bool__(self) -> bool:
-        return bool(self.foreign or self.settings or self.inner)
-
     def leave(self, i: int, module: nn.Module) -> list[str]:
         """Return the names of the settings whose identity tells all; note the others."""
-        if module._forward_hooks or module._forward_pre_hooks:
-            self.inner.append(i)
-        elif isinstance(module, ComposeTransform):
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if hooked or isinstance(module, ComposeTransform):
             self.inner.append(i)
         kind = type(module)
         if kind is nn.Module or not kind.__module__.startswith(KNOWN):
@@ -222,16 +221,3 @@ class _Looks:
             if isinstance(module, ComposeTransform):
                 contents.append(list(map(id, modules_behind(module))))
         return contents
-
-
-def _picked(pick: Iterable[Any], owned: Iterable[dict[str, Any]]) -> list[object]:
-    return list(chain.from_iterable([get(own) for get, own in zip(pick, owned, strict=True)]))
-
-
-def _entries(tables: list[dict[str, Any]]) -> tuple[list[str], list[object]]:
-    # The order of both is that of the same tables.
-    return list(chain.from_iterable(tables)), list(chain.from_iterable(map(dict.values, tables)))
-
-
-def _same(a: Sequence[object], b: Sequence[object]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b))

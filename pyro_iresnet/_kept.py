@@ -2,7 +2,8 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .operators import ContractionMap
 
 # Subclasses of tensors may live on other machines, or have no values.
 TENSORS = (Tensor, nn.Parameter)
+HOOKS_OF = attrgetter("_backward_hooks")
 
 
 def maps_of(contractions: Sequence[Contraction]) -> list[ContractionMap]:
@@ -25,19 +27,19 @@ def maps_of(contractions: Sequence[Contraction]) -> list[ContractionMap]:
 
     No two calls share a graph that a backward pass could free.
     """
-    if not in_plain_autograd() or saved_tensor_hooks(True) or any_autocast():
+    evaluating = [c for c in contractions if not c.training]
+    if not evaluating or not in_plain_autograd() or saved_tensor_hooks(True) or any_autocast():
         return materialize_together(contractions)
     mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    maps = {id(c): _kept(c, mode) for c in contractions}
-    absent = [c for c in contractions if maps[id(c)] is None]
+    maps = {id(c): m for c in evaluating if (m := _kept(c, mode)) is not None}
+    absent = [c for c in contractions if id(c) not in maps]
     if absent:
         made = materialize_together(absent)
-        evaluating = [(c, m) for c, m in zip(absent, made, strict=True) if not c.training]
-        made = dict(zip(map(id, absent), made, strict=True))
-        if evaluating:
-            made.update(_keep(evaluating, mode))
-        maps.update(made)
-    return [maps[id(c)] for c in contractions]  # pyright: ignore[reportReturnType]
+        maps.update(zip(map(id, absent), made, strict=True))
+        maps.update(
+            _keep([(c, m) for c, m in zip(absent, made, strict=True) if not c.training], mode)
+        )
+    return [maps[id(c)] for c in contractions]
 
 
 def _kept(contraction: Contraction, mode: tuple[bool, bool]) -> ContractionMap | None:
@@ -76,7 +78,7 @@ def _keep(
             return
         swaps = dict(zip(acting, _Joined.apply(graph, *graph.leaves), strict=True))
     for c, m, fingerprint in found:
-        kept = _Kept(_swapped(m, swaps), fingerprint, graph)
+        kept = _Kept(_swapped(m, swaps) if swaps else m, fingerprint, graph)
         c._kept = {**c._kept, mode: kept}
         yield id(c), kept.map
 
@@ -118,7 +120,7 @@ class _Graph:
 
     def is_hooked(self) -> bool:
         """Return True if a leaf has a hook, which would act inside the graph and again outside."""
-        return any([leaf._backward_hooks for leaf in self.leaves])
+        return any(map(HOOKS_OF, self.leaves))
 
     def gradients(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Carry gradients from the weights to the leaves."""
@@ -193,30 +195,33 @@ def _collect(value: Any, acting: dict[int, Tensor]) -> bool:
         if value.grad_fn is not None:
             acting[id(value)] = value
         return True
-    if isinstance(value, (*PLAIN, Norm)):
-        return True
+    if isinstance(value, tuple):
+        return all(_collect(v, acting) for v in value)
+    if is_dataclass(value):
+        if isinstance(value, Norm):
+            return True
+        frozen = type(value).__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+        named = value.__dataclass_fields__.items()
+        return frozen and all(f.init and _collect(getattr(value, n), acting) for n, f in named)
     if isinstance(value, nn.Module):
         # A part that reads its own parameters in each call.
         return not any(isinstance(v, Tensor) for m in value.modules() for v in vars(m).values())
-    if isinstance(value, tuple):
-        return all([_collect(v, acting) for v in value])
-    if not is_dataclass(value) or not type(value).__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
-        return False
-    return all([f.init and _collect(getattr(value, f.name), acting) for f in fields(value)])  # pyright: ignore[reportArgumentType]
+    return isinstance(value, PLAIN)
 
 
 def _swapped(value: Any, swaps: dict[int, Tensor]) -> Any:
     """Return a map, or a part of one, with other tensors in place of its own."""
-    if not swaps or isinstance(value, (*PLAIN, Norm)):
-        return value
     if isinstance(value, Tensor):
         return swaps.get(id(value), value)
     if isinstance(value, tuple):
         parts = [_swapped(v, swaps) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: getattr(value, f.name) for f in fields(value)}
-        changed = {name: _swapped(v, swaps) for name, v in own.items()}
-        same = all(changed[name] is v for name, v in own.items())
-        return value if same else replace(value, **changed)
-    return value
+    if not is_dataclass(value) or isinstance(value, Norm):
+        return value
+    changed: dict[str, Any] = {}
+    for name in value.__dataclass_fields__:
+        own = getattr(value, name)
+        other = _swapped(own, swaps)
+        if other is not own:
+            changed[name] = other
+    return replace(value, **changed) if changed else value  # pyright: ignore[reportArgumentType]

@@ -59,7 +59,7 @@ def contractions_of(flow: object) -> list[Contraction]:
 def outermost(modules: Sequence[M]) -> list[M]:
     """List the modules that are no part of another of them."""
     parts: set[int] = set()
-    waiting = list(modules)
+    waiting: list[nn.Module] = [*modules]
     while waiting:
         for part in waiting.pop()._modules.values():
             if part is not None and id(part) not in parts:

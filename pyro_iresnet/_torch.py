@@ -118,11 +118,15 @@ def gather_ranks(value: Tensor) -> Tensor:
 
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast, since no bound would hold for rounded weights."""
-    return torch.autocast(like.device.type, enabled=False) if autocasts(like) else NULL
+    kind = like.device.type
+    # The device meta has no autocast.
+    if like.is_meta or not torch.is_autocast_enabled(kind):
+        return NULL
+    return torch.autocast(kind, enabled=False)
 
 
 def autocasts(like: Tensor) -> bool:
-    """Return True if autocast acts on the device of a tensor; meta has none."""
+    """Return True if autocast acts on the device of a tensor."""
     return not like.is_meta and torch.is_autocast_enabled(like.device.type)
 
 

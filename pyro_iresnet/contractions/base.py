@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -107,6 +107,12 @@ class Contraction(SavedSettings, ABC):
     def materialize(self) -> ContractionMap:
         """Return ``g`` with its acting weights in place, computed once for many evaluations."""
         return _ByAutograd(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter train or eval mode; train mode frees what eval mode has kept."""
+        if mode and self._kept:
+            self._kept = {}
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps hold an autograd graph, and a graph neither copies nor pickles.
