@@ -17,8 +17,6 @@ from .contractions import Contraction, materialize_together
 from .norms import Norm
 from .operators import ContractionMap
 
-# Subclasses of tensors may live on other machines, or have no values.
-TENSORS = (Tensor, nn.Parameter)
 HOOKS_OF = attrgetter("_backward_hooks")
 
 
@@ -66,7 +64,7 @@ def _keep(
         vars(c).setdefault("_shared", ())
         last = next((kept.fingerprint for kept in c._kept.values()), None)
         fingerprint = Fingerprint.of(c, last=last)
-        if fingerprint is None or not all(type(t) in TENSORS for t in fingerprint.values.tensors):
+        if fingerprint is None or not all(map(_is_plain, fingerprint.values.tensors)):
             continue
         acting.update(here)
         found.append((c, m, fingerprint))
@@ -74,7 +72,8 @@ def _keep(
     swaps: dict[int, Tensor] = {}
     if acting:
         graph = _Graph([(weakref.ref(c), f) for c, _, f in found], list(acting.values()))
-        if graph.is_hooked():
+        seen = {id(t) for *_, f in found for t in f.values.tensors}
+        if graph.is_hooked() or not seen.issuperset(map(id, graph.leaves)):
             return
         swaps = dict(zip(acting, _Joined.apply(graph, *graph.leaves), strict=True))
     for c, m, fingerprint in found:
@@ -187,6 +186,14 @@ def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
                 seen.add(earlier)
                 waiting.append(earlier)
     return leaves
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return False for a tensor with a node, whose past belongs to the call, and for a subclass.
+
+    Subclasses may live on other machines, or have no values.
+    """
+    return tensor.grad_fn is None and type(tensor) in (Tensor, nn.Parameter)
 
 
 def _collect(value: Any, acting: dict[int, Tensor]) -> bool:

@@ -367,18 +367,49 @@ def test_torch_func():
     assert slope.abs().max() > 0
 
 
-def test_tensors_with_a_past():
-    # A network that makes the weight passes its gradient on.
+@pytest.mark.parametrize("how", ["attribute", "functional_call"])
+def test_weight_that_a_network_makes(how):
     block, x = made()
+    value(block, x)
     source = weight_of(block).detach().clone().requires_grad_()
     layer = block.contraction.layers[0]
-    del layer._parameters["weight"]
-    layer.weight = 2 * source
-    for _ in range(2):
-        (found,) = torch.autograd.grad(value(block, x).sum(), source)
+    if how == "attribute":
+        del layer._parameters["weight"]
+
+    def gradients():
+        weight = 2 * source
+        if how == "attribute":
+            layer.weight = weight
+            y = value(block, x)
+        else:
+            state = {"contraction.layers.0.weight": weight}
+            y = torch.func.functional_call(block, state, (x.clone(),))
+        return torch.autograd.grad(y.sum(), [weight, source])
+
+    found = [gradients() for _ in range(2)]
     block.train()
-    layer.weight = 2 * source
-    torch.testing.assert_close(found, torch.autograd.grad(value(block, x).sum(), source)[0])
+    torch.testing.assert_close(found, [gradients()] * 2)
+
+
+class Hidden(Gram):
+    """A norm whose factor nobody can see from outside."""
+
+    def apply(self, weights, bounds, scales):
+        acting, _ = super().apply(weights, bounds, scales)
+        return FACTORS[0] * acting, None
+
+
+FACTORS = [torch.tensor(0.5, dtype=torch.float64, requires_grad=True)]
+
+
+def test_keeps_no_weights_of_hidden_parameter():
+    block, x = made()
+    block.contraction.norm = Hidden()
+    first = value(block, x)
+    with torch.no_grad():
+        FACTORS[0].mul_(0.5)
+    assert not torch.equal(first, value(block, x))
+    assert torch.autograd.grad(value(block, x).sum(), FACTORS[0])[0] != 0
 
 
 def test_copies_keep_nothing():
