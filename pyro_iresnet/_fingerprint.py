@@ -70,11 +70,11 @@ class Fingerprint:
     Arguments:
         kinds: the classes of the module and its parts.
         parts: the modules behind the first.
-        names: of all attributes.
+        names: the numbers of attributes, and the names of all.
         pick: for each module, takes the attributes that are settings or tables.
         picked: what they were.
         tables: dictionaries of parameters, buffers, parts and hooks that have entries.
-        entry_names, entries: what they hold.
+        entry_names, entries: the same of the entries, and the entries.
         empty: dictionaries without entries.
         looks: what takes a longer look.
         contents: what the look found.
@@ -83,11 +83,11 @@ class Fingerprint:
 
     kinds: list[type]
     parts: list[nn.Module]
-    names: list[str]
+    names: list[object]
     pick: list[Any]
     picked: list[object]
     tables: list[dict[str, Any]]
-    entry_names: list[str]
+    entry_names: list[object]
     entries: list[object]
     empty: list[dict[str, Any]]
     looks: "_Looks"
@@ -129,11 +129,11 @@ class Fingerprint:
         return cls(
             kinds=list(map(type, modules)),
             parts=modules[1:],
-            names=list(_flat(owned)),
+            names=[*map(len, owned), *_flat(owned)],
             pick=pick,
             picked=list(_flat(map(itemgetter.__call__, pick, owned))),
             tables=filled,
-            entry_names=list(_flat(filled)),
+            entry_names=[*map(len, filled), *_flat(filled)],
             entries=list(_flat(map(dict.values, filled))),
             empty=[t for t in tables if not t],
             looks=looks,
@@ -151,11 +151,11 @@ class Fingerprint:
         owned = list(map(vars, modules))
         if list(map(type, modules)) != self.kinds or any(self.empty):
             return False
-        if list(_flat(owned)) != self.names:
+        if [*map(len, owned), *_flat(owned)] != self.names:
             return False
         if not all(map(is_, _flat(map(itemgetter.__call__, self.pick, owned)), self.picked)):
             return False
-        if list(_flat(self.tables)) != self.entry_names:
+        if [*map(len, self.tables), *_flat(self.tables)] != self.entry_names:
             return False
         if not all(map(is_, _flat(map(dict.values, self.tables)), self.entries)):
             return False

@@ -20,11 +20,11 @@ from .operators import ContractionMap
 class cached:  # noqa: N801  (a context manager, named as torch names them)
     """Inside ``with cached(flow):`` the weights of a flow are normalised once for all calls.
 
-    A stack normalises the weights of its parts once in each call. Many small calls (HMC, sampling
-    one point at a time) gain by one normalisation for all of them. The numbers do not change, but
-    for rounding, and gradients flow as they do without ``cached``. All losses formed inside share
-    one graph, so call ``backward`` once, on their sum. A parameter that changes inside is noticed
-    by its value, and the weights are computed anew.
+    In eval mode a flow does so by itself. In train mode a stack normalises the weights of its parts
+    once in each call, and many small calls gain by one normalisation for all of them. The numbers
+    do not change, but for rounding, and gradients flow as they do without ``cached``. All losses
+    formed inside share one graph, so call ``backward`` once, on their sum. A parameter that changes
+    inside is noticed by its value, and the weights are computed anew.
 
     Arguments:
         flow: a block, a stack, a flow or a guide of either framework, or a list of them; else
@@ -33,7 +33,7 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
     Example:
         >>> import torch
         >>> from pyro_iresnet import cached, iresnet_stack
-        >>> stack = iresnet_stack(2).eval()
+        >>> stack = iresnet_stack(2)
         >>> with cached(stack):
         ...     draws = [stack(torch.randn(1, 2)) for _ in range(10)]
     """
