@@ -29,25 +29,42 @@ def modules_of(flow: object) -> list[nn.Module]:
         if id(module) in seen:
             continue
         seen[id(module)] = module
-        begin = len(waiting)
-        if isinstance(module, ComposeTransform):
-            # A part such as an inverse is no module, and so not registered.
-            waiting += _modules(module.parts)
-        for child in module._modules.values():
+        for child in reversed(module._modules.values()):
             if child is not None:
                 waiting.append(child)
-        waiting[begin:] = waiting[begin:][::-1]
+        if isinstance(module, ComposeTransform):
+            # A part such as an inverse is no module, and so not registered.
+            waiting += modules_behind(module)[::-1]
     return list(seen.values())
+
+
+def modules_of_kind(flow: object, kind: type[M]) -> list[M]:
+    """List the modules of a kind, as :func:`modules_of` does."""
+    modules = modules_of(flow)
+    # An abstract class is slow to ask.
+    kinds = {each for each in set(map(type, modules)) if issubclass(each, kind)}
+    return [m for m in modules if type(m) in kinds]  # pyright: ignore[reportReturnType]
+
+
+def modules_behind(transform: ComposeTransform) -> list[nn.Module]:
+    """List the modules that are the parts of a composition, or that the parts hold."""
+    return list(_modules(transform.parts))
 
 
 def contractions_of(flow: object) -> list[Contraction]:
     """List every contraction that is no part of another, once, in the order of the flow."""
-    return outermost([m for m in modules_of(flow) if isinstance(m, Contraction)])
+    return outermost(modules_of_kind(flow, Contraction))  # pyright: ignore[reportAbstractUsage]
 
 
 def outermost(modules: Sequence[M]) -> list[M]:
     """List the modules that are no part of another of them."""
-    parts = {id(part) for m in modules for part in m.modules() if part is not m}
+    parts: set[int] = set()
+    waiting: list[nn.Module] = [*modules]
+    while waiting:
+        for part in waiting.pop()._modules.values():
+            if part is not None and id(part) not in parts:
+                parts.add(id(part))
+                waiting.append(part)
     return [m for m in modules if id(m) not in parts]
 
 

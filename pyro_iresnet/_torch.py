@@ -25,6 +25,9 @@ from .errors import ArgumentTypeError, HigherOrderError, TracingError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# One for all calls, since most calls need no other.
+NULL = nullcontext()
+
 # Dtypes too coarse to resolve a norm, and unknown to the factorisations of torch.
 COARSE = (torch.float16, torch.bfloat16)
 
@@ -42,6 +45,8 @@ in_torch_func = torch._C._are_functorch_transforms_active
 # Called with True: the hooks on the tensors that autograd saves, as in torch.utils.checkpoint, or
 # None. A call under hooks may be run again in the backward pass, and has to save the same again.
 saved_tensor_hooks = _autograd._top_saved_tensors_default_hooks
+# True if autocast acts on any device.
+any_autocast = torch._C._is_any_autocast_enabled
 
 
 def in_backward() -> bool:
@@ -149,8 +154,11 @@ def gather_ranks(value: Tensor) -> Tensor:
 
 def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast, since no bound would hold for rounded weights."""
-    # The device meta has no autocast, and torch refuses to disable none.
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    # The device meta has no autocast.
+    if like.is_meta or not torch.is_autocast_enabled(kind):
+        return NULL
+    return torch.autocast(kind, enabled=False)
 
 
 def autocasts(like: Tensor) -> bool:

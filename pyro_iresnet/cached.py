@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 
 from ._fingerprint import Fingerprint
+from ._kept import maps_of
 from ._modules import contractions_of
 from ._torch import in_backward, in_torch_func, is_compiling, saved_tensor_hooks
 from .contractions import Contraction, materialize_together
@@ -19,11 +20,11 @@ from .operators import ContractionMap
 class cached:  # noqa: N801  (a context manager, named as torch names them)
     """Inside ``with cached(flow):`` the weights of a flow are normalised once for all calls.
 
-    A stack normalises the weights of its parts once in each call. Many small calls (HMC, sampling
-    one point at a time) gain by one normalisation for all of them. The numbers do not change, but
-    for rounding, and gradients flow as they do without ``cached``. All losses formed inside share
-    one graph, so call ``backward`` once, on their sum. A parameter that changes inside is noticed
-    by its value, and the weights are computed anew.
+    In eval mode a flow does so by itself. In train mode a stack normalises the weights of its parts
+    once in each call, and many small calls gain by one normalisation for all of them. The numbers
+    do not change, but for rounding, and gradients flow as they do without ``cached``. All losses
+    formed inside share one graph, so call ``backward`` once, on their sum. A parameter that changes
+    inside is noticed by its value, and the weights are computed anew.
 
     Arguments:
         flow: a block, a stack, a flow or a guide of either framework, or a list of them; else
@@ -32,7 +33,7 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
     Example:
         >>> import torch
         >>> from pyro_iresnet import cached, iresnet_stack
-        >>> stack = iresnet_stack(2).eval()
+        >>> stack = iresnet_stack(2)
         >>> with cached(stack):
         ...     draws = [stack(torch.randn(1, 2)) for _ in range(10)]
     """
@@ -57,12 +58,12 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
 
 
 def map_of(contraction: Contraction) -> ContractionMap:
-    """Return ``contraction.materialize()``, or the map that a stack or :class:`cached` shares."""
+    """Return ``contraction.materialize()``, or the map that is shared or kept."""
     if contraction._shared:
         for shared in reversed(contraction._shared):
             if isinstance(shared, _Shared) and shared.is_open_here():
                 return shared.map_of(contraction)
-    return contraction.materialize()
+    return contraction.materialize() if contraction.training else maps_of([contraction])[0]
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def together(contractions: Sequence[Contraction]) -> Iterator[None]:
     if len(contractions) < 2 or _is_shared(contractions[0]):
         yield
         return
-    maps = materialize_together(contractions)
+    maps = maps_of(contractions)
     with share({id(c): m for c, m in zip(contractions, maps, strict=True)}, contractions):
         yield
 

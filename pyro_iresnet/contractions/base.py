@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Contraction(SavedSettings, ABC):
     lipschitz: float
     # Maps that an open `cached` block or a running stack shares, the innermost last.
     _shared: tuple[object, ...] = ()
+    # Maps kept in eval mode, by the modes of torch.
+    _kept: dict[tuple[bool, bool], Any] = {}  # noqa: RUF012
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -106,9 +108,15 @@ class Contraction(SavedSettings, ABC):
         """Return ``g`` with its acting weights in place, computed once for many evaluations."""
         return _ByAutograd(self)
 
+    def train(self, mode: bool = True) -> Self:
+        """Enter train or eval mode; train mode frees what eval mode has kept."""
+        if mode and self._kept:
+            self._kept = {}
+        return super().train(mode)
+
     def __getstate__(self) -> dict[str, Any]:
-        # Shared maps hold an autograd graph, and a graph neither copies nor pickles.
-        return {k: v for k, v in vars(self).items() if k != "_shared"}
+        # Maps hold an autograd graph, and a graph neither copies nor pickles.
+        return {k: v for k, v in vars(self).items() if k not in ("_shared", "_kept")}
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """Return ``g(x)`` and the Jacobian at ``x``, in one pass."""

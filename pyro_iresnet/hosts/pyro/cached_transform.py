@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
-from ..._fingerprint import Fingerprint
+from ..._fingerprint import Fingerprint, Values
 from ..._torch import (
     InverseTransform,
     autocasts,
@@ -162,11 +162,14 @@ class CachedTransform:
         if is_compiling() or saved_tensor_hooks(True) or not self.remembers:
             return evaluation
         by_value = not in_torch_func() and not evaluation.x.is_meta
-        pair = evaluation.x, evaluation.y
-        fingerprint = Fingerprint.of(self, *pair, by_value=by_value)  # pyright: ignore[reportArgumentType]
-        if fingerprint is None:
+        last = self._memory and self._memory.fingerprint
+        # An attribute more would look like a change.
+        vars(self).setdefault("_memory", None)
+        fingerprint = Fingerprint.of(self, by_value=by_value, last=last)  # pyright: ignore[reportArgumentType]
+        pair = Values.of((evaluation.x, evaluation.y), by_value=by_value)
+        if fingerprint is None or pair is None:
             return evaluation
-        memory = _Memory(evaluation, made, _modes(evaluation.x), fingerprint)
+        memory = _Memory(evaluation, made, _modes(evaluation.x), fingerprint, pair)
         memory.end_after(made)
         memory.watch_log_det()
         self._memory = memory
@@ -242,10 +245,11 @@ def _modes(x: Tensor) -> tuple[object, ...]:
 
 @dataclass(eq=False)
 class _Memory:
-    """An evaluation, its modes and its fingerprint.
+    """An evaluation, its modes and the fingerprint of the transform.
 
     Arguments:
         made: the tensor of ``evaluation`` that the call made, its x or its y.
+        pair: the x and y of the evaluation.
         spent: True once a backward pass has freed the graph.
         log_det_taken: True once a log-determinant with a graph has been taken.
     """
@@ -254,12 +258,13 @@ class _Memory:
     made: Tensor
     modes: tuple[object, ...]
     fingerprint: Fingerprint
+    pair: Values
     spent: bool = False
     log_det_taken: bool = False
 
     def is_of(self, transform: Any, x: Tensor | None, y: Tensor | None) -> bool:
         """Return True if the evaluation is that of ``x``, of ``y`` or of the pair, and holds."""
-        pair = self.evaluation.x, self.evaluation.y
+        pair = self.pair.tensors
         if self.spent or (x is None and y is None):
             return False
         if (x is not None and x is not pair[0]) or (y is not None and y is not pair[1]):
@@ -272,7 +277,9 @@ class _Memory:
             repeats = wanted is self.made and wanted.grad_fn is not None
         if repeats:
             return False
-        return _modes(pair[0]) == self.modes and self.fingerprint.holds(transform, *pair)
+        if _modes(pair[0]) != self.modes:
+            return False
+        return self.pair.hold() and self.fingerprint.holds(transform)
 
     def end_after(self, made: Tensor) -> None:
         """End the memory once a gradient reaches ``made``, a tensor of this call's own making."""

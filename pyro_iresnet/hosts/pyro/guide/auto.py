@@ -14,7 +14,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ...._modules import modules_of
+from ...._modules import modules_of_kind
 from ....blocks import Block
 from ....errors import (
     ArgumentError,
@@ -147,7 +147,7 @@ class AutoIResNet(AutoNormalizingFlow):
         each call, which no HMC could follow.
         """
         stack = self._stack()
-        for block in (m for m in modules_of(stack) if isinstance(m, Block)):
+        for block in modules_of_kind(stack, Block):
             logdet = block.estimator(self.latent_dim)
             if logdet.stochastic:
                 raise drawn_density("guide", type(logdet).__name__)
