@@ -80,6 +80,16 @@ def needs_plain_operations(grads: Iterable[Tensor | None]) -> bool:
     return any(g is not None and functorch.is_legacy_batchedtensor(g) for g in grads)
 
 
+def goes_on(ctx: Any, first: int) -> bool:
+    """Return True if the running backward pass wants a gradient of an input, from ``first`` on.
+
+    ``torch.autograd.grad`` may ask for the gradients of some inputs only. The inputs that count are
+    tensors, and no leaf is among them.
+    """
+    nodes = [node for node, _ in ctx.next_functions[first:] if node is not None]
+    return any(map(torch._C._will_engine_execute_node, nodes))
+
+
 def gradients_with_graph(
     function: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor],

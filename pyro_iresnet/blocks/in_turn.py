@@ -17,6 +17,7 @@ from torch.autograd import Function
 from .._torch import (
     COARSE,
     full_precision,
+    goes_on,
     gradients_with_graph,
     in_plain_autograd,
     needs_plain_operations,
@@ -158,14 +159,13 @@ class _InTurn(Function):
         _, w1, _, w2, _, points, h, p, c, factors, pivots = saved
         count, n, size = points.shape
         through: Tensor | None = None
-        left = right = None
+        of_a = left = None
         if of_log_det is not None:
             eye = torch.eye(size, dtype=w1.dtype, device=w1.device).expand_as(factors)
             inverse = torch.linalg.lu_solve(factors, pivots, eye)
             of_a = inverse.mT * of_log_det[:, None, None]
             # One product for each block, and not one for each sample.
             left = (of_a.flatten(1, 2) @ w1.mT).unflatten(1, (n, size))
-            right = (of_a.mT.flatten(1, 2) @ w2).unflatten(1, (n, size))
             through = c * (left * w2[:, None]).sum(2)
         g = torch.zeros_like(points[0]) if of_y is None else of_y
         of_values: list[Tensor] = []
@@ -177,11 +177,12 @@ class _InTurn(Function):
                 of_input.add_(through[i])
             of_inputs.append(of_input)
             g = torch.addmm(g, of_input, w1[i])
-        if not any(ctx.needs_input_grad[2:]):
+        if not goes_on(ctx, first=1):
             return None, g, None, None, None, None
         of_value, of_input = torch.stack(of_values[::-1]), torch.stack(of_inputs[::-1])
         of_w1, of_w2 = of_input.mT @ points, of_value.mT @ h
-        if left is not None and right is not None:
+        if of_a is not None and left is not None:
+            right = (of_a.mT.flatten(1, 2) @ w2).unflatten(1, (n, size))
             of_w1 += (right * p[:, :, None]).sum(1).mT
             of_w2 += (left * p[:, :, None]).sum(1)
         return None, g, of_w1, of_input.sum(1), of_w2, of_value.sum(1)

@@ -149,7 +149,7 @@ class Subsample(Adaptive):
         (2, tensor([2., 2.]))
     """
 
-    threshold: float = 0.5
+    threshold: float = 0.4
 
     def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor]:
         alive = (magnitude < math.inf).nonzero().reshape(-1)

@@ -171,6 +171,19 @@ def test_frozen_parameters(taken, apart):
     torch.testing.assert_close(*grads)
 
 
+def test_gradient_of_the_points_alone(taken, apart):
+    stack, x = made(), torch.randn(6, 4, requires_grad=True)
+    found = []
+    for evaluation in (stack.evaluate(x), apart(stack, x)):
+        loss = evaluation.y.sin().sum() + evaluation.log_det().sum()
+        found.append(torch.autograd.grad(loss, x, retain_graph=True)[0])
+        # The weights are asked for later, and one of them alone.
+        weight = stack.parts[1].block.contraction.layers[0].weight
+        found.append(torch.autograd.grad(loss, weight)[0])
+    assert taken == [True]
+    torch.testing.assert_close(found[:2], found[2:])
+
+
 def test_torch_func(taken):
     stack, x = made(), torch.randn(4)
     stack.eval()
