@@ -22,6 +22,7 @@ from ..operators import ContractionMap, default_rtol, floor
 from ..operators.solve import COARSEST, raise_unresolved
 from ..solution import Result, Solution, Stats
 from .loop import iterate
+from .mixed import single_precision, solve_mixed
 from .solvers import Problem, Solver, auto_solver
 from .stopping import Tolerance
 
@@ -165,7 +166,14 @@ def solve_map(
     )
     limit = solver.max_steps if max_steps is None else max_steps
     start = None if x0 is None else x0.reshape(rows.shape)
-    value, figures = iterate(problem, start, solver, tolerance, limit)
+    single = None
+    if start is None and limit is None and y.dtype == torch.float64:
+        # A start or a limit of steps is meant for one dtype.
+        single = single_precision(problem, solver)
+    if single is None:
+        value, figures = iterate(problem, start, solver, tolerance, limit)
+    else:
+        value, figures = solve_mixed(problem, single, tolerance)
     stats = Stats(**{name: figure.reshape(batch) for name, figure in figures.items()})
     worst = Result(int(stats.results.max())) if len(rows) else Result.CONVERGED
     solution = Solution(value.reshape(y.shape), worst, stats, lipschitz)
