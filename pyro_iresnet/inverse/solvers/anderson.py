@@ -103,8 +103,8 @@ class _History:
     All tensors but ``scale`` are written in place: a history serves one step.
 
     Arguments:
-        changes: :math:`\Delta r`, shape ``(slots, n, D)``; 0 where a step was refused.
-        shifts: :math:`\Delta x - \Delta r`, likewise.
+        room: the changes :math:`\Delta r`, 0 where a step was refused, and the shifts :math:`\Delta x
+            - \Delta r`; shape ``(2, slots, n, D)``.
         gram: the inner products of the changes, shape ``(slots, slots, n)``; the next residual
             fills in the row of the last change.
         along: the inner products of the changes and the last residual, shape ``(slots, n)``.
@@ -112,8 +112,7 @@ class _History:
         count: the number of differences so far; a new difference replaces the oldest one.
     """
 
-    changes: Tensor
-    shifts: Tensor
+    room: Tensor
     gram: Tensor
     along: Tensor
     scale: Tensor
@@ -127,8 +126,7 @@ class _History:
         damped = 1 + 64 * torch.finfo(x.dtype).eps
         gram = damped * torch.eye(slots, dtype=x.dtype, device=x.device)
         return cls(
-            changes=x.new_empty(slots, n, size),
-            shifts=x.new_empty(slots, n, size),
+            room=x.new_empty(2, slots, n, size),
             gram=gram[..., None].repeat(1, 1, n),
             along=x.new_zeros(slots, n),
             scale=x.new_zeros(n),
@@ -141,7 +139,7 @@ class _History:
         used, last = min(self.count, slots), (self.count - 1) % slots
         if used == 0:
             return
-        along = (self.changes[:used] * residual).sum(2)
+        along = (self.room[0, :used] * residual).sum(2)
         # The last change is the scaled difference of this residual and the one before. So its inner
         # products with the other changes are the differences of ``along``, with the same scale.
         with_last = (along - self.along[:used]) * self.scale
@@ -150,7 +148,7 @@ class _History:
         self.gram[:used, last] = with_last
         self.along[:used] = along
         weights = _solve(self.gram[:used, :used], along)[..., None]
-        for weight, shift in zip(weights.unbind(), self.shifts.unbind(), strict=False):
+        for weight, shift in zip(weights.unbind(), self.room[1].unbind(), strict=False):
             x.addcmul_(weight, shift, value=-1)
 
     def extended(self, change: Tensor, move: Tensor, accepted: Tensor) -> "_History":
@@ -159,8 +157,8 @@ class _History:
         usable = accepted & (size > 0)
         scale = torch.where(usable, 1 / size, 0.0)
         slot = self.count % len(self.along)
-        change = torch.mul(change, scale[:, None], out=self.changes[slot])
-        shift = torch.mul(move, scale[:, None], out=self.shifts[slot]).sub_(change)
+        change = torch.mul(change, scale[:, None], out=self.room[0, slot])
+        shift = torch.mul(move, scale[:, None], out=self.room[1, slot]).sub_(change)
         if not bool(usable.all()):
             # A refused step may not be finite.
             for v in (change, shift):
@@ -170,8 +168,7 @@ class _History:
     def select(self, index: Tensor) -> "_History":
         return replace(
             self,
-            changes=self.changes.index_select(1, index),
-            shifts=self.shifts.index_select(1, index),
+            room=self.room.index_select(2, index),
             gram=self.gram.index_select(2, index),
             along=self.along.index_select(1, index),
             scale=self.scale.index_select(0, index),
