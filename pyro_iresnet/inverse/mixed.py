@@ -169,8 +169,8 @@ def _solved(
                 step.addcmul_(part, of_step, value=-1)
                 image.addcmul_(part, of_image, value=-1)
         size = row_norm(image)[:, None].clamp(min=torch.finfo(v.dtype).tiny)
-        step = torch.div(step, size, out=steps[k % DIRECTIONS])
-        image = torch.div(image, size, out=images[k % DIRECTIONS])
+        step = steps[k % DIRECTIONS].copy_(step).div_(size)
+        image = images[k % DIRECTIONS].copy_(image).div_(size)
         # A row that has its share stands still, so that no row depends on the others.
         part = (image * v).sum(1).where(waits, 0.0)[:, None]
         w.addcmul_(part, step)

@@ -77,6 +77,10 @@ def solve(
     is about :math:`\rho` and has stopped shrinking. ``stats.error_bound`` and ``stats.tolerance``
     both contain the error that rounding hides.
 
+    A batch of 4,096 numbers or more in float64 takes the first steps of :class:`Anderson` in
+    float32, if ``g`` has a copy in float32 and neither ``x0``, ``context`` nor ``max_steps`` is
+    given. Certificates are of evaluations in float64 all the same.
+
     The solution has no gradients: :meth:`Block.inverse` is the differentiable inverse. For a block
     in coordinates of its own the solution is in the coordinates of ``g``:
     :meth:`ResidualBlock.solve` gives the solution in the coordinates of ``x``.

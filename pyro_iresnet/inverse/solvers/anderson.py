@@ -103,8 +103,8 @@ class _History:
     All tensors but ``scale`` are written in place: a history serves one step.
 
     Arguments:
-        room: the changes :math:`\Delta r`, 0 where a step was refused, and the shifts :math:`\Delta x
-            - \Delta r`; shape ``(2, slots, n, D)``.
+        room: the changes of the residual, 0 where a step was refused, and behind them the shifts
+            :math:`\Delta x - \Delta r`; shape ``(2, slots, n, D)``.
         gram: the inner products of the changes, shape ``(slots, slots, n)``; the next residual
             fills in the row of the last change.
         along: the inner products of the changes and the last residual, shape ``(slots, n)``.
@@ -157,8 +157,8 @@ class _History:
         usable = accepted & (size > 0)
         scale = torch.where(usable, 1 / size, 0.0)
         slot = self.count % len(self.along)
-        change = torch.mul(change, scale[:, None], out=self.room[0, slot])
-        shift = torch.mul(move, scale[:, None], out=self.room[1, slot]).sub_(change)
+        change = self.room[0, slot].copy_(change).mul_(scale[:, None])
+        shift = self.room[1, slot].copy_(move).mul_(scale[:, None]).sub_(change)
         if not bool(usable.all()):
             # A refused step may not be finite.
             for v in (change, shift):
