@@ -54,8 +54,8 @@ class Stats:
 
     Arguments:
         results: the :class:`Result` of each sample, as int64.
-        steps: the number of solver steps after which ``g`` was evaluated.
-        evaluations: evaluations of ``g``; a product with its Jacobian counts as one.
+        steps: the number of solver steps after which ``g`` was evaluated, in any dtype.
+        evaluations: evaluations of ``g`` in any dtype; a product with its Jacobian counts as one.
         residual: ``||x + g(x) - y||`` at the point of the certificate: the returned ``x``, or the
             iterate before it.
         error_bound: certified bound of ``||x - x*||`` for the returned ``x``, rounding included.

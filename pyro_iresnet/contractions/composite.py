@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,11 @@ class _Parts(ContractionMap):
     @property
     def closed_form(self) -> bool:
         return all(part.closed_form for part, _ in self.parts)
+
+    def to(self, dtype: torch.dtype) -> "_Parts | None":
+        parts = [(part.to(dtype), takes) for part, takes in self.parts]
+        known = tuple([(part, takes) for part, takes in parts if part is not None])
+        return replace(self, parts=known) if len(known) == len(parts) else None
 
     def _seen(self, context: Tensor | None) -> list[tuple[ContractionMap, Tensor | None]]:
         return [(part, context if takes else None) for part, takes in self.parts]

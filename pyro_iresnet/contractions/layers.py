@@ -47,6 +47,10 @@ class Layer(ABC):
         """Return the layer under a context."""
         return self
 
+    def to(self, dtype: torch.dtype) -> "Layer | None":
+        """Return the layer with tensors of a dtype; None if it has no such copy."""
+        return None
+
 
 @dataclass(frozen=True)
 class Affine(Layer):
@@ -90,6 +94,11 @@ class Affine(Layer):
         if self.factors is not None:
             shift = self.factors.fold(shift, -1)
         return replace(self, shift=shift)
+
+    def to(self, dtype: torch.dtype) -> "Affine":
+        known = self.bound().to(dtype)
+        weight = replace(self.weight, weight=self.weight.weight.to(dtype), known=known)
+        return replace(self, weight=weight, matrix=self.matrix.to(dtype), bias=self.bias.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,12 @@ class Activate(Layer):
 
     def rounding(self, h: Tensor, value: Tensor) -> Tensor:
         return self.stretch * row_norm(value)
+
+    def to(self, dtype: torch.dtype) -> "Activate | None":
+        # A core has no parameters; one of a user's may hold another tensor all the same.
+        core = self.core
+        held = [*core.parameters(), *core.buffers(), *vars(core).values()]
+        return None if any(isinstance(v, Tensor) for v in held) else self
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,19 @@ class Append(Layer):
     def modulated(self, modulations: Sequence[Modulation]) -> "Append":
         layers = tuple([layer.modulated(modulations) for layer in self.layers])
         return replace(self, layers=layers)
+
+    def to(self, dtype: torch.dtype) -> "Append | None":
+        layers = to_dtype(self.layers, dtype)
+        if layers is None:
+            return None
+        return replace(self, layers=layers, angle=self.angle.to(dtype))
+
+
+def to_dtype(layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Layer, ...] | None:
+    """Return layers with tensors of a dtype; None if one of them has no such copy."""
+    copies = [layer.to(dtype) for layer in layers]
+    known = tuple([layer for layer in copies if layer is not None])
+    return known if len(known) == len(layers) else None
 
 
 def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[LinearMap, ...]]:

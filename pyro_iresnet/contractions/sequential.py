@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
 from .hooks import HOOKS, refuse_forward, refuse_hooks
-from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers
+from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers, to_dtype
 
 # Hooks that set the weight of a layer from its other tensors.
 WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
@@ -249,6 +249,11 @@ class LayerSequence(ContractionMap):
     def lipschitz_bound(self) -> Tensor:
         bound = bound_of(self.layers)
         return bound if isinstance(bound, Tensor) else torch.tensor(bound)
+
+    def to(self, dtype: torch.dtype) -> "LayerSequence | None":
+        # The conditioner is a module, which cannot be copied at each call.
+        layers = to_dtype(self.layers, dtype) if self.conditioner is None else None
+        return None if layers is None else replace(self, layers=layers)
 
     def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         # Each layer rounds at the size of its terms, and the layers after it pass that on.

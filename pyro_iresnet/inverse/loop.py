@@ -1,5 +1,6 @@
 """The loop that runs a solver, sample by sample, until each has its certificate."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,46 +9,64 @@ from torch import Tensor
 from .solvers.base import Point, Problem, Solver, Step, row_norm
 from .stopping import PATIENCE, BatchState, Outcome, StopDecision, Tolerance
 
+# Ended samples leave the batch once the share of the others is as small: a copy of all tensors
+# costs more than a few rows too many.
+KEPT = 3 / 4
+
 
 def iterate(
-    problem: Problem, x0: Tensor | None, solver: Solver, tolerance: Tolerance, limit: int | None
+    problem: Problem,
+    x0: Tensor | None,
+    solver: Solver,
+    tolerance: Tolerance,
+    limit: int | None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Iterate until all samples are done, or ``limit`` steps; return values, and figures by row."""
+    """Iterate until all samples are done, or ``limit`` steps; return values, and figures by row.
+
+    ``noise`` is the rounding of ``g`` by row; by default as ``g`` estimates it at the start.
+    """
     x, state = solver.init(problem, x0)
     report = _Report(x)
     if len(x) == 0:
         return report.value, report.figures
     point = problem.at(x, linearized=solver.linearizes)
-    noise = problem.g.rounding(x.reshape(-1, *problem.event_shape), problem.context)
+    if noise is None:
+        noise = problem.g.rounding(x.reshape(-1, *problem.event_shape), problem.context)
     samples = BatchState.start(point, row_norm(problem.y), noise, tolerance)
-    taken = 0
+    taken, at_work, verdict, costly = 0, len(x), None, solver.costly
     while True:
         samples = samples.seen(point)
-        # A step without a Jacobian costs no evaluation, so its end is certified before it is tried.
+        # The end of a step that costs no evaluation is certified before it is tried.
         ahead = Step(point.picard, state)
-        if not solver.linearizes:
+        if not costly:
             ahead = _step(problem, solver, point, state, samples.forced)
-        verdict = StopDecision.of(problem.lipschitz, tolerance, point, ahead.x, samples)
-        if limit is None:
-            limit = _limit(solver, problem.lipschitz, tolerance, point, verdict)
-        ended = verdict.ended if taken < limit else torch.ones_like(verdict.ended)
-        if bool(ended.any()):
-            done = torch.nonzero(ended).reshape(-1)
-            end = Outcome.of(
-                problem.lipschitz,
-                point.size.index_select(0, done),
-                ahead.x.index_select(0, done),
-                samples.select(done),
-                verdict.select(done),
-            )
-            report.write(samples.rows.index_select(0, done), end, taken)
-            kept = torch.nonzero(~ended).reshape(-1)
-            if len(kept) == 0:
-                return report.value, report.figures
-            problem, point = problem.select(kept), point.select(kept)
-            samples, verdict = samples.select(kept), verdict.select(kept)
-            ahead = Step(ahead.x.index_select(0, kept), ahead.state.select(kept))
-        if solver.linearizes:
+        if verdict is None or taken == limit or not verdict.still_holds(samples):
+            verdict = StopDecision.of(problem.lipschitz, tolerance, point, ahead.x, samples)
+            if limit is None:
+                limit = _limit(solver, problem.lipschitz, tolerance, point, verdict)
+            ended = verdict.ended if taken < limit else torch.ones_like(verdict.ended)
+            index = torch.nonzero(ended & ~samples.done).reshape(-1)
+            if len(index) > 0:
+                end = Outcome.of(
+                    problem.lipschitz,
+                    point.size.index_select(0, index),
+                    ahead.x.index_select(0, index),
+                    samples.select(index),
+                    verdict.select(index),
+                )
+                report.write(samples.rows.index_select(0, index), end, taken)
+                at_work -= len(index)
+                if at_work == 0:
+                    return report.value, report.figures
+                samples = replace(samples, done=samples.done | ended)
+            left = at_work / len(samples.rows)
+            if left <= KEPT or (costly and left < 1):
+                kept = torch.nonzero(~samples.done).reshape(-1)
+                problem, point = problem.select(kept), point.select(kept)
+                samples, verdict = samples.select(kept), verdict.select(kept)
+                ahead = Step(ahead.x.index_select(0, kept), ahead.state.select(kept))
+        if costly:
             ahead = _step(problem, solver, point, ahead.state, samples.forced)
         tried = problem.at(ahead.x, linearized=solver.linearizes)
         samples = samples.tried(problem.lipschitz, solver, point, tried, verdict, ahead.products)

@@ -22,6 +22,7 @@ from ..operators import ContractionMap, default_rtol, floor
 from ..operators.solve import COARSEST, raise_unresolved
 from ..solution import Result, Solution, Stats
 from .loop import iterate
+from .mixed import single_precision, solve_mixed
 from .solvers import Problem, Solver, auto_solver
 from .stopping import Tolerance
 
@@ -75,6 +76,10 @@ def solve(
     of :math:`8 \epsilon / (1 - L)`, relative to the larger of ``x`` and ``y``, and if its residual
     is about :math:`\rho` and has stopped shrinking. ``stats.error_bound`` and ``stats.tolerance``
     both contain the error that rounding hides.
+
+    A batch of 4,096 numbers or more in float64 takes the first steps of :class:`Anderson` in
+    float32, if ``g`` has a copy in float32 and neither ``x0``, ``context`` nor ``max_steps`` is
+    given. Certificates are of evaluations in float64 all the same.
 
     The solution has no gradients: :meth:`Block.inverse` is the differentiable inverse. For a block
     in coordinates of its own the solution is in the coordinates of ``g``:
@@ -165,7 +170,14 @@ def solve_map(
     )
     limit = solver.max_steps if max_steps is None else max_steps
     start = None if x0 is None else x0.reshape(rows.shape)
-    value, figures = iterate(problem, start, solver, tolerance, limit)
+    single = None
+    if start is None and limit is None and y.dtype == torch.float64:
+        # A start or a limit of steps is meant for one dtype.
+        single = single_precision(problem, solver)
+    if single is None:
+        value, figures = iterate(problem, start, solver, tolerance, limit)
+    else:
+        value, figures = solve_mixed(problem, single, tolerance)
     stats = Stats(**{name: figure.reshape(batch) for name, figure in figures.items()})
     worst = Result(int(stats.results.max())) if len(rows) else Result.CONVERGED
     solution = Solution(value.reshape(y.shape), worst, stats, lipschitz)

@@ -53,6 +53,7 @@ class BatchState(_Rows):
         forced: True if the last proposal was refused, so that a fixed-point step is due.
         stretched: True if ``g`` stretched the last step beyond its bound.
         certified: True if ``best`` was within the tolerance one step ago.
+        done: True if the sample has ended, and waits to leave the batch.
     """
 
     rows: Tensor
@@ -66,6 +67,7 @@ class BatchState(_Rows):
     forced: Tensor
     stretched: Tensor
     certified: Tensor
+    done: Tensor
 
     @classmethod
     def start(
@@ -76,11 +78,11 @@ class BatchState(_Rows):
         zero, no = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
         asked = tolerance.atol + tolerance.rtol * y_norm
         infinite = torch.full_like(y_norm, torch.inf)
-        return cls(rows, y_norm, noise, asked, point.x, infinite, zero, zero + 1, no, no, no)
+        return cls(rows, y_norm, noise, asked, point.x, infinite, zero, zero + 1, no, no, no, no)
 
     def seen(self, point: Point) -> "BatchState":
         """Return the state after an evaluation that was kept."""
-        better = point.size < self.best_size
+        better = (point.size < self.best_size) | self.done
         if bool(better.all()):
             return replace(self, best=point.x, best_size=point.size, age=torch.zeros_like(self.age))
         return replace(
@@ -103,7 +105,8 @@ class BatchState(_Rows):
         forced = self.forced
         if solver.safeguarded:
             # NaN compares as False, so a NaN is refused.
-            forced = ~((tried.size <= share_kept(lipschitz) * point.size) | self.forced)
+            enough = tried.size <= share_kept(lipschitz) * point.size
+            forced = ~(enough | self.forced | self.done)
         return replace(
             self,
             evaluations=self.evaluations + (1 + products),
@@ -133,6 +136,8 @@ class StopDecision(_Rows):
         rounding: an estimate of the rounding of a residual there.
         asked: the error that is small enough.
         finite: True if all figures are finite.
+        reach: the norm of a residual above which no later step can end the sample, unless a
+            residual grows.
     """
 
     ended: Tensor
@@ -143,6 +148,7 @@ class StopDecision(_Rows):
     rounding: Tensor
     asked: Tensor
     finite: Tensor
+    reach: Tensor
 
     @classmethod
     def of(
@@ -171,7 +177,16 @@ class StopDecision(_Rows):
         # Certified twice without a better iterate ahead: another step would not help.
         ended = looks_ahead | (certified & samples.certified) | samples.stretched | ~finite
         ended |= samples.age >= PATIENCE
-        return cls(ended, looks_ahead, bound, certified, scale, rounding, asked, finite)
+        # A better iterate is within the sum of two error bounds of the best one.
+        later = scale + samples.best_size * (2 / (1 - lipschitz))
+        most = torch.maximum(samples.asked, tolerance.floor * later)
+        reach = most * ((1 - lipschitz) / max(lipschitz, limits.tiny))
+        return cls(ended, looks_ahead, bound, certified, scale, rounding, asked, finite, reach)
+
+    def still_holds(self, samples: BatchState) -> bool:
+        """Return True if no sample can have come to its end since."""
+        far = (samples.best_size > self.reach) & (samples.age == 0) & ~samples.stretched
+        return bool((far | samples.done).all())
 
 
 @dataclass(frozen=True)
@@ -227,5 +242,7 @@ def _stretched(lipschitz: float, a: Point, b: Point, verdict: StopDecision) -> T
     slack = 16 * torch.finfo(a.x.dtype).eps ** 0.5
     apart = row_norm(b.x - a.x)
     resolved = apart > slack * (verdict.scale + a.size)
+    if not bool(resolved.any()):
+        return resolved
     excess = row_norm(b.picard - a.picard) - (lipschitz + slack) * apart
     return resolved & (excess > 4 * verdict.rounding)

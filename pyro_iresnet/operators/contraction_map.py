@@ -34,6 +34,10 @@ class ContractionMap(ABC):
     def lipschitz_bound(self) -> Tensor:
         """Return a proven upper bound of ``Lip(g)`` with these weights, a scalar."""
 
+    def to(self, dtype: torch.dtype) -> "ContractionMap | None":
+        """Return the map with tensors of a dtype, or None if it has no such copy."""
+        return None
+
     def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Estimate how far rounding may move ``g(x)`` in the Euclidean norm, shape ``(n,)``.
 
@@ -64,6 +68,10 @@ class NegatedMap(ContractionMap):
 
     def lipschitz_bound(self) -> Tensor:
         return self.g.lipschitz_bound()
+
+    def to(self, dtype: torch.dtype) -> "NegatedMap | None":
+        g = self.g.to(dtype)
+        return None if g is None else NegatedMap(g)
 
     def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.g.rounding(x, context)

@@ -2,7 +2,7 @@ r"""Solves of ``(I + J) w = v`` by products with ``J`` alone."""
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -19,6 +19,9 @@ from ..errors import (
 from .linear_map import LinearMap, row_norm
 from .linearization import Linearization
 from .solve import DENSE, LinearSolve, Solved, beyond_bound, check_solve, default_rtol, floor
+
+# Rows that have ended leave once the share of the others is as small.
+KEPT = 3 / 4
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,19 @@ class IterativeSolve(LinearSolve):
         check_solve(linearization, v, transpose, lipschitz, throw)
         refuse_transforms(f"The gradient of the inverse with more than {DENSE} coordinates", v)
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
-        rtol = max(rtol, floor(v.dtype, lipschitz))
+        return self.solve(linearization, v, rtol, transpose, lipschitz, throw=throw)
+
+    def solve(
+        self,
+        linearization: Linearization,
+        v: Tensor,
+        rtol: float | Tensor,
+        transpose: bool,
+        lipschitz: float,
+        *,
+        throw: bool,
+    ) -> Solved:
+        """Solve as a call does, to ``rtol``: one number, or one for each row, shape ``(n,)``."""
         batch = linearization.batch_shape
         if batch.numel() == 0:
             return Solved(v.clone(), 0)
@@ -98,36 +113,49 @@ class IterativeSolve(LinearSolve):
         # Scaled to size 1: the squares of a tiny v would underflow in its norm.
         scale = residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(v.dtype).tiny)
         scale = scale.reshape(-1, *(1,) * linearization.event_dim)
-        residual = residual / scale
+        right = residual = residual / scale
         jacobian = linearization.jacobian
         product = Product(jacobian if len(batch) == 1 else jacobian.select(rows), transpose)
-        right = residual
-        small = asked = rtol * (1 - lipschitz) * row_norm(residual)
-        w, products = torch.zeros_like(residual), torch.zeros_like(rows)
-        missed = torch.zeros_like(products, dtype=torch.bool)
-        state = self.init()
-        limit = _limit(rtol, lipschitz)
+        rtol = torch.as_tensor(rtol, dtype=v.dtype, device=v.device)
+        rtol = rtol.clamp(min=floor(v.dtype, lipschitz))
+        tightest = float(rtol.min())
+        asked = rtol * (1 - lipschitz) * row_norm(residual)
+        w, ended = torch.zeros_like(residual), torch.zeros_like(rows, dtype=torch.bool)
+        work = _Work(rows, w, right, asked, ended)
+        value, products = torch.zeros_like(residual), torch.zeros_like(rows)
+        missed, small = ended, asked
+        state, at_work = self.init(), len(rows)
+        limit = _limit(tightest, lipschitz)
         for k in range(1, limit + 1):
             step, residual, state = self.step(product, residual, state)
-            w.index_add_(0, rows, step)
+            work.w.add_(step)
             # A NaN is no reason to go on: it comes from v, and stays visible in w.
-            waits = row_norm(residual) > asked
-            if not bool(waits.all()):
-                residual, waits = _certified(product, right, w, rows, residual, waits, asked)
-                products[rows[~waits]] = k
-                kept = torch.nonzero(waits).reshape(-1)
-                if len(kept) == 0:
-                    break
-                rows, asked = rows.index_select(0, kept), asked.index_select(0, kept)
-                residual = residual.index_select(0, kept)
+            waits = row_norm(residual) > work.asked
+            if bool((waits | work.ended).all()):
+                continue
+            residual, waits = work.certified(product, residual, waits)
+            index = torch.nonzero(~(waits | work.ended)).reshape(-1)
+            there = work.rows.index_select(0, index)
+            value.index_copy_(0, there, work.w.index_select(0, index))
+            products[there] = k
+            at_work -= len(index)
+            if at_work == 0:
+                break
+            work = replace(work, ended=work.ended | ~waits)
+            if at_work <= KEPT * len(work.rows):
+                kept = torch.nonzero(~work.ended).reshape(-1)
+                work, residual = work.select(kept), residual.index_select(0, kept)
                 product, state = product.select(kept), state.select(kept)
         else:
-            products[rows] = limit
-            missed[rows] = True
-        failed = missed | beyond_bound(right, w, lipschitz, linearization.event_dim, small)
+            kept = torch.nonzero(~work.ended).reshape(-1)
+            there = work.rows.index_select(0, kept)
+            value.index_copy_(0, there, work.w.index_select(0, kept))
+            products[there] = limit
+            missed = torch.zeros_like(missed).index_fill(0, there, True)
+        failed = missed | beyond_bound(right, value, lipschitz, linearization.event_dim, small)
         if throw and bool(failed.any()):
             seen = (
-                f"did not reach the tolerance {rtol:.1e} in {limit} products"
+                f"did not reach the tolerance {tightest:.1e} in {limit} products"
                 if bool(missed.any())
                 else f"found ||J w|| > {lipschitz:.3g} ||w||"
             )
@@ -136,7 +164,9 @@ class IterativeSolve(LinearSolve):
                 f"so the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given "
                 "with g."
             )
-        return Solved((w * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch))
+        return Solved(
+            (value * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch)
+        )
 
 
 def _limit(rtol: float, lipschitz: float) -> int:
@@ -146,33 +176,43 @@ def _limit(rtol: float, lipschitz: float) -> int:
     return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
 
 
-def _certified(
-    product: Product,
-    right: Tensor,
-    w: Tensor,
-    rows: Tensor,
-    residual: Tensor,
-    waits: Tensor,
-    asked: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return residuals and the mask of rows that go on, with a second look at rows that leave.
+@dataclass(frozen=True)
+class _Work:
+    """The rows at work.
 
-    ``right`` and ``w`` are the right-hand side and the solution for all rows. The other arguments
-    belong to the rows at work, whose indices are ``rows``: the product, the residuals that the
-    steps returned, the mask ``waits`` of rows that go on by these residuals, and the norm ``asked``
-    of a residual that is small enough.
+    Arguments:
+        rows: the place in the batch.
+        w: the solution so far, written in place.
+        right: the right-hand side.
+        asked: the norm of a residual that is small enough.
+        ended: True if the row has ended, and waits to leave.
     """
-    eps = torch.finfo(w.dtype).eps
-    size = row_norm(w.index_select(0, rows))
-    doubtful = torch.nonzero(~waits & (asked < 512 * eps * size)).reshape(-1)
-    if len(doubtful) == 0:
-        return residual, waits
-    there = rows.index_select(0, doubtful)
-    at = w.index_select(0, there)
-    true = right.index_select(0, there) - at - product.select(doubtful)(at)
-    enough = torch.maximum(asked, 8 * eps * size).index_select(0, doubtful)
-    residual = residual.index_copy(0, doubtful, true)
-    return residual, waits.index_copy(0, doubtful, row_norm(true) > enough)
+
+    rows: Tensor
+    w: Tensor
+    right: Tensor
+    asked: Tensor
+    ended: Tensor
+
+    def select(self, index: Tensor) -> "_Work":
+        return _Work(*(v.index_select(0, index) for v in vars(self).values()))
+
+    def certified(self, product: Product, residual: Tensor, waits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return residuals and the mask of rows that go on, with a second look at rows that leave.
+
+        ``residual`` is that of the last step, and ``waits`` the mask of rows that go on by it.
+        """
+        eps = torch.finfo(self.w.dtype).eps
+        size = row_norm(self.w)
+        doubtful = ~(waits | self.ended) & (self.asked < 512 * eps * size)
+        index = torch.nonzero(doubtful).reshape(-1)
+        if len(index) == 0:
+            return residual, waits
+        at = self.w.index_select(0, index)
+        true = self.right.index_select(0, index) - at - product.select(index)(at)
+        enough = torch.maximum(self.asked, 8 * eps * size).index_select(0, index)
+        residual = residual.index_copy(0, index, true)
+        return residual, waits.index_copy(0, index, row_norm(true) > enough)
 
 
 @dataclass(frozen=True)
@@ -192,13 +232,20 @@ class NeumannSolve(IterativeSolve):
         >>> solver = Newton(linear_solve=NeumannSolve(rtol=0.1))
     """
 
-    def init(self) -> "_Basis":
-        return _Basis()
+    def init(self) -> "_Stateless":
+        return _Stateless()
 
     def step(
-        self, product: Product, residual: Tensor, state: "_Basis"
-    ) -> tuple[Tensor, Tensor, "_Basis"]:
+        self, product: Product, residual: Tensor, state: "_Stateless"
+    ) -> tuple[Tensor, Tensor, "_Stateless"]:
         return residual, -product(residual), state
+
+
+class _Stateless:
+    """The empty state."""
+
+    def select(self, index: Tensor) -> "_Stateless":
+        return self
 
 
 @dataclass(frozen=True)
@@ -241,43 +288,31 @@ class KrylovSolve(IterativeSolve):
         self, product: Product, residual: Tensor, state: "_Basis"
     ) -> tuple[Tensor, Tensor, "_Basis"]:
         step, image = residual, residual + product(residual)
-        if state.steps is not None and state.images is not None:
-            if len(state.steps) == self.restart:
-                state = _Basis()
-            else:
-                shares = _dot(state.images, image)
-                step = step - (shares * state.steps).sum(0)
-                image = image - (shares * state.images).sum(0)
+        if len(state.steps) == self.restart:
+            state = _Basis()
+        shares = [_dot(other, image) for other in state.images]
+        for share, other_step, other in zip(shares, state.steps, state.images, strict=True):
+            step = torch.addcmul(step, share, other_step, value=-1)
+            image = torch.addcmul(image, share, other, value=-1)
         size = _dot(image, image).sqrt().clamp(min=torch.finfo(image.dtype).tiny)
         step, image = step / size, image / size
         share = _dot(image, residual)
-        return share * step, residual - share * image, state.extended(step, image)
+        rest = torch.addcmul(residual, share, image, value=-1)
+        return share * step, rest, _Basis((*state.steps, step), (*state.images, image))
 
 
 @dataclass(frozen=True)
 class _Basis:
-    """Directions, and their orthonormal images under ``I + J``; shape ``(count, n, *event)``."""
+    """Directions, and their orthonormal images under ``I + J``; each of shape ``(n, *event)``."""
 
-    steps: Tensor | None = None
-    images: Tensor | None = None
-
-    def extended(self, step: Tensor, image: Tensor) -> "_Basis":
-        """Add one direction to the basis."""
-        if self.steps is None or self.images is None:
-            return _Basis(step[None], image[None])
-        return _Basis(torch.cat([self.steps, step[None]]), torch.cat([self.images, image[None]]))
+    steps: tuple[Tensor, ...] = ()
+    images: tuple[Tensor, ...] = ()
 
     def select(self, index: Tensor) -> "_Basis":
-        if self.steps is None or self.images is None:
-            return self
-        return _Basis(self.steps.index_select(1, index), self.images.index_select(1, index))
+        steps, images = ([v.index_select(0, index) for v in vs] for vs in (self.steps, self.images))
+        return _Basis(tuple(steps), tuple(images))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows, shaped to multiply rows; ``a`` may have a leading dimension."""
-    return (
-        (a * b)
-        .flatten(a.dim() - b.dim() + 1)
-        .sum(-1)
-        .reshape(*a.shape[: a.dim() - b.dim() + 1], *(1,) * (b.dim() - 1))
-    )
+    """Inner products of rows, shaped to multiply rows."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (b.dim() - 1))

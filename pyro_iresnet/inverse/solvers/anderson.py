@@ -3,11 +3,14 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import check_instance, check_positive_int, store_checked
-from .base import Point, Problem, Solver, Step
+from .base import Point, Problem, Solver, Step, row_norm
 from .preconditioner import Affine, AffinePreconditioner
+
+# The number of small systems that LAPACK solves as fast as an elimination for all at once.
+FEW = 1000
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,9 @@ class Anderson(Solver):
 
     def step(self, problem: Problem, point: Point, state: "_State") -> Step:
         r = state.mixed(point.residual) if state.r is None else state.r
-        history = state.history
-        if not history.changes:
-            return Step(point.x - r, _State(state.affine, r, history))
-        shift, history = history.best_shift(r)
-        return Step(point.x - shift.add_(r), _State(state.affine, r, history))
+        x = point.x - r
+        state.history.subtract_shift(x, r)
+        return Step(x, replace(state, r=r))
 
     def learn(self, state: "_State", point: Point, tried: Point, accepted: Tensor) -> "_State":
         before, r = state.r, state.mixed(tried.residual)
@@ -75,7 +76,7 @@ class Anderson(Solver):
         history = state.history.extended(r - before, tried.x - point.x, accepted)
         if not bool(accepted.all()):
             r = torch.where(accepted[:, None], r, before)
-        return _State(state.affine, r, history)
+        return replace(state, r=r, history=history)
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ class _State:
 class _History:
     r"""The last differences, each scaled to a change of the residual of norm 1.
 
+    All tensors but ``scale`` are written in place: a history serves one step.
+
     Arguments:
-        slots: the number of differences to keep.
-        changes: :math:`\Delta r`, each of shape ``(n, D)``; 0 where a step was refused.
-        shifts: :math:`\Delta x - \Delta r`, likewise.
+        room: the changes of the residual, 0 where a step was refused, and behind them the shifts
+            :math:`\Delta x - \Delta r`; shape ``(2, slots, n, D)``.
         gram: the inner products of the changes, shape ``(slots, slots, n)``; the next residual
             fills in the row of the last change.
         along: the inner products of the changes and the last residual, shape ``(slots, n)``.
@@ -110,9 +112,7 @@ class _History:
         count: the number of differences so far; a new difference replaces the oldest one.
     """
 
-    slots: int
-    changes: tuple[Tensor, ...]
-    shifts: tuple[Tensor, ...]
+    room: Tensor
     gram: Tensor
     along: Tensor
     scale: Tensor
@@ -126,77 +126,70 @@ class _History:
         damped = 1 + 64 * torch.finfo(x.dtype).eps
         gram = damped * torch.eye(slots, dtype=x.dtype, device=x.device)
         return cls(
-            slots=slots,
-            changes=(),
-            shifts=(),
+            room=x.new_empty(2, slots, n, size),
             gram=gram[..., None].repeat(1, 1, n),
             along=x.new_zeros(slots, n),
             scale=x.new_zeros(n),
             count=0,
         )
 
-    def best_shift(self, residual: Tensor) -> tuple[Tensor, "_History"]:
-        """Return the shift to subtract from the fixed-point step, and the next history."""
-        used, last = len(self.changes), (self.count - 1) % self.slots
-        along = torch.stack([(change * residual).sum(1) for change in self.changes])
+    def subtract_shift(self, x: Tensor, residual: Tensor) -> None:
+        """Turn the fixed-point step ``x`` into that of the best combination, in place."""
+        slots = len(self.along)
+        used, last = min(self.count, slots), (self.count - 1) % slots
+        if used == 0:
+            return
+        along = (self.room[0, :used] * residual).sum(2)
         # The last change is the scaled difference of this residual and the one before. So its inner
         # products with the other changes are the differences of ``along``, with the same scale.
-        gram = self.gram.clone()
         with_last = (along - self.along[:used]) * self.scale
-        with_last[last] = gram[last, last]
-        gram[last, :used] = gram[:used, last] = with_last
-        shift = torch.zeros_like(residual)
-        weights = _solve(gram[:used, :used].clone(), along.clone())
-        for weight, direction in zip(weights, self.shifts, strict=True):
-            shift.addcmul_(weight[:, None], direction)
-        along = nn.functional.pad(along, (0, 0, 0, self.slots - used))
-        return shift, replace(self, gram=gram, along=along)
+        with_last[last] = self.gram[last, last]
+        self.gram[last, :used] = with_last
+        self.gram[:used, last] = with_last
+        self.along[:used] = along
+        weights = _solve(self.gram[:used, :used], along)[..., None]
+        for weight, shift in zip(weights.unbind(), self.room[1].unbind(), strict=False):
+            x.addcmul_(weight, shift, value=-1)
 
     def extended(self, change: Tensor, move: Tensor, accepted: Tensor) -> "_History":
         """Add a difference, for the samples that accepted the step."""
-        size = torch.linalg.vector_norm(change, dim=1)
+        size = row_norm(change)
         usable = accepted & (size > 0)
         scale = torch.where(usable, 1 / size, 0.0)
-        change = change * scale[:, None]
-        shift = move * scale[:, None] - change
+        slot = self.count % len(self.along)
+        change = self.room[0, slot].copy_(change).mul_(scale[:, None])
+        shift = self.room[1, slot].copy_(move).mul_(scale[:, None]).sub_(change)
         if not bool(usable.all()):
             # A refused step may not be finite.
-            change, shift = (v.masked_fill(~usable[:, None], 0.0) for v in (change, shift))
-        slot = self.count % self.slots
-        return replace(
-            self,
-            changes=(*self.changes[:slot], change, *self.changes[slot + 1 :]),
-            shifts=(*self.shifts[:slot], shift, *self.shifts[slot + 1 :]),
-            scale=scale,
-            count=self.count + 1,
-        )
+            for v in (change, shift):
+                v.masked_fill_(~usable[:, None], 0.0)
+        return replace(self, scale=scale, count=self.count + 1)
 
     def select(self, index: Tensor) -> "_History":
         return replace(
             self,
-            changes=tuple([v.index_select(0, index) for v in self.changes]),
-            shifts=tuple([v.index_select(0, index) for v in self.shifts]),
+            room=self.room.index_select(2, index),
             gram=self.gram.index_select(2, index),
             along=self.along.index_select(1, index),
             scale=self.scale.index_select(0, index),
         )
 
 
-def _solve(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Solve ``a x = b`` for small positive definite matrices, by elimination in place.
+def _solve(a: Tensor, b: Tensor) -> Tensor:
+    """Solve ``a x = b`` for small positive definite matrices.
 
-    Shapes are ``(side, side, n)`` and ``(side, n)``; a list has the rows of x. LAPACK takes the
-    matrices one by one, which is slower for sides of 1 to 5.
+    Shapes are ``(side, side, n)`` and ``(side, n)``. LAPACK takes the matrices one by one, so
+    elimination for all at once is faster for many.
     """
     side = len(b)
+    if b.shape[1] <= FEW and side > 1:
+        return torch.linalg.solve_ex(a.permute(2, 0, 1), b.T).result.T
+    both = torch.cat([a, b[:, None]], 1)
     for i in range(side - 1):
-        factors = a[i + 1 :, i] / a[i, i]
-        a[i + 1 :, i + 1 :] -= factors[:, None] * a[i, i + 1 :]
-        b[i + 1 :] -= factors * b[i]
-    x: list[Tensor] = []
+        factors = both[i + 1 :, i, None] / both[i, i]
+        both[i + 1 :, i + 1 :].addcmul_(factors, both[i, i + 1 :], value=-1)
+    x = both[:, side]
     for i in reversed(range(side)):
-        known = b[i]
-        for j, value in enumerate(x, start=i + 1):
-            known = torch.addcmul(known, a[i, j], value, value=-1)
-        x.insert(0, known / a[i, i])
+        x[i] /= both[i, i]
+        x[:i].addcmul_(both[:i, i], x[i], value=-1)
     return x

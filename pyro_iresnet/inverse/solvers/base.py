@@ -163,6 +163,11 @@ class Solver(ABC):
     # True if a fixed-point step replaces a step after which the residual is too large.
     safeguarded: ClassVar[bool] = True
 
+    @property
+    def costly(self) -> bool:
+        """True if a step takes products with a Jacobian."""
+        return self.linearizes
+
     def __post_init__(self) -> None:
         if self.rtol is not None:
             store_checked(self, check_not_negative, "rtol")
