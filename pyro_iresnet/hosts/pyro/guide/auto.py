@@ -35,7 +35,7 @@ from .start import STARTS, find_start
 
 # Up to this number of coordinates a guide's log-determinant is exact in training too: for a few
 # particles exactness costs less than the noise of a draw.
-EXACT = 32
+EXACT = 48
 
 
 class AutoIResNet(AutoNormalizingFlow):
