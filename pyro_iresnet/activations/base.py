@@ -104,6 +104,9 @@ class Elementwise(Activation):
 
     To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``.
 
+    Raises:
+        NotImplementedError: by :meth:`value_slope_curvature`, of a class that does not define it.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction

@@ -23,7 +23,8 @@ from .._torch import (
     needs_plain_operations,
 )
 from ..activations import Elementwise
-from ..contractions import HiddenLayer, LayerSequence
+from ..contractions.layers import HiddenLayer
+from ..contractions.sequential import LayerSequence
 from ..logdet import Exact
 from ..operators.solve import COARSEST, floor
 from .base import Block, Evaluation

@@ -6,10 +6,9 @@ from .conv import ConvContraction
 from .dense import DenseContraction
 from .densenet import DenseNetContraction
 from .film import FiLM, Modulation
-from .layers import Activate, Affine, Append, Conv, Gate, HiddenLayer, Layer
+from .layers import Activate, Affine, Append, Conv, Gate, Layer
 from .sequential import (
     LayeredContraction,
-    LayerSequence,
     Perceptron,
     RawWeight,
     materialize_together,
@@ -27,9 +26,7 @@ __all__ = [
     "DenseNetContraction",
     "FiLM",
     "Gate",
-    "HiddenLayer",
     "Layer",
-    "LayerSequence",
     "LayeredContraction",
     "Modulation",
     "Perceptron",

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import undifferentiable
-from ..operators import PerceptronJacobian, Trace, times
+from ..operators.perceptron import PerceptronJacobian, Trace, times
 from .probe import rademacher
 from .series import Series
 from .surrogate import FIRST_ONLY

@@ -20,7 +20,8 @@ from ..errors import (
     check_positive_int,
     store_checked,
 )
-from ..operators import Linearization, LinearMap, PerceptronJacobian, unpack
+from ..operators import Linearization, LinearMap, unpack
+from ..operators.perceptron import PerceptronJacobian
 from .base import LogDet, refuse_call
 from .control_variate import ControlVariate, Expansion, MeanJacobian
 from .perceptron import PerceptronDraws

@@ -9,7 +9,6 @@ from .krylov import KrylovSolve, NeumannSolve
 from .linear_map import LinearMap
 from .linearization import Linearization, linearize_by_autograd
 from .packing import unpack
-from .perceptron import PerceptronJacobian, Trace, times
 from .solve import DENSE, DenseSolve, LinearSolve, Solved, default_rtol, floor
 
 __all__ = [
@@ -28,16 +27,13 @@ __all__ = [
     "Negated",
     "NegatedMap",
     "NeumannSolve",
-    "PerceptronJacobian",
     "Permutation",
     "Solved",
     "Sum",
-    "Trace",
     "auto_linear_solve",
     "convolve",
     "default_rtol",
     "floor",
     "linearize_by_autograd",
-    "times",
     "unpack",
 ]

@@ -69,7 +69,7 @@ def test_nuts_samples_posterior():
 
 def test_refuses_random_density():
     def model():
-        pyro.sample("z", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+        pyro.sample("z", dist.Normal(torch.zeros(60), 1.0).to_event(1))
 
     guide = AutoIResNet(model, 2)
     guide()

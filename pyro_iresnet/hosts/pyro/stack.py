@@ -13,7 +13,8 @@ from torch.distributions.transforms import Transform
 from ..._modules import contractions_of, evaluating, modules_of
 from ..._settings import SavedSettings
 from ..._torch import InverseTransform, is_compiling
-from ...blocks import Block, Evaluation, evaluate_in_turn
+from ...blocks import Block, Evaluation
+from ...blocks.in_turn import evaluate_in_turn
 from ...cached import together
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense

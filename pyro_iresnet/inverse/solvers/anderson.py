@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..._torch import COARSE
 from ...errors import check_instance, check_positive_int, store_checked
 from .base import Point, Problem, Solver, Step, row_norm
 from .preconditioner import Affine, AffinePreconditioner
@@ -182,7 +183,7 @@ def _solve(a: Tensor, b: Tensor) -> Tensor:
     elimination for all at once is faster for many.
     """
     side = len(b)
-    if b.shape[1] <= FEW and side > 1:
+    if b.shape[1] <= FEW and side > 1 and b.dtype not in COARSE:
         return torch.linalg.solve_ex(a.permute(2, 0, 1), b.T).result.T
     both = torch.cat([a, b[:, None]], 1)
     for i in range(side - 1):
