@@ -76,16 +76,21 @@ class PerceptronDraws:
         # Positions in the batch, and in the sums; None for all.
         rows: Tensor | None = None
         spots: Tensor | None = None
-        weight = torch.ones_like(value)
+        # One number as long as all samples have one weight.
+        weight: Tensor | float = 1.0
         limit = truncation.max_terms(self.lipschitz)
         for k in range(1, limit + 1):
+            played: tuple[Tensor, Tensor | float] | None = None
             if k >= truncation.exact_terms:
-                magnitude = torch.linalg.vecdot(v, v).sqrt_().mul_(weight).div_(unit)
-                kept, factor = truncation.play(k, magnitude)
+                magnitude = torch.linalg.vecdot(v, v).sqrt_().mul_(weight / unit)
+                played = truncation.play(k, magnitude)
+            if played is not None:
+                kept, factor = played
                 if len(kept) == 0:
                     return sums
                 if len(kept) < len(v):
-                    j, u, v, weight = j.select(kept), u[kept], v[kept], weight[kept]
+                    j, u, v = j.select(kept), u[kept], v[kept]
+                    weight = weight[kept] if isinstance(weight, Tensor) else weight
                     rows = kept if rows is None else rows[kept]
                     if sums is not None:
                         spots = kept if spots is None else spots[kept]
@@ -93,17 +98,22 @@ class PerceptronDraws:
             before = v
             v, passed = j.sweep(before)
             if needed:
-                column = (weight * series.slope_coefficient(k))[:, None]
-                lefts = [*[r.mul_(column) for r in passed], before * column]
+                factors = weight * series.slope_coefficient(k)
                 if sums is None:
-                    sums = _Sums(j, u, lefts, rows)
+                    sums = _Sums(j, u, _times([*passed, before], factors), rows)
+                elif isinstance(factors, Tensor):
+                    sums.add(_times([*passed, before], factors), spots)
                 else:
-                    sums.add(lefts, spots)
-            term = torch.linalg.vecdot(u, v).mul_(weight)
-            if rows is None:
-                value.add_(term, alpha=series.coefficient(k + 1))
+                    sums.add([*passed, before], spots, factors)
+            term, scale = torch.linalg.vecdot(u, v), series.coefficient(k + 1)
+            if isinstance(weight, Tensor):
+                term.mul_(weight)
             else:
-                value.index_add_(0, rows, term, alpha=series.coefficient(k + 1))
+                scale *= weight
+            if rows is None:
+                value.add_(term, alpha=scale)
+            else:
+                value.index_add_(0, rows, term, alpha=scale)
         raise endless(limit, len(v), len(value), self.lipschitz)
 
 
@@ -123,13 +133,13 @@ class _Sums:
     lefts: Sequence[Tensor]
     rows: Tensor | None = None
 
-    def add(self, lefts: Sequence[Tensor], spots: Tensor | None) -> None:
-        """Add the sweep of the samples at some positions; None for all."""
+    def add(self, lefts: Sequence[Tensor], spots: Tensor | None, alpha: float = 1.0) -> None:
+        """Add ``alpha`` times the sweep of the samples at some positions; None for all."""
         for total, left in zip(self.lefts, lefts, strict=True):
             if spots is None:
-                total.add_(left)
+                total.add_(left, alpha=alpha)
             else:
-                total.index_add_(0, spots, left)
+                total.index_add_(0, spots, left, alpha=alpha)
 
     def pull(self, g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gradients of weights and slopes, given those of the log-determinants."""
@@ -143,6 +153,12 @@ class _Sums:
             of_weights.append(times((r * p).T, t))
             t = m * p
         return [*of_weights, (self.lefts[-1] * column).T @ t], of_slopes
+
+
+def _times(lefts: Sequence[Tensor], factors: Tensor | float) -> list[Tensor]:
+    """Return vectors times the factor of each sample."""
+    column = factors[:, None] if isinstance(factors, Tensor) else factors
+    return [left * column for left in lefts]
 
 
 class _SampledLogDet(Function):

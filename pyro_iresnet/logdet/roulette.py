@@ -223,7 +223,10 @@ class Sampler:
             if k < self.truncation.exact_terms:
                 continue
             magnitude = alive.size().mul_(weight).div_(unit)
-            kept, factor = self.truncation.play(k, magnitude)
+            played = self.truncation.play(k, magnitude)
+            if played is None:
+                continue
+            kept, factor = played
             if len(kept) == 0:
                 return value, direction
             if len(kept) < len(rows):

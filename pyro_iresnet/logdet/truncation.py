@@ -58,11 +58,11 @@ class Truncation(ABC):
                 :math:`w_k` and :math:`v_k = (J^\top)^k u`; shape ``(n,)``.
         """
 
-    def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor | float] | None:
         """Draw the samples that go on after a term; return their positions, and weight factors.
 
-        Arguments are those of :meth:`survival`. The positions increase. A sample whose magnitude is
-        not finite ends.
+        Arguments are those of :meth:`survival`. The positions increase; a number is the factor of
+        all. None if all go on with their weights. A sample whose magnitude is not finite ends.
         """
         survival = self.survival(term, magnitude).clamp(max=1.0)
         lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
@@ -121,6 +121,10 @@ class Adaptive(Truncation):
         return super().max_terms(lipschitz) + math.ceil(certain)
 
 
+# A smaller cut of a batch would cost more than the products that it saves.
+HALF = 0.5
+
+
 @dataclass(frozen=True)
 class Subsample(Adaptive):
     r"""A random part of the batch goes on, as large as the batch's largest weighted term asks.
@@ -146,25 +150,29 @@ class Subsample(Adaptive):
     Example:
         >>> kept, factor = Subsample(0.5).play(1, torch.tensor([0.1, 0.2, 0.25, 0.2]))
         >>> len(kept), factor
-        (2, tensor([2., 2.]))
+        (2, 2.0)
     """
 
-    threshold: float = 0.4
+    threshold: float = 0.5
 
-    def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    def play(self, term: int, magnitude: Tensor) -> tuple[Tensor, Tensor | float] | None:
+        largest = magnitude.max().item() if len(magnitude) else 0.0
+        share = largest / self.threshold
+        if HALF < share < math.inf:
+            return None
         alive = (magnitude < math.inf).nonzero().reshape(-1)
         n = len(alive)
-        largest = magnitude[alive].max().item() if n else 0.0
-        share = largest / self.threshold
-        if share >= 1:
-            return alive, magnitude.new_ones(n)
+        if n < len(magnitude):
+            share = magnitude[alive].max().item() / self.threshold if n else 0.0
+        if share > HALF:
+            return alive, 1.0
         size = math.ceil(share * n)
         factor = n / max(size, 1)
         if share * n < 1:
             size = int(torch.rand(()).item() < share * n)
             factor = 1 / max(share, torch.finfo(magnitude.dtype).tiny)
         kept = torch.randperm(n, device=alive.device)[:size].sort().values
-        return alive[kept], magnitude.new_full((size,), factor)
+        return alive[kept], factor
 
 
 @dataclass(frozen=True)

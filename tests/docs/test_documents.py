@@ -112,7 +112,7 @@ def test_readme_quotes_claims():
 
 # Place of each figure of README in the results: row label, heading and column.
 PLACES = {
-    "log p(x) in training": [
+    "log p(x), 64-D": [
         ("this project, Adaptive(0.15), MeanJacobian()", "", 1),
         ("published, unbiased value", "", 1),
     ],

@@ -206,13 +206,14 @@ def test_broken_promise():
             plain(truncation)(at, lipschitz=0.5)
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("threshold", [0.05, 1.5, 3.0, 20.0])
 def test_every_sample_has_its_chance(threshold):
     magnitude = torch.rand(20)
     truncation = Subsample(threshold)
     weight = torch.zeros(20)
     for _ in range(4000):
-        kept, factor = truncation.play(1, magnitude)
+        played = truncation.play(1, magnitude)
+        kept, factor = (torch.arange(20), 1.0) if played is None else played
         assert kept.tolist() == sorted(set(kept.tolist()))
         weight[kept] += factor / 4000
         # No weight lifts a term above the threshold, or above the largest term.
@@ -221,6 +222,17 @@ def test_every_sample_has_its_chance(threshold):
     # A weight w has the variance w - 1 for one play.
     spread = math.sqrt(max(1e-12, threshold / magnitude.max().item() - 1) / 4000)
     assert (weight - 1).abs().max() <= 5 * spread + 1e-6
+
+
+def test_part_of_a_batch():
+    magnitude = torch.full((40,), 0.3)
+    # Above half of the threshold no part is worth a cut.
+    assert Subsample(0.5).play(1, magnitude) is None
+    kept, factor = Subsample(1.0).play(1, magnitude)
+    assert (len(kept), factor) == (12, 40 / 12)
+    magnitude[7] = torch.nan
+    kept, factor = Subsample(0.5).play(1, magnitude)
+    assert (kept.tolist(), factor) == ([i for i in range(40) if i != 7], 1.0)
 
 
 def test_rare_survivor():
