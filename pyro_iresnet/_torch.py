@@ -70,6 +70,14 @@ def in_plain_autograd() -> bool:
     return forward_ad._current_level < 0
 
 
+def random_state() -> list[bytes]:
+    """Return the states of the random generators of torch, to tell if something was drawn."""
+    states = [torch.random.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return [state.numpy().tobytes() for state in states]
+
+
 def needs_plain_operations(grads: Iterable[Tensor | None]) -> bool:
     """Return True if a hand-written backward pass has to leave its shortcuts.
 
@@ -102,6 +110,8 @@ def gradients_with_graph(
         inputs: the tensors that a hand-written rule has saved.
         grads: the gradients of the results, None for 0.
     """
+    if all(g is None for g in grads):
+        return [None] * len(inputs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # An input may lie in the history of another input, an alias does not.

@@ -20,9 +20,9 @@ from .operators import ContractionMap
 class cached:  # noqa: N801  (a context manager, named as torch names them)
     """Inside ``with cached(flow):`` the weights of a flow are normalised once for all calls.
 
-    In eval mode a flow does so by itself. In train mode a stack normalises the weights of its parts
-    once in each call, and many small calls gain by one normalisation for all of them. The numbers
-    do not change, but for rounding, and gradients flow as they do without ``cached``. All losses
+    A flow in eval mode whose parameters need no gradient does so by itself. Else a stack normalises
+    the weights of its parts once in each call, and many small calls gain by one normalisation for
+    all of them. The numbers do not change, but for rounding, and gradients flow as they do without ``cached``. All losses
     formed inside share one graph, so call ``backward`` once, on their sum. A parameter that changes
     inside is noticed by its value, and the weights are computed anew.
 

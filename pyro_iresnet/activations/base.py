@@ -104,9 +104,6 @@ class Elementwise(Activation):
 
     To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``.
 
-    Raises:
-        NotImplementedError: by :meth:`value_slope_curvature`, of a class that does not define it.
-
     Example:
         >>> import torch
         >>> from pyro_iresnet import DenseContraction
@@ -122,14 +119,6 @@ class Elementwise(Activation):
     @abstractmethod
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the derivative at ``x``, each of the shape of ``x``."""
-
-    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The value and the first two derivatives at ``x``, each of the shape of ``x``.
-
-        A class without parameters may define this method, for gradients by fewer operations. The
-        method counts in the class that defines it, and not in subclasses.
-        """
-        raise NotImplementedError(f"{type(self).__name__} defines no value_slope_curvature.")
 
     def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
         value, slope = self.value_and_slope(x)

@@ -105,6 +105,7 @@ class Sine(Elementwise):
         return torch.sin(t) / self.frequency, torch.cos(t)
 
     def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The value and the first two derivatives at ``x``, each of the shape of ``x``."""
         t = self.frequency * x
         sine = torch.sin(t)
         return sine / self.frequency, torch.cos(t), -self.frequency * sine

@@ -136,6 +136,7 @@ class SiLU(Elementwise):
         return _FusedSiLU.apply(x) if in_plain_autograd() else _silu(x)[:2]
 
     def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The value and the first two derivatives at ``x``, each of the shape of ``x``."""
         value, slope, s = _silu(x)
         return value, slope, s + slope - 2 * s * slope
 

@@ -22,7 +22,8 @@ from .._torch import (
     in_plain_autograd,
     needs_plain_operations,
 )
-from ..activations import Elementwise
+from ..activations import Sine
+from ..activations.swish import SiLU
 from ..contractions.layers import HiddenLayer
 from ..contractions.sequential import LayerSequence
 from ..logdet import Exact
@@ -30,8 +31,10 @@ from ..operators.solve import COARSEST, floor
 from .base import Block, Evaluation
 from .residual import ResidualBlock
 
-# Numbers in the largest tensor, beyond which the products decide, and block by block is as fast.
-LARGEST = 2**20
+# Rows of a batch, and numbers in the largest tensor, up to which the number of operations decides.
+ROWS, LARGEST = 64, 2**20
+# The largest logarithm of a ratio of scales: beyond it, weights times scales would lose digits.
+SPREAD = 5.0
 
 
 class _Weights(NamedTuple):
@@ -52,10 +55,12 @@ def evaluate_in_turn(blocks: Sequence[Block], x: Tensor) -> Evaluation | None:
     if len(blocks) < 2 or not in_plain_autograd() or x.dtype in COARSE:
         return None
     shape = blocks[0].event_shape
+    if len(shape) != 1 or x.numel() > ROWS * x.shape[-1]:
+        return None
     for block in blocks:
         if type(block) is not ResidualBlock or block.event_shape != shape:
             return None
-        if type(block.estimator(x.shape[-1])) is not Exact:
+        if type(block.estimator(x.shape[-1])) is not Exact or "evaluate" in vars(block):
             return None
         if floor(x.dtype, block.contraction.lipschitz) > COARSEST:
             return None
@@ -68,34 +73,38 @@ def evaluate_in_turn(blocks: Sequence[Block], x: Tensor) -> Evaluation | None:
         y, log_det, a, factors, pivots = _InTurn.apply(core, flat, *weights)
 
     def vjp(w: Tensor) -> Tensor:
-        rows = w.reshape(flat.shape)[:, None]
-        for matrix in reversed(a.unbind()):
-            rows = rows @ matrix
-        return rows.reshape(w.shape)
+        with torch.no_grad(), full_precision(x):
+            rows = w.reshape(flat.shape)[:, None]
+            for matrix in reversed(a.unbind()):
+                rows = rows @ matrix
+            return rows.reshape(w.shape)
 
     def inverse_vjp(w: Tensor) -> Tensor:
-        rows = w.reshape(flat.shape)[..., None]
-        for lu, swaps in zip(factors.unbind(), pivots.unbind(), strict=True):
-            rows = torch.linalg.lu_solve(lu, swaps, rows, adjoint=True)
-        return rows.reshape(w.shape)
+        with torch.no_grad(), full_precision(x):
+            rows = w.reshape(flat.shape)[..., None]
+            for lu, swaps in zip(factors.unbind(), pivots.unbind(), strict=True):
+                rows = torch.linalg.lu_solve(lu, swaps, rows, adjoint=True)
+            return rows.reshape(w.shape)
 
     value = log_det.reshape(x.shape[:-1])
     return Evaluation(x, y.reshape(x.shape), lambda: value, vjp, inverse_vjp)
 
 
-def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[Elementwise, _Weights] | None:
+def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weights] | None:
     """Stack the acting weights of blocks of one shape, with the scales of coordinates."""
     layers: list[HiddenLayer] = []
     for block in blocks:
         g = block.contraction_map()
-        if not isinstance(g, LayerSequence) or g.conditioner is not None:
+        if type(g) is not LayerSequence or g.conditioner is not None:
             return None
         layer = HiddenLayer.of(g.layers)
-        if layer is None or (layers and not _alike(layer, layers[0])):
+        if layer is None or layer.w1.dtype != x.dtype or (layers and not _alike(layer, layers[0])):
             return None
         layers.append(layer)
     core = layers[0].core
-    if len(blocks) * x.numel() * len(layers[0].b1) > LARGEST:
+    width, dim = layers[0].w1.shape
+    # The determinant of a narrow layer has a smaller side than that of the Jacobian.
+    if dim > width or len(blocks) * x.numel() * width > LARGEST:
         return None
     w1, b1, w2, b2 = [torch.stack(list(t)) for t in zip(*[p[1:] for p in layers], strict=True)]
     logs: list[Tensor] = []
@@ -109,6 +118,9 @@ def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[Elementwise, _Weigh
         return None
     if logs:
         log_scales = torch.stack(logs)
+        found = log_scales.detach()
+        if float((found.amax(1) - found.amin(1)).max()) > SPREAD:
+            return None
         s = log_scales.exp()
         w1, w2, b2 = w1 * torch.exp(-log_scales)[:, None], s[..., None] * w2, s * b2
     return core, _Weights(w1, b1, w2, b2)
@@ -118,7 +130,9 @@ def _alike(layer: HiddenLayer, other: HiddenLayer) -> bool:
     """Return True if two layers differ in the values of their weights only."""
     if layer.w1.shape != other.w1.shape:
         return False
-    return layer.core is other.core or layer.core.settings() == other.core.settings()
+    return layer.core is other.core or (
+        type(layer.core) is type(other.core) and layer.core.settings() == other.core.settings()
+    )
 
 
 class _InTurn(Function):
@@ -129,7 +143,7 @@ class _InTurn(Function):
     """
 
     @staticmethod
-    def forward(ctx, core: Elementwise, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, core: SiLU | Sine, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         w1, b1, w2, b2 = weights
         points: list[Tensor] = []
         inputs: list[Tensor] = []
@@ -154,7 +168,8 @@ class _InTurn(Function):
         if needs_plain_operations(grad_outputs[:2]):
 
             def plain(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-                return _by_operations(core, x, _Weights(*weights))
+                with full_precision(x):
+                    return _by_operations(core, x, _Weights(*weights))
 
             return None, *gradients_with_graph(plain, saved[:5], (of_y, of_log_det))
         _, w1, _, w2, _, points, h, p, c, factors, pivots = saved
@@ -196,7 +211,7 @@ def _one_plus_jacobians(w1: Tensor, w2: Tensor, slopes: Tensor) -> Tensor:
     return torch.eye(j.shape[-1], dtype=j.dtype, device=j.device) + j
 
 
-def _by_operations(core: Elementwise, x: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
+def _by_operations(core: SiLU | Sine, x: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
     """Compute the value and the log-determinant by differentiable operations."""
     w1, b1, w2, b2 = weights
     slopes: list[Tensor] = []

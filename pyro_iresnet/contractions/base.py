@@ -59,7 +59,7 @@ class Contraction(SavedSettings, ABC):
     # Maps that an open `cached` block or a running stack shares, the innermost last.
     _shared: tuple[object, ...] = ()
     # Maps kept in eval mode, by the modes of torch.
-    _kept: dict[tuple[bool, bool], Any] = {}  # noqa: RUF012
+    _kept: dict[bool, Any] = {}  # noqa: RUF012
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..activations import Activation, Elementwise, Factors
+from .. import activations
+from ..activations import Activation, Elementwise, Factors, Sine
+from ..activations.swish import SiLU
 from ..norms import NormalizedWeight
 from ..operators import Append as AppendMap
 from ..operators import Chain, Convolution, Dense, Diagonal, LinearMap, convolve
@@ -95,7 +97,10 @@ class Affine(Layer):
             shift = self.factors.fold(shift, -1)
         return replace(self, shift=shift)
 
-    def to(self, dtype: torch.dtype) -> "Affine":
+    def to(self, dtype: torch.dtype) -> "Affine | None":
+        if type(self) not in (Affine, Conv):
+            # A subclass of a user's may hold other tensors.
+            return None
         known = self.bound().to(dtype)
         weight = replace(self.weight, weight=self.weight.weight.to(dtype), known=known)
         return replace(self, weight=weight, matrix=self.matrix.to(dtype), bias=self.bias.to(dtype))
@@ -152,10 +157,8 @@ class Activate(Layer):
         return self.stretch * row_norm(value)
 
     def to(self, dtype: torch.dtype) -> "Activate | None":
-        # A core has no parameters; one of a user's may hold another tensor all the same.
-        core = self.core
-        held = [*core.parameters(), *core.buffers(), *vars(core).values()]
-        return None if any(isinstance(v, Tensor) for v in held) else self
+        # An activation of a user's may hold tensors.
+        return self if type(self.core).__module__.startswith(activations.__name__) else None
 
 
 @dataclass(frozen=True)
@@ -266,10 +269,14 @@ def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[
     return h, tuple(maps)
 
 
+# Activations whose second derivative is known, and which hold no tensors.
+CURVED = (SiLU, Sine)
+
+
 class HiddenLayer(NamedTuple):
     r"""A perceptron :math:`W_2\,\phi(W_1 x + b_1) + b_2` with the weights that act."""
 
-    core: Elementwise
+    core: SiLU | Sine
     w1: Tensor
     b1: Tensor
     w2: Tensor
@@ -282,11 +289,10 @@ class HiddenLayer(NamedTuple):
             return None
         first, middle, last = layers
         core = middle.core  # pyright: ignore[reportAttributeAccessIssue]
-        if not isinstance(core, Elementwise) or core._parameters or core._buffers:
-            return None
-        if "value_slope_curvature" not in vars(type(core)):
-            return None
         ends: Any = first, last
+        # A subclass computes another function.
+        if type(core) not in CURVED or any(affine.shift is not None for affine in ends):
+            return None
         return cls(core, *[t for affine in ends for t in (affine.matrix, affine.bias)])
 
 

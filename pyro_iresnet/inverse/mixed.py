@@ -41,7 +41,10 @@ def single_precision(problem: Problem, solver: Solver) -> Single | None:
     if problem.y.numel() < PAYS or problem.context is not None:
         return None
     resolved = ABOVE_FLOOR * floor(torch.float32, problem.lipschitz) < COARSEST
-    if not isinstance(solver, Anderson) or not resolved:
+    # A subclass of a user's may know float64 only.
+    if type(solver) is not Anderson or not resolved:
+        return None
+    if type(solver.preconditioner) not in (AffinePreconditioner, type(None)):
         return None
     g = problem.g.to(torch.float32)
     return None if g is None else Single(g, solver)
@@ -64,7 +67,8 @@ def solve_mixed(
     noise = single.g.rounding(rough.y.reshape(-1, *problem.event_shape))
     start, before = iterate(rough, None, known, end, None, noise)
     start, noise = start.double(), FINER * noise.double()
-    lost = torch.nonzero(before["results"] != int(Result.CONVERGED)).reshape(-1)
+    held = (before["results"] == int(Result.CONVERGED)) & noise.isfinite()
+    lost = torch.nonzero(~held).reshape(-1)
     if len(lost) > 0:
         there = y.index_select(0, lost)
         start[lost] = there

@@ -1,7 +1,7 @@
 """Base class of the estimators of ``log|det dy/dx|``, and the choice by mode."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -21,7 +21,7 @@ class LogDet(ABC):
 
     Example:
         >>> import torch
-        >>> from dataclasses import dataclass
+        >>> from dataclasses import dataclass, replace
         >>> from pyro_iresnet import iresnet
         >>> from pyro_iresnet.logdet import LogDet
         >>> @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class ByMode(LogDet):
         return (self.train if training else self.evaluate).for_mode(training)
 
     def for_likelihood(self) -> "ByMode":
-        return ByMode(self.train.for_likelihood(), self.evaluate.for_likelihood())
+        train, evaluate = self.train.for_likelihood(), self.evaluate.for_likelihood()
+        return replace(self, train=train, evaluate=evaluate)
 
     def with_seed(self, seed: int) -> "ByMode":
         return ByMode(self.train.with_seed(seed), self.evaluate.with_seed(seed))

@@ -14,7 +14,8 @@ gradient of :math:`\ell^\top J u` is
 
 The draws sweep :math:`v_k = (J^\top)^k u` for the value. The weighted sums of these sweeps are the
 sweep of :math:`\ell = \sum_k (k + 1)\, c_{k+1}\, w_k\, v_k`. So the gradient costs the tangents
-of ``u`` alone, for the samples that the first roulette left.
+of ``u`` alone, for the samples that the first roulette left. The roulette of term k is played
+before the gradient takes term k, so that one sweep serves the gradient and the next value.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The whole power series, unbiased, by Russian roulette."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -107,7 +107,9 @@ class Roulette(LogDet):
         store_checked(self, check_positive_int, "probes")
 
     def for_likelihood(self) -> "Roulette":
-        return Roulette(probes=self.probes) if isinstance(self.truncation, Subsample) else self
+        if not isinstance(self.truncation, Subsample):
+            return self
+        return replace(self, truncation=Adaptive(), control_variate=MeanJacobian())
 
     def __call__(
         self,

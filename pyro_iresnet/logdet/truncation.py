@@ -64,7 +64,7 @@ class Truncation(ABC):
         Arguments are those of :meth:`survival`. The positions increase; a number is the factor of
         all. None if all go on with their weights. A sample whose magnitude is not finite ends.
         """
-        survival = self.survival(term, magnitude).clamp(max=1.0)
+        survival = self.survival(term, magnitude).clamp(max=1.0).expand_as(magnitude)
         lives = (torch.rand_like(survival) < survival) & (magnitude < math.inf)
         kept = lives.nonzero().reshape(-1)
         return kept, 1 / survival[kept]
@@ -169,7 +169,7 @@ class Subsample(Adaptive):
         size = math.ceil(share * n)
         factor = n / max(size, 1)
         if share * n < 1:
-            size = int(torch.rand(()).item() < share * n)
+            size = int(torch.rand((), dtype=torch.float64).item() < share * n)
             factor = 1 / max(share, torch.finfo(magnitude.dtype).tiny)
         kept = torch.randperm(n, device=alive.device)[:size].sort().values
         return alive[kept], factor

@@ -1,10 +1,13 @@
 """Blocks evaluated as one operation: equal to block by block, and left alone where that fails."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pyro_iresnet import Exact, Roulette, iresnet_stack
+from pyro_iresnet import Exact, IResNet, ResidualBlock, Roulette, iresnet_stack
 from pyro_iresnet.activations import LipSwish, Sine, Tanh
+from pyro_iresnet.contractions import Affine, Perceptron
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
 from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.hosts.pyro import stack as stack_module
@@ -17,7 +20,7 @@ OPTIONS = {
     "sine": {"activation": Sine},
     "gram": {"norm": Gram()},
     "one_dimension": {"input_dim": 1},
-    "wide": {"input_dim": 12, "hidden_dims": [5]},
+    "square": {"input_dim": 12, "hidden_dims": [12]},
 }
 LEFT_ALONE = {
     "two hidden layers": {"hidden_dims": [8, 8]},
@@ -26,6 +29,7 @@ LEFT_ALONE = {
     "triangular": {"coordinates": TriangularScale()},
     "nonlinear": {"coordinates": Asinh()},
     "Cayley": {"block": "cayley"},
+    "narrow": {"hidden_dims": [3]},
 }
 
 
@@ -134,6 +138,14 @@ def test_between_other_parts(taken, apart):
     assert alone.y.shape == (6, 4)
 
 
+def test_scales_far_apart(taken):
+    stack = made()
+    with torch.no_grad():
+        stack.parts[0].block.coordinates.log_scale.copy_(torch.tensor([-4.0, 0.0, 0.0, 4.0]))
+    stack.evaluate(torch.randn(6, 4))
+    assert not any(taken)
+
+
 def test_unequal_widths(taken):
     parts = [*made(hidden_dims=(12,)).parts, *made(hidden_dims=(8,)).parts]
     stack_module.Stack(parts).evaluate(torch.randn(6, 4))
@@ -222,17 +234,74 @@ def test_dtypes(dtype, taken, apart):
     torch.testing.assert_close(together.log_det(), expected.log_det())
 
 
-def test_needs_the_curvature_of_the_class_itself(taken):
-    class Doubled(Sine):
-        def forward(self, x):
-            return super().forward(x) / 2
+class Doubled(Sine):
+    def forward(self, x):
+        return super().forward(x) / 2
 
-        def value_and_slope(self, x):
-            value, slope = super().value_and_slope(x)
-            return value / 2, slope / 2
+    def value_and_slope(self, x):
+        value, slope = super().value_and_slope(x)
+        return value / 2, slope / 2
 
+
+def test_activation_of_a_user(taken):
     made(activation=Doubled).evaluate(torch.randn(6, 4))
     assert not any(taken)
+
+
+def test_frequencies_differ(taken, apart):
+    parts = [*made(activation=Sine).parts, *made(activation=lambda: Sine(2.0)).parts]
+    stack, x = stack_module.Stack(parts), torch.randn(6, 4)
+    torch.testing.assert_close(stack.evaluate(x).y, apart(stack, x).y)
+    assert not any(taken)
+
+
+class Shifted(Perceptron):
+    """Network whose first layer has a shift of its own."""
+
+    affine, kind = Affine, torch.nn.Linear
+
+    def __init__(self, shift):
+        super().__init__((4,), None, 0.9, Gram())
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)])
+        self.activations = torch.nn.ModuleList([LipSwish()])
+        self.shift = shift
+
+    def layers_with(self, weights):
+        first, *others = super().layers_with(weights)
+        return [replace(first, shift=self.shift), *others]
+
+
+def test_shift_of_a_user(taken, apart):
+    parts = [IResNet(ResidualBlock(Shifted(torch.ones(8)), logdet=EXACT)) for _ in range(2)]
+    stack, x = stack_module.Stack(parts), torch.randn(6, 4)
+    torch.testing.assert_close(stack.evaluate(x).y, apart(stack, x).y)
+    assert not any(taken)
+
+
+def test_carries_have_no_graph(taken):
+    stack, x = made(), torch.randn(6, 4)
+    evaluation = stack.evaluate(x)
+    w = torch.randn(6, 4, requires_grad=True)
+    assert not evaluation.vjp(w).requires_grad
+    assert not evaluation.inverse_vjp(w).requires_grad
+    assert taken == [True]
+
+
+def test_no_gradient_at_all(taken):
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None
+
+    stack, x = made(), torch.randn(6, 4, requires_grad=True)
+    loss = Nothing.apply(stack.evaluate(x).y).sum() + x.square().sum()
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(grad, 2 * x)
+    assert taken == [True]
 
 
 @pytest.mark.parametrize("activation", [Sine(2.0), LipSwish().factors().core], ids=repr)

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/guides.md",
     "docs/how-to/estimator.md",
     "docs/how-to/solver.md",
+    "docs/how-to/speed.md",
     "docs/how-to/context.md",
     "docs/how-to/contraction.md",
     "docs/how-to/block.md",
