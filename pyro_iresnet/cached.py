@@ -22,9 +22,9 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
 
     A flow in eval mode whose parameters need no gradient does so by itself. Else a stack normalises
     the weights of its parts once in each call, and many small calls gain by one normalisation for
-    all of them. The numbers do not change, but for rounding, and gradients flow as they do without ``cached``. All losses
-    formed inside share one graph, so call ``backward`` once, on their sum. A parameter that changes
-    inside is noticed by its value, and the weights are computed anew.
+    all of them. The numbers do not change, but for rounding, and gradients flow as they do without
+    ``cached``. All losses formed inside share one graph, so call ``backward`` once, on their sum. A
+    parameter that changes inside is noticed by its value, and the weights are computed anew.
 
     Arguments:
         flow: a block, a stack, a flow or a guide of either framework, or a list of them; else

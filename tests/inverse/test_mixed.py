@@ -269,3 +269,35 @@ def test_small_systems(monkeypatch):
     torch.testing.assert_close(anderson._solve(a, b), by_lapack)
     torch.testing.assert_close(torch.einsum("ijn,jn->in", a, by_lapack), b)
     testing.check_solver(Anderson(), zoo.dense(8), torch.randn(20, 8))
+
+
+class Holding(Elementwise):
+    """Hyperbolic tangent times a tensor in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = [torch.ones(1)]
+
+    def forward(self, x):
+        return self.held[0] * x.tanh()
+
+    def value_and_slope(self, x):
+        t = x.tanh()
+        return self.held[0] * t, self.held[0] * (1 - t * t)
+
+
+def test_activation_of_a_user_stays_in_its_dtype(dtypes):
+    g = zoo.dense(5, (12,), activation=Holding)
+    y = torch.randn(20, 5)
+    check(g, y, solve(g, y))
+    assert set(dtypes) <= {torch.float64}
+
+
+@pytest.mark.parametrize("size", [10.0**18.3, 10.0**18.5, 10.0**18.6, 1e19])
+def test_bounds_are_finite_where_float32_rounds_to_infinity(dtypes, size):
+    g = zoo.dense(20, (30,), lipschitz=0.97)
+    y = size * torch.randn(50, 20)
+    for solution in (solve(g, y), CayleyBlock(g).solve(y)):
+        assert solution.converged.all()
+        assert solution.stats.error_bound.isfinite().all()
+    assert torch.float32 in dtypes
