@@ -129,14 +129,14 @@ PLACES = {
         for place in (0, 2)
     ],
     "a training step in the plane": [
-        ("this project", "D = 2, 8 blocks of 64-64-64", 0),
-        ("this project, compiled", "D = 2, 8 blocks of 64-64-64", 0),
-        ("normflows Residual, brute force", "D = 2, 8 blocks of 64-64-64", 0),
+        ("this project", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
+        ("this project, compiled", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
+        ("normflows Residual, brute force", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
     ],
     "the same with 63": [
-        ("this project", "D = 63, 8 blocks of 128-128", 0),
-        ("this project, compiled", "D = 63, 8 blocks of 128-128", 0),
-        ("flowcon iResBlock, unbiased", "D = 63, 8 blocks of 128-128", 0),
+        ("this project", "D = 63, 8 blocks of 128-128, threads: 2", 2),
+        ("this project, compiled", "D = 63, 8 blocks of 128-128, threads: 2", 2),
+        ("flowcon iResBlock, unbiased", "D = 63, 8 blocks of 128-128, threads: 2", 2),
     ],
     "the checkerboard to 3.75": [
         ("this project", "checkerboard: seconds to 3.75 nats", 0),
