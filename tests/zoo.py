@@ -1,5 +1,6 @@
 """Named factories of test objects. Each factory takes no argument and draws afresh."""
 
+import threading
 from functools import partial
 
 import torch
@@ -365,3 +366,21 @@ NFLOWS_TRANSFORMS = {
         [IResNetTransform.from_block(block()), InverseTransform(IResNetTransform(DIM))]
     ),
 }
+
+
+def errors_in_threads(work, count=3):
+    """Run a function in several threads at once; return the errors."""
+    errors = []
+
+    def caught():
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=caught) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors

@@ -130,9 +130,7 @@ def _alike(layer: HiddenLayer, other: HiddenLayer) -> bool:
     """Return True if two layers differ in the values of their weights only."""
     if layer.w1.shape != other.w1.shape:
         return False
-    return layer.core is other.core or (
-        type(layer.core) is type(other.core) and layer.core.settings() == other.core.settings()
-    )
+    return layer.core is other.core or layer.core.settings() == other.core.settings()
 
 
 class _InTurn(Function):

@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..operators.krylov import KEPT
 from .solvers.base import Point, Problem, Solver, Step, row_norm
 from .stopping import PATIENCE, BatchState, Outcome, StopDecision, Tolerance
-
-# Ended samples leave the batch once the share of the others is as small: a copy of all tensors
-# costs more than a few rows too many.
-KEPT = 3 / 4
 
 
 def iterate(

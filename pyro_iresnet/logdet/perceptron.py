@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import undifferentiable
-from ..operators.perceptron import PerceptronJacobian, Trace, times
+from ..operators.perceptron import PerceptronJacobian, pull_trace, times, trace_of
 from .probe import rademacher
 from .series import Series
 from .surrogate import FIRST_ONLY
@@ -166,11 +166,10 @@ class _SampledLogDet(Function):
     @staticmethod
     def forward(ctx, draws: PerceptronDraws, n: int, *tensors: Tensor) -> Tensor:
         j = PerceptronJacobian(tensors[:n], tensors[n:])
-        trace = Trace.of(j)
-        first = draws.series.coefficient(1)
-        value = j.slopes[0].new_zeros(len(j.slopes[0])) if trace is None else first * trace.value
-        sums = draws.play(j, value, trace is None, any(ctx.needs_input_grad))
-        kept = () if trace is None else trace.kept
+        first, found = draws.series.coefficient(1), trace_of(j)
+        trace, kept = (j.slopes[0].new_zeros(len(j.slopes[0])), ()) if found is None else found
+        value = first * trace
+        sums = draws.play(j, value, found is None, any(ctx.needs_input_grad))
         drawn = () if sums is None else (sums.u, *sums.j.slopes, *sums.lefts, sums.rows)
         ctx.first, ctx.sizes = first, (n, len(tensors), len(kept))
         ctx.save_for_backward(*tensors, *kept, *drawn)
@@ -184,7 +183,7 @@ class _SampledLogDet(Function):
         grads: list[Tensor | None] = [None] * inputs
         with torch.no_grad():
             if kept:
-                weights, slopes = Trace.again(j, saved[inputs : inputs + kept]).pull(ctx.first * g)
+                weights, slopes = pull_trace(j, saved[inputs : inputs + kept], ctx.first * g)
                 grads = [*weights, *slopes]
             if drawn:
                 of_samples = PerceptronJacobian(j.weights, drawn[1:n])
@@ -193,9 +192,8 @@ class _SampledLogDet(Function):
                 for i, part in enumerate((*weights, *slopes)):
                     grads[i] = _added(grads[i], part, rows if i >= n else None)
         if torch.is_grad_enabled():
-            grads = [
-                undifferentiable(t, FIRST_ONLY, g, *saved[:inputs]) for t in grads if t is not None
-            ]
+            of = (g, *saved[:inputs])
+            grads = [None if t is None else undifferentiable(t, FIRST_ONLY, *of) for t in grads]
         return None, None, *grads
 
 

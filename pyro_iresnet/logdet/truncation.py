@@ -132,13 +132,12 @@ class Subsample(Adaptive):
     .. math:: q_k = \min\big(1, \max_i m_{k,i} / \tau\big), \qquad
               m_k = w_k \lVert v_k \rVert / \sqrt{D}
 
-    After term k, :math:`\lceil q_k n \rceil` of ``n`` samples go on, drawn at random without
-    replacement, with the weight of the samples that end. With :math:`q_k n < 1` one sample goes on,
-    with probability :math:`q_k n`. As under :class:`Adaptive`, no weighted term exceeds
-    :math:`D \max(m_k, \tau) / k`, so the variance is finite for every contraction. The mean over
-    the batch has about half of the variance at equal cost, since the size of the part is not
-    random. The samples of one call are not independent, so the spread over a batch is no measure of
-    the error.
+    With :math:`q_k \le 1/2`, :math:`\lceil q_k n \rceil` of ``n`` samples go on after term k, drawn
+    at random without replacement, with the weight of the samples that end. With a larger share all
+    go on. With :math:`q_k n < 1` one sample goes on, with probability :math:`q_k n`. As under
+    :class:`Adaptive`, no weighted term exceeds :math:`D \max(m_k, \tau) / k`, so the variance is
+    finite for every contraction. The samples of one call are not independent, so the spread over a
+    batch is no measure of the error.
 
     Arguments:
         threshold: :math:`\tau`, as in :class:`Adaptive`.

@@ -20,7 +20,8 @@ from .linear_map import LinearMap, row_norm
 from .linearization import Linearization
 from .solve import DENSE, LinearSolve, Solved, beyond_bound, check_solve, default_rtol, floor
 
-# Rows that have ended leave once the share of the others is as small.
+# Rows that have ended leave once the share of the others is as small: a copy of all tensors costs
+# more than a few rows too many.
 KEPT = 3 / 4
 
 
@@ -92,19 +93,7 @@ class IterativeSolve(LinearSolve):
         check_solve(linearization, v, transpose, lipschitz, throw)
         refuse_transforms(f"The gradient of the inverse with more than {DENSE} coordinates", v)
         rtol = default_rtol(v.dtype) if self.rtol is None else self.rtol
-        return self.solve(linearization, v, rtol, transpose, lipschitz, throw=throw)
-
-    def solve(
-        self,
-        linearization: Linearization,
-        v: Tensor,
-        rtol: float | Tensor,
-        transpose: bool,
-        lipschitz: float,
-        *,
-        throw: bool,
-    ) -> Solved:
-        """Solve as a call does, to ``rtol``: one number, or one for each row, shape ``(n,)``."""
+        rtol = max(rtol, floor(v.dtype, lipschitz))
         batch = linearization.batch_shape
         if batch.numel() == 0:
             return Solved(v.clone(), 0)
@@ -116,16 +105,13 @@ class IterativeSolve(LinearSolve):
         right = residual = residual / scale
         jacobian = linearization.jacobian
         product = Product(jacobian if len(batch) == 1 else jacobian.select(rows), transpose)
-        rtol = torch.as_tensor(rtol, dtype=v.dtype, device=v.device)
-        rtol = rtol.clamp(min=floor(v.dtype, lipschitz))
-        tightest = float(rtol.min())
         asked = rtol * (1 - lipschitz) * row_norm(residual)
         w, ended = torch.zeros_like(residual), torch.zeros_like(rows, dtype=torch.bool)
         work = _Work(rows, w, right, asked, ended)
         value, products = torch.zeros_like(residual), torch.zeros_like(rows)
         missed, small = ended, asked
         state, at_work = self.init(), len(rows)
-        limit = _limit(tightest, lipschitz)
+        limit = _limit(rtol, lipschitz)
         for k in range(1, limit + 1):
             step, residual, state = self.step(product, residual, state)
             work.w.add_(step)
@@ -155,7 +141,7 @@ class IterativeSolve(LinearSolve):
         failed = missed | beyond_bound(right, value, lipschitz, linearization.event_dim, small)
         if throw and bool(failed.any()):
             seen = (
-                f"did not reach the tolerance {tightest:.1e} in {limit} products"
+                f"did not reach the tolerance {rtol:.1e} in {limit} products"
                 if bool(missed.any())
                 else f"found ||J w|| > {lipschitz:.3g} ||w||"
             )

@@ -64,52 +64,39 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     return (b.T @ a.T).T if b.shape[1] < 16 or b.shape[1] % 8 else a @ b
 
 
-@dataclass
-class Trace:
-    """The trace of the Jacobian of a perceptron with one or two hidden layers, and its gradient.
+def trace_of(j: PerceptronJacobian) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """Return the traces, shape ``(n,)``, and the tensors that :func:`pull_trace` needs.
 
-    As :meth:`Chain.trace`, without a graph.
-
-    Arguments:
-        j: the Jacobian.
-        value: shape ``(n,)``.
-        kept: tensors of the value that the gradient needs.
+    As :meth:`Chain.trace`, without a graph; None for more than two hidden layers.
     """
+    match j.weights, j.slopes:
+        case (w1, w2), (p,):
+            diagonal = (w1 * w2.T).sum(1)
+            return p @ diagonal, (diagonal,)
+        case (w1, w2, w3), (p1, p2):
+            outer = (w1 @ w3).T
+            middle = w2 * outer
+            right = p1 @ middle.T
+            return torch.linalg.vecdot(right, p2), (outer, middle, right)
+        case _:
+            return None
 
-    j: PerceptronJacobian
-    value: Tensor
-    kept: tuple[Tensor, ...]
 
-    @classmethod
-    def of(cls, j: PerceptronJacobian) -> "Trace | None":
-        """Take the trace; None for more hidden layers, where the trace costs too much."""
-        match j.weights, j.slopes:
-            case (w1, w2), (p,):
-                diagonal = (w1 * w2.T).sum(1)
-                return cls(j, p @ diagonal, (diagonal,))
-            case (w1, w2, w3), (p1, p2):
-                outer = (w1 @ w3).T
-                middle = w2 * outer
-                right = p1 @ middle.T
-                return cls(j, torch.linalg.vecdot(right, p2), (outer, middle, right))
-            case _:
-                return None
+def pull_trace(
+    j: PerceptronJacobian, kept: tuple[Tensor, ...], g: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gradients of the weights and of the slopes, given those of the traces.
 
-    @classmethod
-    def again(cls, j: PerceptronJacobian, kept: tuple[Tensor, ...]) -> "Trace":
-        """Make a trace from its tensors, for the gradient."""
-        return cls(j, kept[0], kept)
-
-    def pull(self, g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the gradients of the weights and of the slopes, given that of the value."""
-        column = g[:, None]
-        if len(self.kept) == 1:
-            (w1, w2), (p,), (diagonal,) = self.j.weights, self.j.slopes, self.kept
-            of_diagonal = g @ p
-            return [of_diagonal[:, None] * w2.T, of_diagonal * w1.T], [column * diagonal]
-        (w1, w2, w3), (p1, p2), (outer, middle, right) = self.j.weights, self.j.slopes, self.kept
-        left = p2 * column
-        of_middle = left.T @ p1
-        of_outer = (of_middle * w2).T
-        of_weights = [times(of_outer, w3.T), of_middle * outer, w1.T @ of_outer]
-        return of_weights, [left @ middle, right * column]
+    ``kept`` are the tensors of :func:`trace_of`.
+    """
+    column = g[:, None]
+    if len(kept) == 1:
+        (w1, w2), (p,), (diagonal,) = j.weights, j.slopes, kept
+        of_diagonal = g @ p
+        return [of_diagonal[:, None] * w2.T, of_diagonal * w1.T], [column * diagonal]
+    (w1, w2, w3), (p1, p2), (outer, middle, right) = j.weights, j.slopes, kept
+    left = p2 * column
+    of_middle = left.T @ p1
+    of_outer = (of_middle * w2).T
+    of_weights = [times(of_outer, w3.T), of_middle * outer, w1.T @ of_outer]
+    return of_weights, [left @ middle, right * column]
