@@ -119,9 +119,12 @@ class Fingerprint:
             contents = looks.at(modules, tensors)
         except IncomparableError:
             return None
+        # Packed modules hold the same tensors.
+        distinct: dict[int, Tensor] = {}
         for m in modules:
             for held in (m._parameters, m._buffers):
-                tensors += [t for t in held.values() if t is not None]
+                distinct.update([(id(t), t) for t in held.values() if t is not None])
+        tensors += distinct.values()
         values = Values.of(tensors, by_value=by_value)
         if values is None:
             return None

@@ -45,7 +45,8 @@ def _known() -> dict[str, type]:
     found, waiting = {}, list(KINDS)
     while waiting:
         kind = waiting.pop()
-        found[_name(kind)] = kind
+        # A class comes before its packed form, which has the same name.
+        found.setdefault(_name(kind), kind)
         waiting += kind.__subclasses__()
     return found
 

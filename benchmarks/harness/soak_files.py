@@ -7,7 +7,7 @@ import random
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.distributions import Transform
 
 from pyro_iresnet import iresnet_flow, iresnet_stack
 from pyro_iresnet._modules import modules_of
-from pyro_iresnet._settings import SUFFIX
 from pyro_iresnet.blocks import Block
 
 from .certified import check_inverse, promised, together
@@ -37,29 +36,32 @@ def _state(change: Callable[[dict[str, Tensor], random.Random], None]) -> Callab
     """Corrupt the tensors of a state, and save the result as a sound file."""
 
     def corrupt(module: nn.Module, draw: random.Random, *, pickled: bool) -> bytes:
-        state = {k: v.clone() for k, v in module.state_dict().items()}
-        if pickled:
-            # The record of the settings is no tensor of the module: no damage reaches the record.
-            state = {k: v for k, v in state.items() if not k.endswith(SUFFIX)}
-        names = set(state)
-        change(state, draw)
         if not pickled:
+            state = {k: v.clone() for k, v in module.state_dict().items()}
+            change(state, draw)
             return _saved(state)
         module = copy.deepcopy(module)
         # A pickled module has no list of keys to compare with: its tensors are replaced in place.
-        for name, value in state.items():
-            owner, _, leaf = name.rpartition(".")
-            held = module.get_submodule(owner)
-            table = held._parameters if leaf in held._parameters else held._buffers
-            trains = value.is_floating_point()
-            table[leaf] = nn.Parameter(value, trains) if leaf in held._parameters else value
-        for name in names - set(state):
-            owner, _, leaf = name.rpartition(".")
-            held = module.get_submodule(owner)
-            (held._parameters if leaf in held._parameters else held._buffers).pop(leaf)
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        state = {k: v.detach().clone() for k, v in own.items()}
+        change(state, draw)
+        for name, tensor in own.items():
+            _replace(module, tensor, state.get(name))
         return _saved(module)
 
     return corrupt
+
+
+def _replace(module: nn.Module, old: Tensor, new: Tensor | None) -> None:
+    """Put a tensor in the place of another one, wherever a module holds it; None to remove it."""
+    if new is not None and isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, new.is_floating_point())
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for key in [k for k, tensor in table.items() if tensor is old]:
+                table.pop(key)
+                if new is not None:
+                    table[key] = cast(nn.Parameter, new)
 
 
 def _saved(value: object) -> bytes:

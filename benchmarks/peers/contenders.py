@@ -27,8 +27,7 @@ from torchflows.bijections.base import BijectiveComposition
 from torchflows.bijections.finite.autoregressive.layers import ElementwiseAffine
 from torchflows.bijections.finite.residual.iterative import ResFlowBlock, SpectralLinear
 
-from pyro_iresnet import IResNetTransform
-from pyro_iresnet.hosts.nflows import IResNetComposite
+from pyro_iresnet import iresnet_flow
 from pyro_iresnet.logdet import LogDet
 from pyro_iresnet.norms import Gram, Norm
 
@@ -80,10 +79,12 @@ def of_nflows(flow: Flow) -> Contender:
 
 
 def this_project(work: Work, logdet: LogDet | None = None, norm: Norm = GRAM) -> Contender:
-    """Build ``IResNetTransform`` blocks in an nflows ``Flow``, in the coordinates of ``x``."""
+    """Build an :func:`iresnet_flow`, in the coordinates of ``x``."""
     options = {"logdet": logdet, "norm": norm, "coordinates": None}
-    blocks = [IResNetTransform(work.dim, work.hidden, **options) for _ in range(work.blocks)]
-    return of_nflows(_nflows_flow(work, blocks, IResNetComposite))
+    between = ActNorm if work.actnorm else None
+    hidden = work.hidden
+    flow = iresnet_flow(work.dim, work.blocks, hidden_features=hidden, between=between, **options)
+    return of_nflows(flow)
 
 
 def normflows_residual(work: Work, *, brute_force: bool) -> Contender:
@@ -219,10 +220,7 @@ def _interleave(
     return [*parts, between()]
 
 
-def _nflows_flow(
-    work: Work,
-    blocks: Sequence[nn.Module],
-    composite: Callable[[list[nn.Module]], CompositeTransform] = CompositeTransform,
-) -> Flow:
+def _nflows_flow(work: Work, blocks: Sequence[nn.Module]) -> Flow:
     between = partial(ActNorm, work.dim) if work.actnorm else None
-    return Flow(composite(_interleave(blocks, between)), StandardNormal([work.dim]))
+    transform = CompositeTransform(_interleave(blocks, between))
+    return Flow(transform, StandardNormal([work.dim]))

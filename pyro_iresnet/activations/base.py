@@ -130,8 +130,8 @@ class Factors(NamedTuple):
 
     Arguments:
         core: :math:`\psi`, without parameters, and with one sign.
-        inner: :math:`a`, a scalar; None for 1.
-        outer: :math:`b`, a scalar; None for 1.
+        inner: :math:`a`, a scalar, or a vector with one entry for each packed module; None for 1.
+        outer: :math:`b`, as ``inner``.
         bound: the largest stretch of the core, over all signs together.
         signs: the values of s.
     """
@@ -149,7 +149,7 @@ class Factors(NamedTuple):
         scale ``a`` already.
         """
         if scaled and self.inner is not None:
-            v = self.inner * v
+            v = self.inner.reshape(*self.inner.shape, *(v.dim() - self.inner.dim()) * (1,)) * v
         return v if len(self.signs) == 1 else torch.cat([sign * v for sign in self.signs], dim)
 
 

@@ -25,7 +25,9 @@ from .._torch import (
 from ..activations import Sine
 from ..activations.swish import SiLU
 from ..contractions.layers import HiddenLayer
+from ..contractions.packed import whole
 from ..contractions.sequential import LayerSequence
+from ..coordinates import CoordinateMap
 from ..logdet import Exact
 from ..operators.solve import COARSEST, floor
 from .base import Block, Evaluation
@@ -92,43 +94,65 @@ def evaluate_in_turn(blocks: Sequence[Block], x: Tensor) -> Evaluation | None:
 
 def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weights] | None:
     """Stack the acting weights of blocks of one shape, with the scales of coordinates."""
-    layers: list[HiddenLayer] = []
+    maps: list[LayerSequence] = []
     for block in blocks:
         g = block.contraction_map()
         if type(g) is not LayerSequence or g.conditioner is not None:
             return None
-        layer = HiddenLayer.of(g.layers)
-        if layer is None or layer.w1.dtype != x.dtype or (layers and not _alike(layer, layers[0])):
-            return None
-        layers.append(layer)
-    core = layers[0].core
-    width, dim = layers[0].w1.shape
+        maps.append(g)
+    layer = _stacked(maps)
+    if layer is None or layer.w1.dtype != x.dtype:
+        return None
+    core, w1, b1, w2, b2 = layer
+    _, width, dim = w1.shape
     # The determinant of a narrow layer has a smaller side than that of the Jacobian.
     if dim > width or len(blocks) * x.numel() * width > LARGEST:
         return None
-    w1, b1, w2, b2 = [torch.stack(list(t)) for t in zip(*[p[1:] for p in layers], strict=True)]
-    logs: list[Tensor] = []
-    for block in blocks:
-        if block.coordinates is not None:
-            log_scale = block.coordinates.diagonal()
-            if log_scale is None:
-                return None
-            logs.append(log_scale)
-    if logs and len(logs) < len(blocks):
+    coordinates = [b.coordinates for b in blocks if b.coordinates is not None]
+    if not coordinates:
+        return core, _Weights(w1, b1, w2, b2)
+    log_scales = _log_scales(coordinates) if len(coordinates) == len(blocks) else None
+    if log_scales is None:
         return None
-    if logs:
-        log_scales = torch.stack(logs)
-        found = log_scales.detach()
-        if float((found.amax(1) - found.amin(1)).max()) > SPREAD:
-            return None
-        s = log_scales.exp()
-        w1, w2, b2 = w1 * torch.exp(-log_scales)[:, None], s[..., None] * w2, s * b2
+    found = log_scales.detach()
+    if float((found.amax(1) - found.amin(1)).max()) > SPREAD:
+        return None
+    s = log_scales.exp()
+    w1, w2, b2 = w1 * torch.exp(-log_scales)[:, None], s[..., None] * w2, s * b2
     return core, _Weights(w1, b1, w2, b2)
+
+
+def _stacked(maps: Sequence[LayerSequence]) -> HiddenLayer | None:
+    """Return sequences of one hidden layer each as one, with stacked tensors, or None."""
+    one = maps[0].whole
+    if one is not None:
+        layer = HiddenLayer.of(one.layers)
+        rows = [g.row if g.whole is one else None for g in maps]
+        if layer is not None and rows == list(range(len(layer.w1))):
+            return layer
+    layers: list[HiddenLayer] = []
+    for g in maps:
+        layer = HiddenLayer.of(g.layers)
+        if layer is None or (layers and not _alike(layer, layers[0])):
+            return None
+        layers.append(layer)
+    tensors = zip(*[layer[1:] for layer in layers], strict=True)
+    return HiddenLayer(layers[0].core, *[torch.stack(list(t)) for t in tensors])
+
+
+def _log_scales(coordinates: Sequence[CoordinateMap]) -> Tensor | None:
+    """Return the logarithms of the scales, shape ``(B, D)``; None if some have no scales."""
+    one = whole(coordinates)
+    if one is not None:
+        return one.diagonal()
+    logs = [c.diagonal() for c in coordinates]
+    known = [log for log in logs if log is not None]
+    return torch.stack(known) if len(known) == len(logs) else None
 
 
 def _alike(layer: HiddenLayer, other: HiddenLayer) -> bool:
     """Return True if two layers differ in the values of their weights only."""
-    if layer.w1.shape != other.w1.shape:
+    if layer.w1.shape != other.w1.shape or layer.w1.dtype != other.w1.dtype:
         return False
     return layer.core is other.core or layer.core.settings() == other.core.settings()
 

@@ -7,12 +7,8 @@ from .dense import DenseContraction
 from .densenet import DenseNetContraction
 from .film import FiLM, Modulation
 from .layers import Activate, Affine, Append, Conv, Gate, Layer
-from .sequential import (
-    LayeredContraction,
-    Perceptron,
-    RawWeight,
-    materialize_together,
-)
+from .sequential import LayeredContraction, Perceptron, RawWeight
+from .together import materialize_together
 from .wrap import Wrapped, wrap
 
 __all__ = [

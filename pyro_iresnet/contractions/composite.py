@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, check_instance
 from ..operators import Chain, ContractionMap, Linearization, LinearMap, Sum
 from .base import Contraction
-from .sequential import materialize_together
+from .together import materialize_together
 
 
 class _Composed(Contraction):

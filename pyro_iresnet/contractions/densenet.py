@@ -11,8 +11,9 @@ from ..activations import Activation, LipSwish, make_activations
 from ..errors import check_dims, check_positive_int
 from ..norms import Gram, Norm, NormalizedWeight
 from .film import FiLM, MakeConditioner, make_conditioner
+from .hooks import read
 from .layers import Activate, Affine, Append, Gate, Layer
-from .sequential import LayeredContraction, RawWeight, read, widths_behind
+from .sequential import LayeredContraction, RawWeight, widths_behind
 
 
 class DenseNetContraction(LayeredContraction):

@@ -53,6 +53,10 @@ class Layer(ABC):
         """Return the layer with tensors of a dtype; None if it has no such copy."""
         return None
 
+    def rows(self, count: int) -> "Sequence[Layer]":
+        """Return the layer of each of ``count`` packed contractions."""
+        return count * [self]
+
 
 @dataclass(frozen=True)
 class Affine(Layer):
@@ -104,6 +108,12 @@ class Affine(Layer):
         known = self.bound().to(dtype)
         weight = replace(self.weight, weight=self.weight.weight.to(dtype), known=known)
         return replace(self, weight=weight, matrix=self.matrix.to(dtype), bias=self.bias.to(dtype))
+
+    def rows(self, count: int) -> "Sequence[Affine]":
+        weights = self.weight.rows()
+        same = self.matrix is self.weight.weight
+        matrices = [w.weight for w in weights] if same else self.matrix.unbind()
+        return list(map(type(self), weights, matrices, self.bias.unbind()))
 
 
 @dataclass(frozen=True)

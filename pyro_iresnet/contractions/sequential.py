@@ -1,22 +1,18 @@
 """Contractions that are a list of layers."""
 
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from .._settings import alike
 from .._torch import full_precision
-from ..activations import Activation
+from ..activations import Activation, Factors
 from ..errors import (
-    ArgumentError,
     check_instance,
     check_lipschitz,
     check_positive_int,
@@ -26,13 +22,8 @@ from ..operators import Chain, ContractionMap, Linearization
 from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
-from .hooks import HOOKS, refuse_forward, refuse_hooks
+from .hooks import read
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers, to_dtype
-
-# Hooks that set the weight of a layer from its other tensors.
-WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
-# Stride, dilation and groups of a convolution that keeps the size of an image.
-PLAIN = ((1, 1), (1, 1), 1)
 
 
 class RawWeight(NamedTuple):
@@ -48,6 +39,9 @@ class RawWeight(NamedTuple):
     weight: Tensor
     bound: float
     scale: Tensor | None = None
+
+
+MakeLayers = Callable[[Sequence[NormalizedWeight]], list[Layer]]
 
 
 class LayeredContraction(Contraction):
@@ -104,28 +98,32 @@ class LayeredContraction(Contraction):
         return g(x, context)
 
     def materialize(self) -> "LayerSequence":
-        raw = self.raw_weights()
+        raw, make = self._prepared()
         normalized = self.norm.constrain_all(*zip(*raw, strict=True)) if raw else []
-        return self._map_with(normalized)
+        layers = tuple(make(normalized))
+        return LayerSequence(layers, len(self.event_shape), self.conditioner)
 
     def normalized_weights(self) -> list[tuple[str, NormalizedWeight]]:
         """List the weights that act, with the names of the parameters behind them."""
         raw = self.raw_weights()
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        if not raw:
-            return []
-        with full_precision(raw[0].weight):
-            normalized = self.norm.constrain_all(*zip(*raw, strict=True))
-        pairs = enumerate(zip(raw, normalized, strict=True))
-        return [(names.get(id(w.weight), f"weight {i}"), n) for i, (w, n) in pairs]
+        names = {_place_of(t): name for name, t in self.state_dict(keep_vars=True).items()}
+        pairs = enumerate(zip(raw, self._normalized(raw), strict=True))
+        return [(names.get(_place_of(w.weight), f"weight {i}"), n) for i, (w, n) in pairs]
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
-        return materialize_together([self])[0].lipschitz_bound()
+        raw, make = self._prepared()
+        return _tensor(bound_of(make(self._normalized(raw))))
 
-    def _map_with(self, weights: Sequence[NormalizedWeight]) -> "LayerSequence":
-        event_dim = len(self.event_shape)
-        return LayerSequence(tuple(self.layers_with(weights)), event_dim, self.conditioner)
+    def _normalized(self, raw: Sequence[RawWeight]) -> list[NormalizedWeight]:
+        if not raw:
+            return []
+        with full_precision(raw[0].weight):
+            return self.norm.constrain_all(*zip(*raw, strict=True))
+
+    def _prepared(self) -> tuple[list[RawWeight], MakeLayers]:
+        """Return the weights as they are stored, and the function that makes the layers."""
+        return self.raw_weights(), self.layers_with
 
 
 class Perceptron(LayeredContraction):
@@ -145,15 +143,15 @@ class Perceptron(LayeredContraction):
     affine: Callable[..., Affine]
     kind: type[nn.Module] = nn.Linear
 
-    def raw_weights(self) -> list[RawWeight]:
+    def raw_weights(self, found: Sequence[Factors] | None = None) -> list[RawWeight]:
+        found = self._factors() if found is None else found
         linears: Any = self.layers
         activations: Any = self.activations
         read(linears, activations, self.kind)
         share = self.lipschitz ** (1 / len(linears))
         raw: list[RawWeight] = []
         outer: Tensor | None = None
-        for linear, activation in zip(linears, activations, strict=False):
-            factors = activation.factors()
+        for linear, activation, factors in zip(linears, activations, found, strict=False):
             scale = factors.inner
             if outer is not None:
                 scale = outer if scale is None else outer * scale
@@ -162,17 +160,20 @@ class Perceptron(LayeredContraction):
             outer = factors.outer
         return [*raw, RawWeight(linears[-1].weight, share, outer)]
 
-    def layers_with(self, weights: Sequence[NormalizedWeight]) -> list[Layer]:
+    def layers_with(
+        self, weights: Sequence[NormalizedWeight], found: Sequence[Factors] | None = None
+    ) -> list[Layer]:
+        found = self._factors() if found is None else found
         linears: Any = self.layers
-        activations: Any = self.activations
         conditional, event_dim = self.conditioner is not None, len(self.event_shape)
+        # The weights of packed contractions have one dimension more in front.
+        rows = linears[-1].bias.dim() - 1
         layers: list[Layer] = []
-        for i, (linear, activation) in enumerate(zip(linears, activations, strict=False)):
-            factors = activation.factors()
+        for i, (linear, factors) in enumerate(zip(linears, found, strict=False)):
             matrix = weights[i].weight
             if len(factors.signs) > 1:
-                matrix = factors.fold(matrix, scaled=False)
-            bias, index = factors.fold(linear.bias), i if conditional else None
+                matrix = factors.fold(matrix, rows, scaled=False)
+            bias, index = factors.fold(linear.bias, rows), i if conditional else None
             layers.append(self.affine(weights[i], matrix, bias, factors, index))
             layers.append(Activate(factors.core, factors.bound, event_dim))
             if conditional:
@@ -182,59 +183,36 @@ class Perceptron(LayeredContraction):
         layers.append(self.affine(last, last.weight, linears[-1].bias, None, index))
         return [*layers, Gate(0, event_dim)] if alone else layers
 
+    def _prepared(self) -> tuple[list[RawWeight], MakeLayers]:
+        kind = type(self)
+        if (
+            kind.raw_weights is not Perceptron.raw_weights
+            or kind.layers_with is not Perceptron.layers_with
+        ):
+            return super()._prepared()
+        # Learned scales are computed once for both.
+        found = self._factors()
+        return self.raw_weights(found), partial(self.layers_with, found=found)
 
-def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module]) -> None:
-    """Let pruning, weight and spectral normalization set the weights of layers before a reading.
-
-    A contraction never calls its layers, since the acting weights are normalized ones. A hook or a
-    ``forward`` of the user's would be passed over in silence.
-
-    Arguments:
-        layers, activations: those of a contraction.
-        kind: ``nn.Linear`` or ``nn.Conv2d``.
-
-    Raises:
-        ArgumentError: a layer is of another kind, has no bias, or has a ``forward`` or a hook of
-            the user's; an activation has a hook or a ``forward`` set on itself.
-    """
-    for i, layer in enumerate(layers):
-        if type(layer).forward is not kind.forward or "forward" in vars(layer):
-            raise ArgumentError(
-                f"Expected layers[{i}] to compute as nn.{kind.__name__}; got a "
-                f"{type(layer).__name__} with a forward of its own, which a contraction never "
-                "calls. Parametrize the weight (torch.nn.utils.parametrize), or wrap your network."
-            )
-        if isinstance(layer, nn.Conv2d) and (layer.stride, layer.dilation, layer.groups) != PLAIN:
-            raise ArgumentError(
-                f"Expected layers[{i}] with stride 1, dilation 1 and one group, which the bound is "
-                f"for; got {layer}."
-            )
-        if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-            refuse_hooks(layer, f"layers[{i}]")
-        if layer._forward_pre_hooks:
-            for hook in layer._forward_pre_hooks.values():
-                if not isinstance(hook, WEIGHT_HOOKS):
-                    refuse_hooks(layer, f"layers[{i}]")
-                hook(layer, ())
-        if layer.bias is None:
-            raise ArgumentError(
-                f"Expected layers[{i}] to have a bias; got None. For no bias, set the bias to 0 "
-                "and its requires_grad to False."
-            )
-    for i, activation in enumerate(activations):
-        if any(map(vars(activation).get, HOOKS)):
-            refuse_hooks(activation, f"activations[{i}]")
-        if "forward" in vars(activation):
-            refuse_forward(activation, f"activations[{i}]")
+    def _factors(self) -> list[Factors]:
+        activations: Any = self.activations
+        return [activation.factors() for activation in activations]
 
 
 @dataclass(frozen=True)
 class LayerSequence(ContractionMap):
-    """Layers in turn, at least one, with a conditioner (or None) for shifts and gates."""
+    """Layers in turn, at least one, with a conditioner (or None) for shifts and gates.
+
+    Arguments:
+        whole: the sequence of packed contractions, of which this one is a row; else None.
+        row: the number of the row.
+    """
 
     layers: tuple[Layer, ...]
     event_dim: int
     conditioner: FiLM | None = None
+    whole: "LayerSequence | None" = None
+    row: int = 0
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         for layer in self.layers if context is None else self._under(context):
@@ -247,13 +225,12 @@ class LayerSequence(ContractionMap):
         return Linearization(value, Chain(maps), self.event_dim)
 
     def lipschitz_bound(self) -> Tensor:
-        bound = bound_of(self.layers)
-        return bound if isinstance(bound, Tensor) else torch.tensor(bound)
+        return _tensor(bound_of(self.layers))
 
     def to(self, dtype: torch.dtype) -> "LayerSequence | None":
         # The conditioner is a module, which cannot be copied at each call.
         layers = to_dtype(self.layers, dtype) if self.conditioner is None else None
-        return None if layers is None else replace(self, layers=layers)
+        return None if layers is None else LayerSequence(layers, self.event_dim)
 
     def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         # Each layer rounds at the size of its terms, and the layers after it pass that on.
@@ -264,6 +241,11 @@ class LayerSequence(ContractionMap):
             x = value
         return torch.finfo(x.dtype).eps / 2 * total
 
+    def rows(self, count: int) -> "list[LayerSequence]":
+        """Return the sequence of each of ``count`` packed contractions."""
+        each = zip(*[layer.rows(count) for layer in self.layers], strict=True)
+        return [LayerSequence(r, self.event_dim, None, self, i) for i, r in enumerate(each)]
+
     def _under(self, context: Tensor) -> tuple[Layer, ...]:
         if self.conditioner is None:
             return self.layers
@@ -271,25 +253,13 @@ class LayerSequence(ContractionMap):
         return tuple([layer.modulated(modulations) for layer in self.layers])
 
 
-def materialize_together(contractions: Sequence[Contraction]) -> list[ContractionMap]:
-    """Return ``[c.materialize() for c in contractions]``, by one batched norm for each shape."""
-    maps: dict[int, ContractionMap] = {}
-    by_norm: dict[Norm, list[LayeredContraction]] = defaultdict(list)
-    for c in contractions:
-        if isinstance(c, LayeredContraction):
-            by_norm[c.norm].append(c)
-        else:
-            maps[id(c)] = c.materialize()
-    for norm, members in by_norm.items():
-        raw = [c.raw_weights() for c in members]
-        weights, bounds, scales = zip(*[w for each in raw for w in each], strict=True)
-        with full_precision(weights[0]):
-            normalized = norm.constrain_all(weights, bounds, scales)
-        begin = 0
-        for c, each in zip(members, raw, strict=True):
-            maps[id(c)] = c._map_with(normalized[begin : begin + len(each)])
-            begin += len(each)
-    return [maps[id(c)] for c in contractions]
+def _tensor(bound: Tensor | float) -> Tensor:
+    return bound if isinstance(bound, Tensor) else torch.tensor(bound)
+
+
+def _place_of(tensor: Tensor) -> tuple[object, ...]:
+    """Return where a tensor lies, the same for two views of one row of a stacked tensor."""
+    return tensor.data_ptr(), tensor.shape
 
 
 def _activations(module: nn.Module) -> Iterator[Activation]:

@@ -19,7 +19,7 @@ from .._torch import COARSE, in_plain_autograd
 from ..errors import ArgumentError, check_dense, check_instance
 from .checks import bounds_of, check_weight
 from .convolution import over_symbol, spectral_norm
-from .together import Group, Rule
+from .together import Group, Rule, split
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class NormalizedWeight:
             return self.known
         with torch.no_grad():
             return self._take(self.strategy.proven)
+
+    def rows(self) -> "list[NormalizedWeight]":
+        """Return each of stacked weights alone."""
+        known = len(self.weight) * [None] if self.known is None else self.known.unbind()
+        pairs = zip(self.weight.unbind(), known, strict=True)
+        return [NormalizedWeight(weight, self.strategy, bound) for weight, bound in pairs]
 
     @torch.no_grad()
     def exact(self) -> Tensor:
@@ -193,9 +199,10 @@ class Norm(ABC):
         """Bring many weights to their bounds, all weights of one shape or its transpose at once.
 
         Arguments:
-            weights: matrices and kernels of any shapes.
+            weights: matrices, kernels and stacked matrices, shape ``(n, rows, columns)``.
             bounds: one bound for each weight.
-            scales: a scalar factor for each constrained weight; None for 1.
+            scales: a scalar factor for each constrained weight, shape ``(n,)`` for stacked ones;
+                None for 1.
         """
         groups: dict[tuple[Any, ...], Group] = defaultdict(Group)
         for i, weight in enumerate(weights):
@@ -203,7 +210,8 @@ class Norm(ABC):
                 check_weight(weight)
             # A 1 x 1 convolution is the matrix of its kernel.
             w = weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight
-            rows, columns, *side = w.shape
+            stacked = w.dim() == 3
+            rows, columns, *side = w.shape[-2:] if stacked else w.shape
             turned = rows > columns
             shape = (columns, rows) if turned else (rows, columns)
             group = groups[*shape, *side, w.dtype, w.device]
@@ -212,6 +220,7 @@ class Norm(ABC):
             group.turned.append(turned)
             group.bounds.append(bounds[i])
             group.scales.append(None if scales is None else scales[i])
+            group.sizes.append(len(w) if stacked else 0)
         rule = self.rule() if in_plain_autograd() else None
         normalized: dict[int, NormalizedWeight] = {}
         for group in groups.values():
@@ -219,8 +228,11 @@ class Norm(ABC):
             if first.dtype in COARSE:
                 acting, norms = group.normalized(self._coarse, None)
             else:
-                acting, norms = group.normalized(self.apply, rule if first.dim() == 2 else None)
-            known = [None] * len(acting) if norms is None else norms.unbind()
+                acting, norms = group.normalized(self.apply, rule if first.dim() < 4 else None)
+            if norms is None:
+                known = [None] * len(acting)
+            else:
+                known = split(norms, group.sizes) if any(group.sizes) else norms.unbind()
             for i, w, norm in zip(group.members, acting, known, strict=True):
                 back = w if w.shape == weights[i].shape else w[:, :, None, None]
                 normalized[i] = NormalizedWeight(back, self, norm)

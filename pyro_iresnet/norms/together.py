@@ -37,10 +37,11 @@ class Group:
 
     Attributes:
         members: the place of each weight among all weights.
-        weights: matrices, or kernels.
+        weights: matrices and stacked matrices, or kernels.
         turned: True for each weight with more rows than columns.
         bounds: bounds of their norms.
         scales: as in :meth:`Norm.constrain_all`.
+        sizes: the number of matrices of each weight, 0 for a weight that is one.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class Group:
         self.turned: list[bool] = []
         self.bounds: list[float] = []
         self.scales: list[Tensor | None] = []
+        self.sizes: list[int] = []
 
     def normalized(
         self, normalize: Normalize, rule: Rule | None
@@ -59,45 +61,73 @@ class Group:
             normalize: normalizes stacked weights, by differentiable operations.
             rule: computes the same by a derivative written by hand; None if there is no rule.
         """
+        # None for the common case: no weight is stacked.
+        sizes = self.sizes if any(self.sizes) else None
         if rule is not None:
             if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
                 *acting, known, _, _ = _Together.apply(
-                    normalize, rule, self.turned, self.bounds, *self.weights, *self.scales
+                    normalize,
+                    rule,
+                    self.turned,
+                    sizes,
+                    self.bounds,
+                    *self.weights,
+                    *self.scales,
                 )
                 return acting, known
             normalize = rule.normalize
-        many = _stacked(self.weights, self.turned)
-        bounds, scales = many.new_tensor(self.bounds), _stacked_scales(self.scales, many)
-        acting, known, *_ = normalize(many, bounds, scales)
-        return _unstacked(acting, self.turned), known
+        many = _stacked(self.weights, self.turned, sizes)
+        bounds = many.new_tensor(self.bounds if sizes is None else _repeated(self.bounds, sizes))
+        acting, known, *_ = normalize(many, bounds, _stacked_scales(self.scales, many, sizes))
+        return _unstacked(acting, self.turned, sizes), known
+
+
+def split(many: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return the first rows by the first size, and so on; a size of 0 takes one row as it is."""
+    pieces = many.split([size or 1 for size in sizes])
+    return [p if size else p[0] for p, size in zip(pieces, sizes, strict=True)]
+
+
+def _repeated(bounds: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    return [b for b, size in zip(bounds, sizes, strict=True) for _ in range(size or 1)]
 
 
 # Loops, not comprehensions: each call of Python shows in a step of a small flow.
-def _stacked(weights: Sequence[Tensor], turned: Sequence[bool]) -> Tensor:
+def _stacked(
+    weights: Sequence[Tensor], turned: Sequence[bool], sizes: Sequence[int] | None
+) -> Tensor:
     wide = list(weights)
     for i, turn in enumerate(turned):
         if turn:
-            wide[i] = wide[i].transpose(0, 1)
-    return torch.stack(wide)
+            wide[i] = wide[i].transpose(0, 1) if sizes is None else wide[i].mT
+    if sizes is None:
+        return torch.stack(wide)
+    return torch.cat([w if size else w[None] for w, size in zip(wide, sizes, strict=True)])
 
 
-def _unstacked(many: Tensor, turned: Sequence[bool]) -> list[Tensor]:
+def _unstacked(many: Tensor, turned: Sequence[bool], sizes: Sequence[int] | None) -> list[Tensor]:
     """Return views of stacked weights, turned back."""
-    views = list(many.unbind())
+    views = list(many.unbind()) if sizes is None else split(many, sizes)
     for i, turn in enumerate(turned):
         if turn:
-            views[i] = views[i].transpose(0, 1)
+            views[i] = views[i].transpose(0, 1) if sizes is None else views[i].mT
     return views
 
 
-def _stacked_scales(scales: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
-    """Return scalars as one tensor, 1 for None; None if all are None."""
+def _stacked_scales(
+    scales: Sequence[Tensor | None], like: Tensor, sizes: Sequence[int] | None
+) -> Tensor | None:
+    """Return factors as one tensor, 1 for None; None if all are None."""
     found, one = False, like.new_ones(())
     factors: list[Tensor] = []
     for scale in scales:
         found = found or scale is not None
         factors.append(one if scale is None else scale)
-    return torch.stack(factors) if found else None
+    if not found:
+        return None
+    if sizes is None:
+        return torch.stack(factors)
+    return torch.cat([f.expand(n or 1) for f, n in zip(factors, sizes, strict=True)])
 
 
 class _Together(Function):
@@ -112,18 +142,20 @@ class _Together(Function):
         normalize: Normalize,
         rule: Rule,
         turned: Sequence[bool],
+        sizes: Sequence[int] | None,
         bounds: Sequence[float],
         *inputs: Any,
     ):
         weights, scales = inputs[: len(turned)], inputs[len(turned) :]
-        many = _stacked(weights, turned)
-        limits, factors = many.new_tensor(bounds), _stacked_scales(scales, many)
+        many = _stacked(weights, turned, sizes)
+        limits = many.new_tensor(bounds if sizes is None else _repeated(bounds, sizes))
+        factors = _stacked_scales(scales, many, sizes)
         acting, known, kept = rule.normalize(many, limits, factors)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(known)
         ctx.save_for_backward(many, limits, factors, *kept)
-        ctx.normalize, ctx.rule, ctx.turned = normalize, rule, turned
-        return *_unstacked(acting, turned), known, many, factors
+        ctx.normalize, ctx.rule, ctx.turned, ctx.sizes = normalize, rule, turned, sizes
+        return *_unstacked(acting, turned, sizes), known, many, factors
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None):
@@ -133,19 +165,22 @@ class _Together(Function):
         given = [grad for grad in of_acting if grad is not None]
         if given:
             if len(given) < n:
-                shaped = zip(of_acting, _unstacked(many, ctx.turned), strict=True)
+                shaped = zip(of_acting, _unstacked(many, ctx.turned, ctx.sizes), strict=True)
                 given = [torch.zeros_like(w) if g is None else g for g, w in shaped]
-            grad = _stacked(given, ctx.turned)
+            grad = _stacked(given, ctx.turned, ctx.sizes)
             if torch.is_grad_enabled():
                 # A second derivative is under way: the gradient must be a function of W again.
                 found = _differentiate(ctx.normalize, grad, many, limits, factors)
             else:
                 found = ctx.rule.gradient(grad, factors, kept)
             of_many, of_factors = _sum(of_many, found[0]), _sum(of_factors, found[1])
-        of_weights = n * [None] if of_many is None else _unstacked(of_many, ctx.turned)
-        of_scales = n * [None] if factors is None or of_factors is None else of_factors.unbind()
-        pairs = zip((*of_weights, *of_scales), ctx.needs_input_grad[4:], strict=True)
-        return None, None, None, None, *(found if needed else None for found, needed in pairs)
+        turned, sizes = ctx.turned, ctx.sizes
+        of_weights = n * [None] if of_many is None else _unstacked(of_many, turned, sizes)
+        of_scales: Sequence[Tensor | None] = n * [None]
+        if factors is not None and of_factors is not None:
+            of_scales = of_factors.unbind() if sizes is None else split(of_factors, sizes)
+        pairs = zip((*of_weights, *of_scales), ctx.needs_input_grad[5:], strict=True)
+        return None, None, None, None, None, *(found if needed else None for found, needed in pairs)
 
 
 def _differentiate(

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyro_iresnet import Exact, IResNet, ResidualBlock, Roulette, iresnet_stack
+from pyro_iresnet import Exact, IResNet, ResidualBlock, Roulette, iresnet, iresnet_stack
 from pyro_iresnet.activations import LipSwish, Sine, Tanh
 from pyro_iresnet.contractions import Affine, Perceptron
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
 from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.hosts.pyro import Stack
 from pyro_iresnet.hosts.pyro import stack as stack_module
 from pyro_iresnet.norms import Gram
 
@@ -36,11 +37,13 @@ LEFT_ALONE = {
 EXACT = Exact()
 
 
-def made(input_dim=4, hidden_dims=(12,), num_blocks=3, logdet=EXACT, **options):
+def made(input_dim=4, hidden_dims=(12,), num_blocks=3, logdet=EXACT, packed=True, **options):
     torch.manual_seed(3)
-    stack = iresnet_stack(
-        input_dim, num_blocks, hidden_dims, between=None, logdet=logdet, **options
-    )
+    options = {"hidden_dims": hidden_dims, "logdet": logdet, **options}
+    if packed:
+        stack = iresnet_stack(input_dim, num_blocks, between=None, **options)
+    else:
+        stack = Stack([iresnet(input_dim, **options) for _ in range(num_blocks)])
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -91,8 +94,9 @@ def everything(stack, evaluation, x, *, second):
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("batch", [(), (1,), (6,), (2, 3), (0,)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_equals_block_by_block(options, batch, second, taken, apart):
-    stack = made(**options)
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_equals_block_by_block(options, packed, batch, second, taken, apart):
+    stack = made(packed=packed, **options)
     x = torch.randn(*batch, options.get("input_dim", 4), requires_grad=True)
     together = everything(stack, stack.evaluate(x), x, second=second)
     assert taken == [True]
@@ -171,7 +175,7 @@ def test_nan_rows(taken):
 
 
 def test_frozen_parameters(taken, apart):
-    stack, x = made(), torch.randn(6, 4)
+    stack, x = made(packed=False), torch.randn(6, 4)
     frozen = stack.parts[1].block.contraction.layers[0].weight.requires_grad_(False)
     grads = []
     for evaluation in (stack.evaluate(x), apart(stack, x)):
@@ -184,7 +188,7 @@ def test_frozen_parameters(taken, apart):
 
 
 def test_gradient_of_the_points_alone(taken, apart):
-    stack, x = made(), torch.randn(6, 4, requires_grad=True)
+    stack, x = made(packed=False), torch.randn(6, 4, requires_grad=True)
     found = []
     for evaluation in (stack.evaluate(x), apart(stack, x)):
         loss = evaluation.y.sin().sum() + evaluation.log_det().sum()

@@ -90,6 +90,22 @@ def test_loads_param_store(tmp_path):
     assert same(fresh, further)
 
 
+def test_loads_older_param_store():
+    """A store with the parameters of each block, from before blocks were packed."""
+    guide = AutoIResNet(gaussian, 2)
+    step(guide, gaussian)
+    pyro.clear_param_store()
+    for name, value in guide.transform.state_dict().items():
+        if not name.endswith("_extra_state"):
+            pyro.param(f"AutoIResNet.transform$$${name}", value.clone())
+    fresh = AutoIResNet(gaussian, 2, init="plain")
+    fresh()
+    assert same(fresh, guide)
+    assert not any(".0.block" in name and "stacked" not in name for name in pyro.get_param_store())
+    step(fresh, gaussian)
+    assert not same(fresh, guide)
+
+
 def test_refuses_foreign_store():
     step(AutoIResNet(gaussian, 2), gaussian)
     with pytest.raises(ArgumentError, match="clear_param_store"):

@@ -251,7 +251,10 @@ class AutoIResNet(AutoNormalizingFlow):
         step; else it would train its own tensors and leave the guide's as they are.
         """
         store, prefix = pyro.get_param_store(), f"{self._pyro_name}.transform"
-        for name, parameter in self._stack().named_parameters():
+        stack = self._stack()
+        # The state dict has the names that a store has of an older version, block by block.
+        targets = {**stack.state_dict(keep_vars=True), **dict(stack.named_parameters())}
+        for name, parameter in targets.items():
             full = param_with_module_name(prefix, name)
             if full not in store or pyro.settings.get("module_local_params"):
                 continue

@@ -1,0 +1,228 @@
+"""Modules of one structure whose parameters are rows of stacked tensors.
+
+A guide has many small blocks of one shape. With a tensor for each weight of each block, the
+bookkeeping of Pyro and of its optimiser costs as much as the mathematics. A packed module keeps its
+class, its place and its state dict; its weights are rows of tensors that all modules share.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from operator import is_
+from types import EllipsisType
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from .hooks import HOOKS
+
+M = TypeVar("M", bound=nn.Module)
+# What hangs on one module alone, and so keeps modules apart.
+OWN = (*HOOKS, "_buffers", "forward")
+
+
+class Stacked(nn.Module):
+    """Parameters with one row for each packed module; each module writes its row to a state dict.
+
+    Every packed module holds one of its own. Torch takes two modules with the same parameters for
+    tied weights, but restores one module in two places wrongly (``torch.func.functional_call``).
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        for name, parameter in parameters.items():
+            self.register_parameter(name, parameter)
+
+    def extra_repr(self) -> str:
+        named = self._parameters.items()
+        return ", ".join([f"{name} of {len(p)}" for name, p in named if p is not None])
+
+    def _save_to_state_dict(self, *_: Any, **__: Any) -> None: ...
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None: ...
+
+
+class _Packed(nn.Module):
+    """A module whose parameters are rows of :class:`Stacked`; a mixin before the module's class.
+
+    Attributes:
+        stacked: the stacked parameters, in the place of parameters of its own.
+    """
+
+    stacked: Stacked
+    # The number of the row, or ... for all rows.
+    _row: int | EllipsisType
+
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._with_own(self._rows(), super()._save_to_state_dict, arguments, options)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        # Torch loads into copies: it may put other tensors in their place (assign=True).
+        own: dict[str, Any] = {n: nn.Parameter(r.detach().clone()) for n, r in self._rows().items()}
+        self._with_own(own, super()._load_from_state_dict, arguments, options)
+        for name, row in self._rows().items():
+            if row.is_meta and not own[name].is_meta:
+                raise ArgumentError(
+                    f"Expected {name} of a {type(self).__name__} with values; got a tensor on the "
+                    "device meta, which several blocks share and load row by row. Call "
+                    "to_empty(device='cpu') on the flow first."
+                )
+            with torch.no_grad():
+                row.copy_(own[name])
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name not in self._parameters:
+            _refuse(self, name)
+        super().register_parameter(name, param)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the module as it is outside a pack."""
+        own: Any = super()
+        return {name: value for name, value in own.settings().items() if name != "stacked"}
+
+    def _rows(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.stacked._parameters}
+
+    def _with_own(
+        self, own: dict[str, Any], call: Callable[..., None], arguments: Any, options: Any
+    ) -> None:
+        """Call a method of torch that looks for parameters of the module's own."""
+        before = self._parameters
+        vars(self)["_parameters"] = own
+        try:
+            call(*arguments, **options)
+        finally:
+            vars(self)["_parameters"] = before
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        base, names = type(self).__mro__[2], tuple(self.stacked._parameters)
+        return _bare, (base, names), self.__getstate__()
+
+
+@cache
+def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[_Packed]:
+    """Return the class of packed modules of a class; the parameters are properties."""
+    members: dict[str, Any] = {name: _row_of(name) for name in names}
+    kind = type(base.__name__, (_Packed, base), members)
+    kind.__module__, kind.__qualname__ = base.__module__, base.__qualname__
+    return kind
+
+
+def _row_of(name: str) -> property:
+    def row(module: _Packed) -> Tensor:
+        # A replica of nn.DataParallel holds the tensor as a plain attribute.
+        return getattr(module.stacked, name)[module._row]
+
+    return property(row, lambda module, _: _refuse(module, name))
+
+
+def _refuse(module: nn.Module, name: str) -> NoReturn:
+    raise ArgumentError(
+        f"Expected no parameter {name} set on this {type(module).__name__}, whose parameters are "
+        "rows of tensors that several blocks share. Write rows in place, by copy_ without "
+        "gradients. To replace, prune or parametrize a weight of one block, put a module of your "
+        "own in the place of this one, or stack blocks of your own: Stack([iresnet(2)])."
+    )
+
+
+def _bare(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    kind = _packed_class(base, names)
+    return kind.__new__(kind)
+
+
+def pack(modules: Sequence[nn.Module]) -> None:
+    """Make the parameters of modules rows of stacked tensors, in place.
+
+    Modules of different structure, settings or dtype stay as they are, and so do modules with
+    buffers, hooks, frozen or shared parameters.
+    """
+    trees = [list(m.modules()) for m in modules]
+    parameters = [p for m in modules for p in m.parameters()]
+    alike = len({tuple(map(type, tree)) for tree in trees}) == 1
+    distinct = len({id(m) for tree in trees for m in tree}) == sum(map(len, trees))
+    if len(modules) < 2 or not alike or not distinct:
+        return
+    if len({id(p) for m in modules for p in m.parameters()}) < len(parameters):
+        return
+    positions = list(zip(*trees, strict=True))
+    if not all(map(_can_stack, positions)):
+        return
+    for position in positions:
+        names = tuple(position[0]._parameters)
+        if names:
+            rows = zip(*[map(cast(Any, m._parameters).get, names) for m in position], strict=True)
+            with torch.no_grad():
+                stacks = [nn.Parameter(torch.stack(tensors)) for tensors in rows]
+            for i, m in enumerate(position):
+                m._parameters.clear()
+                m.__class__ = _packed_class(type(m), names)
+                m.stacked = Stacked(dict(zip(names, stacks, strict=True)))
+                vars(m)["_row"] = i
+    group = object()
+    for m in modules:
+        vars(m)["_pack"] = group
+
+
+def _can_stack(position: Sequence[nn.Module]) -> bool:
+    def seen(m: nn.Module) -> list[object]:
+        shapes = [
+            (name, p is not None and (type(p), p.shape, p.dtype, p.device, p.requires_grad))
+            for name, p in m._parameters.items()
+        ]
+        return [shapes, list(m._modules)]
+
+    first = seen(position[0])
+    trained = all(known and known[-1] for _, known in cast(Any, first[0]))
+    plain = not any(any(map(vars(m).get, OWN)) for m in position)
+    return trained and plain and all(seen(m) == first for m in position[1:])
+
+
+def whole(modules: Sequence[M]) -> M | None:
+    """Return packed modules as one module, whose parameters are the stacked tensors.
+
+    None unless the modules are all that were packed together, in their order, with the same
+    settings. The module is made anew in each call, for reading.
+    """
+    first, count = modules[0], len(modules)
+    own = vars(first)
+    names = [name for name in own if name[0] != "_"]
+    settings, parts = list(map(own.get, names)), list(first._modules)
+    stacks: list[Tensor] = []
+    packed = isinstance(first, _Packed)
+    if packed:
+        stacks = list(first.stacked.parameters())
+        if not stacks or len(stacks[0]) != count:
+            return None
+    for i, m in enumerate(modules):
+        held = vars(m)
+        if type(m) is not type(first) or m._parameters or any(map(held.get, OWN)):
+            return None
+        try:
+            if list(map(held.get, names)) != settings or list(m._modules) != parts:
+                return None
+        except RuntimeError:
+            # Tensors among the settings.
+            return None
+        if packed:
+            tensors = cast(Any, m).stacked._parameters.values()
+            if held["_row"] != i or not all(map(is_, tensors, stacks)):
+                return None
+    children: dict[str, nn.Module | None] = {}
+    for name in parts:
+        children[name] = first._modules[name]
+        if packed and name == "stacked":
+            continue
+        child = (
+            None
+            if None in (same := [m._modules[name] for m in modules])
+            else whole(cast(Any, same))
+        )
+        if child is None and same != count * [None]:
+            return None
+        children[name] = child
+    one = type(first).__new__(type(first))
+    vars(one).update(own, _modules=children)
+    if packed:
+        vars(one)["_row"] = ...
+    return one
