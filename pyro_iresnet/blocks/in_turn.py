@@ -24,7 +24,7 @@ from .._torch import (
 )
 from ..activations import Sine
 from ..activations.swish import SiLU
-from ..contractions.layers import HiddenLayer
+from ..contractions.dense_jacobian import CurvedLayers
 from ..contractions.sequential import LayerSequence
 from ..logdet import Exact
 from ..operators.solve import COARSEST, floor
@@ -92,21 +92,24 @@ def evaluate_in_turn(blocks: Sequence[Block], x: Tensor) -> Evaluation | None:
 
 def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weights] | None:
     """Stack the acting weights of blocks of one shape, with the scales of coordinates."""
-    layers: list[HiddenLayer] = []
+    layers: list[CurvedLayers] = []
     for block in blocks:
         g = block.contraction_map()
         if type(g) is not LayerSequence or g.conditioner is not None:
             return None
-        layer = HiddenLayer.of(g.layers)
-        if layer is None or layer.w1.dtype != x.dtype or (layers and not _alike(layer, layers[0])):
+        layer = CurvedLayers.of(g.layers)
+        if layer is None or len(layer.cores) > 1 or layer.weights[0].dtype != x.dtype:
+            return None
+        if layers and not _alike(layer, layers[0]):
             return None
         layers.append(layer)
-    core = layers[0].core
-    width, dim = layers[0].w1.shape
+    core = layers[0].cores[0]
+    width, dim = layers[0].weights[0].shape
     # The determinant of a narrow layer has a smaller side than that of the Jacobian.
     if dim > width or len(blocks) * x.numel() * width > LARGEST:
         return None
-    w1, b1, w2, b2 = [torch.stack(list(t)) for t in zip(*[p[1:] for p in layers], strict=True)]
+    w1, w2 = [torch.stack(t) for t in zip(*[p.weights for p in layers], strict=True)]
+    b1, b2 = [torch.stack(t) for t in zip(*[p.biases for p in layers], strict=True)]
     logs: list[Tensor] = []
     for block in blocks:
         if block.coordinates is not None:
@@ -126,11 +129,12 @@ def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weigh
     return core, _Weights(w1, b1, w2, b2)
 
 
-def _alike(layer: HiddenLayer, other: HiddenLayer) -> bool:
+def _alike(layer: CurvedLayers, other: CurvedLayers) -> bool:
     """Return True if two layers differ in the values of their weights only."""
-    if layer.w1.shape != other.w1.shape:
+    if layer.weights[0].shape != other.weights[0].shape:
         return False
-    return layer.core is other.core or layer.core.settings() == other.core.settings()
+    core, its = layer.cores[0], other.cores[0]
+    return core is its or core.settings() == its.settings()
 
 
 class _InTurn(Function):

@@ -7,14 +7,12 @@ parameters.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import activations
-from ..activations import Activation, Elementwise, Factors, Sine
-from ..activations.swish import SiLU
+from ..activations import Activation, Elementwise, Factors
 from ..norms import NormalizedWeight
 from ..operators import Append as AppendMap
 from ..operators import Chain, Convolution, Dense, Diagonal, LinearMap, convolve
@@ -267,33 +265,6 @@ def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[
         maps.append(jacobian)
         last = jacobian
     return h, tuple(maps)
-
-
-# Activations whose second derivative is known, and which hold no tensors.
-CURVED = (SiLU, Sine)
-
-
-class HiddenLayer(NamedTuple):
-    r"""A perceptron :math:`W_2\,\phi(W_1 x + b_1) + b_2` with the weights that act."""
-
-    core: SiLU | Sine
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-
-    @classmethod
-    def of(cls, layers: Sequence[Layer]) -> "HiddenLayer | None":
-        """Return layers as one hidden layer of known curvature, or None for other layers."""
-        if list(map(type, layers)) != [Affine, Activate, Affine]:
-            return None
-        first, middle, last = layers
-        core = middle.core  # pyright: ignore[reportAttributeAccessIssue]
-        ends: Any = first, last
-        # A subclass computes another function.
-        if type(core) not in CURVED or any(affine.shift is not None for affine in ends):
-            return None
-        return cls(core, *[t for affine in ends for t in (affine.matrix, affine.bias)])
 
 
 def bound_of(layers: Sequence[Layer]) -> Tensor | float:

@@ -25,6 +25,7 @@ from ..norms import Norm, NormalizedWeight
 from ..operators import Chain, ContractionMap, Linearization
 from ..operators.solve import check_resolved
 from .base import Contraction
+from .dense_jacobian import linearize_densely
 from .film import FiLM
 from .hooks import HOOKS, refuse_forward, refuse_hooks
 from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers, to_dtype
@@ -245,6 +246,10 @@ class LayerSequence(ContractionMap):
         layers = self.layers if context is None else self._under(context)
         value, maps = linearize_layers(layers, x)
         return Linearization(value, Chain(maps), self.event_dim)
+
+    def linearize_densely(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        at = linearize_densely(self.layers, x) if context is None and self.event_dim == 1 else None
+        return self.linearize(x, context) if at is None else at
 
     def lipschitz_bound(self) -> Tensor:
         bound = bound_of(self.layers)
