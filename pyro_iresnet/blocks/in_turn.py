@@ -24,7 +24,7 @@ from .._torch import (
 )
 from ..activations import Sine
 from ..activations.swish import SiLU
-from ..contractions.dense_jacobian import CurvedLayers
+from ..contractions.layers import CurvedLayers
 from ..contractions.sequential import LayerSequence
 from ..logdet import Exact
 from ..operators.solve import COARSEST, floor

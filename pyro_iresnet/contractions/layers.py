@@ -7,12 +7,14 @@ parameters.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import activations
-from ..activations import Activation, Elementwise, Factors
+from ..activations import Activation, Elementwise, Factors, Sine
+from ..activations.swish import SiLU
 from ..norms import NormalizedWeight
 from ..operators import Append as AppendMap
 from ..operators import Chain, Convolution, Dense, Diagonal, LinearMap, convolve
@@ -265,6 +267,43 @@ def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[
         maps.append(jacobian)
         last = jacobian
     return h, tuple(maps)
+
+
+# Activations whose second derivative is known, and which hold no tensors.
+CURVED = (SiLU, Sine)
+
+
+class CurvedLayers(NamedTuple):
+    """A perceptron of at least one hidden layer, with the weights that act.
+
+    Arguments:
+        cores: the activations, of known curvature.
+        weights, biases: of the layers around the activations.
+    """
+
+    cores: tuple[SiLU | Sine, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> "CurvedLayers | None":
+        """Return layers as such a perceptron, or None for other layers."""
+        affine: Any = layers[::2]
+        active: Any = layers[1::2]
+        if len(active) == 0 or len(affine) != len(active) + 1:
+            return None
+        # A subclass computes another function.
+        for layer in active:
+            if type(layer) is not Activate or type(layer.core) not in CURVED:
+                return None
+        for layer in affine:
+            if type(layer) is not Affine or layer.shift is not None:
+                return None
+        return cls(
+            tuple([layer.core for layer in active]),
+            tuple([layer.matrix for layer in affine]),
+            tuple([layer.bias for layer in affine]),
+        )
 
 
 def bound_of(layers: Sequence[Layer]) -> Tensor | float:

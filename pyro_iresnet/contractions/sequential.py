@@ -23,12 +23,21 @@ from ..errors import (
 )
 from ..norms import Norm, NormalizedWeight
 from ..operators import Chain, ContractionMap, Linearization
+from ..operators.perceptron import linearize_perceptron
 from ..operators.solve import check_resolved
 from .base import Contraction
-from .dense_jacobian import linearize_densely
 from .film import FiLM
 from .hooks import HOOKS, refuse_forward, refuse_hooks
-from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers, to_dtype
+from .layers import (
+    Activate,
+    Affine,
+    CurvedLayers,
+    Gate,
+    Layer,
+    bound_of,
+    linearize_layers,
+    to_dtype,
+)
 
 # Hooks that set the weight of a layer from its other tensors.
 WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
@@ -248,7 +257,8 @@ class LayerSequence(ContractionMap):
         return Linearization(value, Chain(maps), self.event_dim)
 
     def linearize_densely(self, x: Tensor, context: Tensor | None = None) -> Linearization:
-        at = linearize_densely(self.layers, x) if context is None and self.event_dim == 1 else None
+        found = CurvedLayers.of(self.layers) if context is None and self.event_dim == 1 else None
+        at = None if found is None else linearize_perceptron(*found, x)
         return self.linearize(x, context) if at is None else at
 
     def lipschitz_bound(self) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 
 from pyro_iresnet import Exact, ResidualBlock, Roulette
 from pyro_iresnet.activations import CLipSwish, Sine, Tanh
-from pyro_iresnet.contractions import dense_jacobian
 from pyro_iresnet.contractions import sequential as module
 from pyro_iresnet.coordinates import Asinh, DiagonalScale
+from pyro_iresnet.operators import perceptron
 
 from .. import zoo
 
@@ -39,14 +39,14 @@ def made(dim=5, hidden_dims=(9, 8), logdet=EXACT, coordinates=None, **options):
 def taken(monkeypatch):
     """Record whether each linearization was one operation."""
     found = []
-    linearize = module.linearize_densely
+    linearize = module.linearize_perceptron
 
-    def recorded(layers, x):
-        result = linearize(layers, x)
+    def recorded(*arguments):
+        result = linearize(*arguments)
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr(module, "linearize_densely", recorded)
+    monkeypatch.setattr(module, "linearize_perceptron", recorded)
     return found
 
 
@@ -56,7 +56,7 @@ def apart(monkeypatch):
 
     def evaluate(block, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "linearize_densely", lambda layers, x: None)
+            patch.setattr(module, "linearize_perceptron", lambda *_: None)
             return block.evaluate(*arguments)
 
     return evaluate
@@ -135,8 +135,21 @@ def test_other_estimators_and_modes(taken):
     assert not any(taken)
 
 
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_products(batch, taken):
+    g, x = made().contraction_map(), torch.randn(*batch, 5)
+    found, expected = g.linearize_densely(x), g.linearize(x)
+    assert taken == [True]
+    v, index = torch.randn(3, *batch, 5), torch.tensor([0, 0])
+    torch.testing.assert_close(found.mv(v), expected.mv(v))
+    torch.testing.assert_close(found.vm(v), expected.vm(v))
+    parts = [at.select(index).as_matrix() for at in (found, expected)]
+    torch.testing.assert_close(*parts)
+    assert found.jacobian.widths() == (5, 5)
+
+
 def test_large_batches(taken, monkeypatch):
-    monkeypatch.setattr(dense_jacobian, "LARGEST", 7 * 5 * 9)
+    monkeypatch.setattr(perceptron, "LARGEST", 7 * 5 * 9)
     made().evaluate(torch.randn(7, 5))
     made().evaluate(torch.randn(8, 5))
     assert taken == [True, False]
