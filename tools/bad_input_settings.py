@@ -207,7 +207,17 @@ WITHOUT = {
     "BlockKeywords": "a type for annotations",
     "DENSE": "a number",
     **dict.fromkeys(
-        ["Append", "Chain", "Convolution", "Dense", "Diagonal", "Negated", "Permutation", "Sum"],
+        [
+            "Append",
+            "Chain",
+            "Convolution",
+            "Dense",
+            "Diagonal",
+            "Matrices",
+            "Negated",
+            "Permutation",
+            "Sum",
+        ],
         BRICK,
     ),
     **dict.fromkeys(["Linearization", "NegatedMap", "convolve", "unpack"], BRICK),

@@ -137,8 +137,10 @@ class SiLU(Elementwise):
 
     def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The value and the first two derivatives at ``x``, each of the shape of ``x``."""
-        value, slope, s = _silu(x)
-        return value, slope, s + slope - 2 * s * slope
+        s = torch.sigmoid(x)
+        value = x * s
+        slope = torch.lerp(value, value.new_ones(()), s)
+        return value, slope, torch.add(s, slope).addcmul_(s, slope, value=-2)
 
 
 # One module for all layers: SiLU has neither parameters nor settings.

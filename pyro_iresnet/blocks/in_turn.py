@@ -24,7 +24,7 @@ from .._torch import (
 )
 from ..activations import Sine
 from ..activations.swish import SiLU
-from ..contractions.layers import HiddenLayer
+from ..contractions.layers import CurvedLayers
 from ..contractions.packed import whole
 from ..contractions.sequential import LayerSequence
 from ..coordinates import CoordinateMap
@@ -100,10 +100,10 @@ def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weigh
         if type(g) is not LayerSequence or g.conditioner is not None:
             return None
         maps.append(g)
-    layer = _stacked(maps)
-    if layer is None or layer.w1.dtype != x.dtype:
+    layers = _stacked(maps)
+    if layers is None or layers.weights[0].dtype != x.dtype:
         return None
-    core, w1, b1, w2, b2 = layer
+    [core], (w1, w2), (b1, b2) = layers
     _, width, dim = w1.shape
     # The determinant of a narrow layer has a smaller side than that of the Jacobian.
     if dim > width or len(blocks) * x.numel() * width > LARGEST:
@@ -122,22 +122,23 @@ def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weigh
     return core, _Weights(w1, b1, w2, b2)
 
 
-def _stacked(maps: Sequence[LayerSequence]) -> HiddenLayer | None:
+def _stacked(maps: Sequence[LayerSequence]) -> CurvedLayers | None:
     """Return sequences of one hidden layer each as one, with stacked tensors, or None."""
     one = maps[0].whole
     if one is not None:
-        layer = HiddenLayer.of(one.layers)
+        layers = CurvedLayers.of(one.layers)
         rows = [g.row if g.whole is one else None for g in maps]
-        if layer is not None and rows == list(range(len(layer.w1))):
-            return layer
-    layers: list[HiddenLayer] = []
+        if layers is not None and rows == list(range(len(layers.weights[0]))):
+            return layers if len(layers.cores) == 1 else None
+    found: list[CurvedLayers] = []
     for g in maps:
-        layer = HiddenLayer.of(g.layers)
-        if layer is None or (layers and not _alike(layer, layers[0])):
+        layers = CurvedLayers.of(g.layers)
+        if layers is None or len(layers.cores) > 1 or (found and not _alike(layers, found[0])):
             return None
-        layers.append(layer)
-    tensors = zip(*[layer[1:] for layer in layers], strict=True)
-    return HiddenLayer(layers[0].core, *[torch.stack(list(t)) for t in tensors])
+        found.append(layers)
+    _, weights, biases = zip(*found, strict=True)
+    stacks = [tuple(map(torch.stack, zip(*each, strict=True))) for each in (weights, biases)]
+    return CurvedLayers(found[0].cores, *stacks)
 
 
 def _log_scales(coordinates: Sequence[CoordinateMap]) -> Tensor | None:
@@ -150,11 +151,13 @@ def _log_scales(coordinates: Sequence[CoordinateMap]) -> Tensor | None:
     return torch.stack(known) if len(known) == len(logs) else None
 
 
-def _alike(layer: HiddenLayer, other: HiddenLayer) -> bool:
-    """Return True if two layers differ in the values of their weights only."""
-    if layer.w1.shape != other.w1.shape or layer.w1.dtype != other.w1.dtype:
+def _alike(layers: CurvedLayers, others: CurvedLayers) -> bool:
+    """Return True if two networks differ in the values of their weights only."""
+    weight, like = layers.weights[0], others.weights[0]
+    if weight.shape != like.shape or weight.dtype != like.dtype:
         return False
-    return layer.core is other.core or layer.core.settings() == other.core.settings()
+    core, other = layers.cores[0], others.cores[0]
+    return core is other or core.settings() == other.settings()
 
 
 class _InTurn(Function):

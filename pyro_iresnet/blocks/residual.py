@@ -6,10 +6,10 @@ from typing import Unpack, final
 import torch
 from torch import Tensor
 
-from .._torch import full_precision
+from .._torch import full_precision, in_plain_autograd
 from ..errors import check_keywords
 from ..inverse import SolveKeywords, implicit_inverse, solve_in
-from ..logdet import LogOnePlus
+from ..logdet import Exact, LogOnePlus
 from ..operators import ContractionMap, Linearization, auto_linear_solve
 from ..solution import Solution
 from .base import Block, Evaluation
@@ -56,9 +56,17 @@ class ResidualBlock(Block):
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Evaluation:
         with full_precision(x):
             z = self.to_coordinates(x)
-            at = self.contraction_map().linearize(z, context)
+            at = self._linearize(self.contraction_map(), z, context)
             y = self.from_coordinates(z + at.value)
         return self.evaluation(x, y, lambda: at, LogOnePlus(), _vjp, _inverse_vjp)
+
+    def _linearize(self, g: ContractionMap, z: Tensor, context: Tensor | None) -> Linearization:
+        # Without gradients a caller may want y alone, and the matrix is made on demand.
+        # A trace would record the reading of a shape, and only with gradients.
+        if not (torch.is_grad_enabled() and in_plain_autograd()):
+            return g.linearize(z, context)
+        exact = type(self.estimator(z.shape[-1])) is Exact
+        return g.linearize_densely(z, context) if exact else g.linearize(z, context)
 
     def evaluate_inverse(
         self, y: Tensor, context: Tensor | None = None, *, x0: Tensor | None = None
@@ -70,7 +78,7 @@ class ResidualBlock(Block):
                 target, bound = self.to_coordinates(y), solution.lipschitz
                 z = implicit_inverse(self.contraction, g, z, target, context, lipschitz=bound)
             x = self.from_coordinates(z)
-        linearize = partial(g.linearize, z, context)
+        linearize = partial(self._linearize, g, z, context)
         return self.evaluation(x, y, linearize, LogOnePlus(), _vjp, _inverse_vjp)
 
     def solve(

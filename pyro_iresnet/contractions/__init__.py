@@ -4,9 +4,9 @@ from .base import Contraction
 from .composite import SequentialContraction, SumContraction
 from .conv import ConvContraction
 from .dense import DenseContraction
-from .densenet import DenseNetContraction
+from .densenet import Append, DenseNetContraction
 from .film import FiLM, Modulation
-from .layers import Activate, Affine, Append, Conv, Gate, Layer
+from .layers import Activate, Affine, Conv, Gate, Layer
 from .sequential import LayeredContraction, Perceptron, RawWeight
 from .together import materialize_together
 from .wrap import Wrapped, wrap

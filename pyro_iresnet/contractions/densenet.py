@@ -2,18 +2,69 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..activations import Activation, LipSwish, make_activations
 from ..errors import check_dims, check_positive_int
 from ..norms import Gram, Norm, NormalizedWeight
-from .film import FiLM, MakeConditioner, make_conditioner
+from ..operators import Append as AppendMap
+from ..operators import Chain, LinearMap
+from ..operators.linear_map import row_norm
+from .film import FiLM, MakeConditioner, Modulation, make_conditioner
 from .hooks import read
-from .layers import Activate, Affine, Append, Gate, Layer
+from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers, to_dtype
 from .sequential import LayeredContraction, RawWeight, widths_behind
+
+
+@dataclass(frozen=True)
+class Append(Layer):
+    r"""The input, and behind it the output of layers: :math:`h \mapsto (h, f(h))`.
+
+    The bound is :math:`\sqrt{\cos^2\theta + (\sin\theta\, L_f)^2}`, since the layers that read the
+    output multiply its two parts by :math:`\cos\theta` and :math:`\sin\theta`.
+
+    Arguments:
+        layers: ``f``, of vectors.
+        angle: :math:`\theta`, a scalar without gradient.
+    """
+
+    layers: tuple[Layer, ...]
+    angle: Tensor
+
+    def __call__(self, h: Tensor) -> Tensor:
+        added = h
+        for layer in self.layers:
+            added = layer(added)
+        return torch.cat([h, added], -1)
+
+    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
+        added, maps = linearize_layers(self.layers, h)
+        return torch.cat([h, added], -1), AppendMap(Chain(maps), h.shape[-1])
+
+    def bound(self) -> Tensor:
+        return torch.hypot(self.angle.cos(), self.angle.sin() * bound_of(self.layers))
+
+    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        total = row_norm(value)
+        for layer in self.layers:
+            out = layer(h)
+            total = total + layer.rounding(h, out)
+            h = out
+        return total
+
+    def modulated(self, modulations: Sequence[Modulation]) -> "Append":
+        layers = tuple([layer.modulated(modulations) for layer in self.layers])
+        return replace(self, layers=layers)
+
+    def to(self, dtype: torch.dtype) -> "Append | None":
+        layers = to_dtype(self.layers, dtype)
+        if layers is None:
+            return None
+        return replace(self, layers=layers, angle=self.angle.to(dtype))
 
 
 class DenseNetContraction(LayeredContraction):

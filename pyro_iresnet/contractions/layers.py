@@ -16,8 +16,7 @@ from .. import activations
 from ..activations import Activation, Elementwise, Factors, Sine
 from ..activations.swish import SiLU
 from ..norms import NormalizedWeight
-from ..operators import Append as AppendMap
-from ..operators import Chain, Convolution, Dense, Diagonal, LinearMap, convolve
+from ..operators import Convolution, Dense, Diagonal, LinearMap, convolve
 from ..operators.linear_map import row_norm
 from .film import Modulation
 
@@ -208,53 +207,6 @@ class Gate(Layer):
         return gate.reshape(*gate.shape, *(1,) * (self.event_dim - 1))
 
 
-@dataclass(frozen=True)
-class Append(Layer):
-    r"""The input, and behind it the output of layers: :math:`h \mapsto (h, f(h))`.
-
-    The bound is :math:`\sqrt{\cos^2\theta + (\sin\theta\, L_f)^2}`, since the layers that read the
-    output multiply its two parts by :math:`\cos\theta` and :math:`\sin\theta`.
-
-    Arguments:
-        layers: ``f``, of vectors.
-        angle: :math:`\theta`, a scalar without gradient.
-    """
-
-    layers: tuple[Layer, ...]
-    angle: Tensor
-
-    def __call__(self, h: Tensor) -> Tensor:
-        added = h
-        for layer in self.layers:
-            added = layer(added)
-        return torch.cat([h, added], -1)
-
-    def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
-        added, maps = linearize_layers(self.layers, h)
-        return torch.cat([h, added], -1), AppendMap(Chain(maps), h.shape[-1])
-
-    def bound(self) -> Tensor:
-        return torch.hypot(self.angle.cos(), self.angle.sin() * bound_of(self.layers))
-
-    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
-        total = row_norm(value)
-        for layer in self.layers:
-            out = layer(h)
-            total = total + layer.rounding(h, out)
-            h = out
-        return total
-
-    def modulated(self, modulations: Sequence[Modulation]) -> "Append":
-        layers = tuple([layer.modulated(modulations) for layer in self.layers])
-        return replace(self, layers=layers)
-
-    def to(self, dtype: torch.dtype) -> "Append | None":
-        layers = to_dtype(self.layers, dtype)
-        if layers is None:
-            return None
-        return replace(self, layers=layers, angle=self.angle.to(dtype))
-
-
 def to_dtype(layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Layer, ...] | None:
     """Return layers with tensors of a dtype; None if one of them has no such copy."""
     copies = [layer.to(dtype) for layer in layers]
@@ -283,27 +235,37 @@ def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[
 CURVED = (SiLU, Sine)
 
 
-class HiddenLayer(NamedTuple):
-    r"""A perceptron :math:`W_2\,\phi(W_1 x + b_1) + b_2` with the weights that act."""
+class CurvedLayers(NamedTuple):
+    """A perceptron of at least one hidden layer, with the weights that act.
 
-    core: SiLU | Sine
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
+    Arguments:
+        cores: the activations, of known curvature.
+        weights, biases: of the layers around the activations.
+    """
+
+    cores: tuple[SiLU | Sine, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, layers: Sequence[Layer]) -> "HiddenLayer | None":
-        """Return layers as one hidden layer of known curvature, or None for other layers."""
-        if list(map(type, layers)) != [Affine, Activate, Affine]:
+    def of(cls, layers: Sequence[Layer]) -> "CurvedLayers | None":
+        """Return layers as such a perceptron, or None for other layers."""
+        affine: Any = layers[::2]
+        active: Any = layers[1::2]
+        if len(active) == 0 or len(affine) != len(active) + 1:
             return None
-        first, middle, last = layers
-        core = middle.core  # pyright: ignore[reportAttributeAccessIssue]
-        ends: Any = first, last
         # A subclass computes another function.
-        if type(core) not in CURVED or any(affine.shift is not None for affine in ends):
-            return None
-        return cls(core, *[t for affine in ends for t in (affine.matrix, affine.bias)])
+        for layer in active:
+            if type(layer) is not Activate or type(layer.core) not in CURVED:
+                return None
+        for layer in affine:
+            if type(layer) is not Affine or layer.shift is not None:
+                return None
+        return cls(
+            tuple([layer.core for layer in active]),
+            tuple([layer.matrix for layer in affine]),
+            tuple([layer.bias for layer in affine]),
+        )
 
 
 def bound_of(layers: Sequence[Layer]) -> Tensor | float:

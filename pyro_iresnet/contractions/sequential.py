@@ -19,11 +19,21 @@ from ..errors import (
 )
 from ..norms import Norm, NormalizedWeight
 from ..operators import Chain, ContractionMap, Linearization
+from ..operators.perceptron import linearize_perceptron
 from ..operators.solve import check_resolved
 from .base import Contraction
 from .film import FiLM
 from .hooks import read
-from .layers import Activate, Affine, Gate, Layer, bound_of, linearize_layers, to_dtype
+from .layers import (
+    Activate,
+    Affine,
+    CurvedLayers,
+    Gate,
+    Layer,
+    bound_of,
+    linearize_layers,
+    to_dtype,
+)
 
 
 class RawWeight(NamedTuple):
@@ -223,6 +233,11 @@ class LayerSequence(ContractionMap):
         layers = self.layers if context is None else self._under(context)
         value, maps = linearize_layers(layers, x)
         return Linearization(value, Chain(maps), self.event_dim)
+
+    def linearize_densely(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        found = CurvedLayers.of(self.layers) if context is None and self.event_dim == 1 else None
+        at = None if found is None else linearize_perceptron(*found, x)
+        return self.linearize(x, context) if at is None else at
 
     def lipschitz_bound(self) -> Tensor:
         return _tensor(bound_of(self.layers))

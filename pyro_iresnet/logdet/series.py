@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from .._torch import COARSE, in_torch_func
+from .._torch import COARSE, in_plain_autograd, in_torch_func, needs_plain_operations
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def log_det_one_plus(a: Tensor) -> Tensor:
         case 1:
             return torch.log1p(a[..., 0, 0])
         case 2:
-            return torch.log((1 + a[..., 0, 0]) * (1 + a[..., 1, 1]) - a[..., 0, 1] * a[..., 1, 0])
+            return _LogDet2.apply(a) if in_plain_autograd() else torch.log(_det2(a)[0])
         case 3:
             return torch.log(_det3(a))
     # The identity first: torch.compile takes a wrong gradient of the sum in the other order, whose
@@ -93,6 +94,36 @@ def log_det_one_plus(a: Tensor) -> Tensor:
         factors, _ = torch.linalg.lu_factor(b)
         return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     return torch.linalg.slogdet(b).logabsdet
+
+
+def _det2(a: Tensor) -> tuple[Tensor, ...]:
+    """Return ``det(I + A)`` of 2 x 2 matrices, and the entries of ``I + A``."""
+    p, q, r, s = a.flatten(-2).unbind(-1)
+    p, s = 1 + p, 1 + s
+    return p * s - q * r, p, q, r, s
+
+
+def _slope2(det: Tensor, p: Tensor, q: Tensor, r: Tensor, s: Tensor) -> Tensor:
+    r"""Return :math:`(I + A)^{-\top}` from the results of :func:`_det2`, ``(2, 2, *batch)``."""
+    return (torch.stack([s, -r, -q, p]) / det).unflatten(0, (2, 2))
+
+
+class _LogDet2(Function):
+    """``log det(I + A)`` of 2 x 2 matrices, in fewer operations than autograd takes."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor) -> Tensor:
+        found = _det2(a)
+        ctx.save_for_backward(a, _slope2(*found))
+        return found[0].log()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        a, slope = ctx.saved_tensors
+        if needs_plain_operations(grad_outputs):
+            # In a second derivative the slope must be a function of the matrix again.
+            slope = _slope2(*_det2(a))
+        return (slope * grad_outputs[0]).movedim((0, 1), (-2, -1))
 
 
 def _det3(a: Tensor) -> Tensor:

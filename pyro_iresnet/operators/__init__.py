@@ -4,7 +4,7 @@ from .auto import auto_linear_solve
 from .composite import Append, Chain, Negated, Sum
 from .contraction_map import ContractionMap, NegatedMap
 from .convolution import Convolution, convolve
-from .elementary import Dense, Diagonal, Permutation
+from .elementary import Dense, Diagonal, Matrices, Permutation
 from .krylov import KrylovSolve, NeumannSolve
 from .linear_map import LinearMap
 from .linearization import Linearization, linearize_by_autograd
@@ -24,6 +24,7 @@ __all__ = [
     "LinearMap",
     "LinearSolve",
     "Linearization",
+    "Matrices",
     "Negated",
     "NegatedMap",
     "NeumannSolve",

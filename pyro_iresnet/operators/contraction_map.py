@@ -30,6 +30,10 @@ class ContractionMap(ABC):
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """Return ``g(x)`` and the Jacobian at ``x``."""
 
+    def linearize_densely(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        """Return the same as :meth:`linearize`, for a caller who wants the dense matrix."""
+        return self.linearize(x, context)
+
     @abstractmethod
     def lipschitz_bound(self) -> Tensor:
         """Return a proven upper bound of ``Lip(g)`` with these weights, a scalar."""

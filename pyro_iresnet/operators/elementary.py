@@ -86,6 +86,25 @@ class Diagonal(LinearMap):
 
 
 @dataclass(frozen=True)
+class Matrices(LinearMap):
+    """One matrix for each sample, shape ``(*batch, event_out, event_in)``."""
+
+    matrices: Tensor
+
+    def mv(self, v: Tensor) -> Tensor:
+        return (self.matrices @ v[..., None])[..., 0]
+
+    def vm(self, v: Tensor) -> Tensor:
+        return (self.matrices.mT @ v[..., None])[..., 0]
+
+    def select(self, index: Tensor) -> "Matrices":
+        return Matrices(self.matrices.reshape(-1, *self.matrices.shape[-2:])[index])
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.matrices.shape[-1], self.matrices.shape[-2])
+
+
+@dataclass(frozen=True)
 class Permutation(LinearMap):
     """A reordering of the entries, with one order for each sample.
 

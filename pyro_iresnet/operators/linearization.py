@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from .._torch import disable_compiler
+from .elementary import Matrices
 from .linear_map import LinearMap
 
 
@@ -104,6 +105,8 @@ def _as_matrix(a: LinearMap, event_shape: tuple[int, ...], like: Tensor) -> Tens
     as ``(*batch, *event)``.
     """
     batch = like.shape[: like.dim() - len(event_shape)]
+    if isinstance(a, Matrices):
+        return a.matrices
     size = math.prod(event_shape)
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
     basis = eye.reshape(size, *(1,) * len(batch), *event_shape)
