@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators import ContractionMap, Linearization, floor
+from ..operators import ContractionMap, KrylovSolve, floor
+from ..operators.krylov import Product
 from ..operators.solve import COARSEST
 from ..solution import Result
 from .loop import iterate
@@ -19,8 +20,8 @@ from .stopping import Tolerance
 PAYS = 4096
 # Newton's steps before the solver goes on in float64.
 CORRECTIONS = 2
-# Directions that a solve for Newton's step keeps, and its largest number of products.
-DIRECTIONS, PRODUCTS = 3, 40
+# The largest number of products in a solve for Newton's step.
+PRODUCTS = 40
 # The end in float32, in units of the error that rounding leaves: the last digit costs the most.
 ABOVE_FLOOR = 4
 EPS = torch.finfo(torch.float32).eps
@@ -122,8 +123,14 @@ class _Corrected(Solver):
         size = point.size.clamp(min=torch.finfo(point.size.dtype).tiny)
         # Half of the residual that the tolerance allows, since g is not linear.
         share = 0.5 * (1 - problem.lipschitz) * state.asked / size
-        residual = (point.residual / size[:, None]).float()
-        shift, products = _solved(at, residual, share.float(), self.affine)
+        # No error is certified: the next residual of g tells how good the shift is.
+        shift, products = KrylovSolve().approximate(
+            Product(at.jacobian, at.event_shape),
+            (point.residual / size[:, None]).float(),
+            share.float().clamp(min=8 * EPS),
+            PRODUCTS,
+            None if self.affine is None else self.affine.inverse,
+        )
         x = point.x - shift.double() * size[:, None]
         return Step(x, replace(state, taken=state.taken + 1), products)
 
@@ -147,37 +154,3 @@ class _Stage:
     def select(self, index: Tensor) -> "_Stage":
         inner = None if self.inner is None else self.inner.select(index)
         return _Stage(self.asked.index_select(0, index), self.taken, inner)
-
-
-def _solved(
-    at: Linearization, v: Tensor, share: Tensor, affine: Affine | None
-) -> tuple[Tensor, Tensor]:
-    """Return w with ``v = (I + J) w`` but for a share of the norm 1 of v, and the products taken.
-
-    Generalized conjugate residuals with an affine map as the preconditioner, for rows ``v``. No
-    error is certified: the residual of ``g`` itself tells how good w is.
-    """
-    w, products = torch.zeros_like(v), torch.zeros_like(share, dtype=torch.int64)
-    share = share.clamp(min=8 * EPS)
-    steps, images = v.new_empty(2, DIRECTIONS, *v.shape)
-    for k in range(PRODUCTS):
-        waits = row_norm(v) > share
-        if not bool(waits.any()):
-            break
-        step = v.clone() if affine is None else affine.precondition(v)
-        image = step + at.mv(step.reshape(at.value.shape)).reshape(v.shape)
-        used = min(k, DIRECTIONS)
-        if used > 0:
-            along = (images[:used] * image).sum(2)[..., None]
-            for part, of_step, of_image in zip(along, steps, images, strict=False):
-                step.addcmul_(part, of_step, value=-1)
-                image.addcmul_(part, of_image, value=-1)
-        size = row_norm(image)[:, None].clamp(min=torch.finfo(v.dtype).tiny)
-        step = steps[k % DIRECTIONS].copy_(step).div_(size)
-        image = images[k % DIRECTIONS].copy_(image).div_(size)
-        # A row that has its share stands still, so that no row depends on the others.
-        part = (image * v).sum(1).where(waits, 0.0)[:, None]
-        w.addcmul_(part, step)
-        v = torch.addcmul(v, part, image, value=-1)
-        products += waits
-    return w, products

@@ -2,8 +2,8 @@ r"""Solves of ``(I + J) w = v`` by products with ``J`` alone."""
 
 import math
 from abc import abstractmethod
+from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,38 +27,31 @@ KEPT = 3 / 4
 
 @dataclass(frozen=True)
 class Product:
-    """The product ``v -> J v``, or ``v -> J^T v``, of each row."""
+    """The product ``v -> J v``, or ``v -> J^T v``, of rows: events flattened."""
 
     jacobian: LinearMap
-    transpose: bool
+    event_shape: torch.Size
+    transpose: bool = False
 
     def __call__(self, v: Tensor) -> Tensor:
-        return self.jacobian.vm(v) if self.transpose else self.jacobian.mv(v)
+        events = v.reshape(-1, *self.event_shape)
+        product = self.jacobian.vm(events) if self.transpose else self.jacobian.mv(events)
+        return product.reshape(v.shape)
 
     def select(self, index: Tensor) -> "Product":
-        return Product(self.jacobian.select(index), self.transpose)
-
-
-class State(Protocol):
-    """The state of an iterative solve between two steps, one entry for each row."""
-
-    def select(self, index: Tensor) -> Self:
-        """Return the state of the rows ``index`` only."""
-        ...
+        return replace(self, jacobian=self.jacobian.select(index))
 
 
 @dataclass(frozen=True)
 class IterativeSolve(LinearSolve):
     r"""Base class of solves by products with ``J`` alone, one product for each step.
 
-    A sample leaves the batch once its error is certified, :math:`\lVert v - (I + J) w \rVert /
-    (1 - L) \le \text{rtol} \lVert v \rVert`. An error at the floor of the arithmetic is enough,
-    :math:`8 \epsilon / (1 - L)` relative to the larger of v and w. A step returns the residual
-    that it leaves. If rounding may have moved this residual, it is computed anew before the sample
-    leaves.
+    A sample is done once its error is certified, :math:`\lVert v - (I + J) w \rVert / (1 - L) \le
+    \text{rtol} \lVert v \rVert`. An error at the floor of the arithmetic is enough, :math:`8
+    \epsilon / (1 - L)` relative to the larger of v and w. If rounding may have moved the residuals
+    that the steps tell, they are computed anew, and the solve goes on where they are too large.
 
-    To write one, define :meth:`init` and :meth:`step`. A step must shrink the residual by the
-    factor L at least, as a term of the Neumann series does.
+    To write one, define :meth:`approximate`.
     """
 
     rtol: float | None = None
@@ -70,15 +63,20 @@ class IterativeSolve(LinearSolve):
                 raise ArgumentError(f"Expected rtol in (0, 1]; got {self.rtol}.")
 
     @abstractmethod
-    def init(self) -> State:
-        """Return the state before the first step."""
+    def approximate(
+        self, product: Product, v: Tensor, enough: Tensor, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``w`` and the number of products for each row.
 
-    @abstractmethod
-    def step(self, product: Product, residual: Tensor, state: Any) -> tuple[Tensor, Tensor, State]:
-        """Return the increment of ``w``, the residual after it, and the next state.
+        A row ends when the norm of ``v - (I + J) w``, as far as the steps tell, is at most
+        ``enough``, or after ``limit`` products. It does not depend on the other rows, and a NaN in
+        ``v`` stays visible in ``w``.
 
-        ``product`` multiplies rows by ``J``, or by its transpose; ``residual`` is
-        ``v - (I + J) w``, shape ``(n, *event)``.
+        Arguments:
+            product: multiplies rows by ``J``, or by its transpose.
+            v: the right-hand side, shape ``(n, D)``.
+            enough: shape ``(n,)``.
+            limit: the largest number of products.
         """
 
     def __call__(
@@ -97,48 +95,33 @@ class IterativeSolve(LinearSolve):
         batch = linearization.batch_shape
         if batch.numel() == 0:
             return Solved(v.clone(), 0)
-        rows = torch.arange(batch.numel(), device=v.device)
-        residual = v.reshape(-1, *linearization.event_shape)
+        right = v.reshape(batch.numel(), -1)
         # Scaled to size 1: the squares of a tiny v would underflow in its norm.
-        scale = residual.flatten(1).abs().amax(1).clamp(min=torch.finfo(v.dtype).tiny)
-        scale = scale.reshape(-1, *(1,) * linearization.event_dim)
-        right = residual = residual / scale
+        scale = right.abs().amax(1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+        right = right / scale
         jacobian = linearization.jacobian
-        product = Product(jacobian if len(batch) == 1 else jacobian.select(rows), transpose)
-        asked = rtol * (1 - lipschitz) * row_norm(residual)
-        w, ended = torch.zeros_like(residual), torch.zeros_like(rows, dtype=torch.bool)
-        work = _Work(rows, w, right, asked, ended)
-        value, products = torch.zeros_like(residual), torch.zeros_like(rows)
-        missed, small = ended, asked
-        state, at_work = self.init(), len(rows)
+        if len(batch) != 1:
+            jacobian = jacobian.select(torch.arange(batch.numel(), device=v.device))
+        product = Product(jacobian, linearization.event_shape, transpose)
+        enough = rtol * (1 - lipschitz) * row_norm(right)
         limit = _limit(rtol, lipschitz)
-        for k in range(1, limit + 1):
-            step, residual, state = self.step(product, residual, state)
-            work.w.add_(step)
-            # A NaN is no reason to go on: it comes from v, and stays visible in w.
-            waits = row_norm(residual) > work.asked
-            if bool((waits | work.ended).all()):
-                continue
-            residual, waits = work.certified(product, residual, waits)
-            index = torch.nonzero(~(waits | work.ended)).reshape(-1)
-            there = work.rows.index_select(0, index)
-            value.index_copy_(0, there, work.w.index_select(0, index))
-            products[there] = k
-            at_work -= len(index)
-            if at_work == 0:
+        w, products = self.approximate(product, right, enough, limit)
+        eps = torch.finfo(v.dtype).eps
+        while bool((enough < 512 * eps * row_norm(w)).any()):
+            enough = torch.maximum(enough, 8 * eps * row_norm(w))
+            residual = right - w - product(w)
+            index = torch.nonzero((row_norm(residual) > enough) & (products < limit)).reshape(-1)
+            if len(index) == 0:
                 break
-            work = replace(work, ended=work.ended | ~waits)
-            if at_work <= KEPT * len(work.rows):
-                kept = torch.nonzero(~work.ended).reshape(-1)
-                work, residual = work.select(kept), residual.index_select(0, kept)
-                product, state = product.select(kept), state.select(kept)
-        else:
-            kept = torch.nonzero(~work.ended).reshape(-1)
-            there = work.rows.index_select(0, kept)
-            value.index_copy_(0, there, work.w.index_select(0, kept))
-            products[there] = limit
-            missed = torch.zeros_like(missed).index_fill(0, there, True)
-        failed = missed | beyond_bound(right, value, lipschitz, linearization.event_dim, small)
+            part, more = self.approximate(
+                product.select(index),
+                residual.index_select(0, index),
+                enough.index_select(0, index),
+                limit - int(products.index_select(0, index).max()),
+            )
+            w, products = w.index_add(0, index, part), products.index_add(0, index, more)
+        missed = products >= limit
+        failed = missed | beyond_bound(right, w, lipschitz, 1, enough)
         if throw and bool(failed.any()):
             seen = (
                 f"did not reach the tolerance {rtol:.1e} in {limit} products"
@@ -150,9 +133,7 @@ class IterativeSolve(LinearSolve):
                 f"so the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given "
                 "with g."
             )
-        return Solved(
-            (value * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch)
-        )
+        return Solved((w * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch))
 
 
 def _limit(rtol: float, lipschitz: float) -> int:
@@ -160,45 +141,6 @@ def _limit(rtol: float, lipschitz: float) -> int:
     if lipschitz == 0.0:
         return 3
     return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The rows at work.
-
-    Arguments:
-        rows: the place in the batch.
-        w: the solution so far, written in place.
-        right: the right-hand side.
-        asked: the norm of a residual that is small enough.
-        ended: True if the row has ended, and waits to leave.
-    """
-
-    rows: Tensor
-    w: Tensor
-    right: Tensor
-    asked: Tensor
-    ended: Tensor
-
-    def select(self, index: Tensor) -> "_Work":
-        return _Work(*(v.index_select(0, index) for v in vars(self).values()))
-
-    def certified(self, product: Product, residual: Tensor, waits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return residuals and the mask of rows that go on, with a second look at rows that leave.
-
-        ``residual`` is that of the last step, and ``waits`` the mask of rows that go on by it.
-        """
-        eps = torch.finfo(self.w.dtype).eps
-        size = row_norm(self.w)
-        doubtful = ~(waits | self.ended) & (self.asked < 512 * eps * size)
-        index = torch.nonzero(doubtful).reshape(-1)
-        if len(index) == 0:
-            return residual, waits
-        at = self.w.index_select(0, index)
-        true = self.right.index_select(0, index) - at - product.select(index)(at)
-        enough = torch.maximum(self.asked, 8 * eps * size).index_select(0, index)
-        residual = residual.index_copy(0, index, true)
-        return residual, waits.index_copy(0, index, row_norm(true) > enough)
 
 
 @dataclass(frozen=True)
@@ -218,37 +160,37 @@ class NeumannSolve(IterativeSolve):
         >>> solver = Newton(linear_solve=NeumannSolve(rtol=0.1))
     """
 
-    def init(self) -> "_Stateless":
-        return _Stateless()
-
-    def step(
-        self, product: Product, residual: Tensor, state: "_Stateless"
-    ) -> tuple[Tensor, Tensor, "_Stateless"]:
-        return residual, -product(residual), state
-
-
-class _Stateless:
-    """The empty state."""
-
-    def select(self, index: Tensor) -> "_Stateless":
-        return self
+    def approximate(
+        self, product: Product, v: Tensor, enough: Tensor, limit: int
+    ) -> tuple[Tensor, Tensor]:
+        w, products = 0 * v, torch.zeros_like(enough, dtype=torch.int64)
+        for _ in range(limit):
+            waits = row_norm(v) > enough
+            if not bool(waits.any()):
+                break
+            wide = waits[:, None]
+            w = w + torch.where(wide, v, 0.0)
+            v = torch.where(wide, -product(v), v)
+            products += waits
+        return w, products
 
 
 @dataclass(frozen=True)
 class KrylovSolve(IterativeSolve):
-    """Solve by generalized conjugate residuals: the least residual over the Krylov space.
+    """Solve by generalized conjugate residuals: the least residual over the last directions.
 
-    In exact arithmetic this is GMRES: after k products the residual is the least that any
-    polynomial of degree k in J gives. The Neumann series takes one polynomial for every J. After
-    ``restart`` directions the solve starts afresh.
+    A step looks along the residual and the ``directions`` before. So the residual shrinks by the
+    factor L at least, as by a term of the Neumann series, which takes one polynomial for every J.
+    For a symmetric J the residual is the least that any polynomial in J gives.
 
     Arguments:
         rtol: as in :class:`NeumannSolve`, with the same errors.
-        restart: the number of directions to keep, an integer of at least 1; each takes two vectors.
+        directions: the number of directions to keep, an integer of at least 1; each takes two
+            vectors.
 
     Raises:
-        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``restart`` no integer of at
-            least 1.
+        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``directions`` no integer of
+            at least 1.
         LinearSolveError: in a call: a sample did not reach the tolerance.
 
     References:
@@ -261,44 +203,58 @@ class KrylovSolve(IterativeSolve):
         >>> solver = Newton(linear_solve=KrylovSolve(rtol=0.1))
     """
 
-    restart: int = 20
+    directions: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        store_checked(self, check_positive_int, "restart")
+        store_checked(self, check_positive_int, "directions")
 
-    def init(self) -> "_Basis":
-        return _Basis()
+    def approximate(
+        self,
+        product: Product,
+        v: Tensor,
+        enough: Tensor,
+        limit: int,
+        inverse: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return as the base class says.
 
-    def step(
-        self, product: Product, residual: Tensor, state: "_Basis"
-    ) -> tuple[Tensor, Tensor, "_Basis"]:
-        step, image = residual, residual + product(residual)
-        if len(state.steps) == self.restart:
-            state = _Basis()
-        shares = [_dot(other, image) for other in state.images]
-        for share, other_step, other in zip(shares, state.steps, state.images, strict=True):
-            step = torch.addcmul(step, share, other_step, value=-1)
-            image = torch.addcmul(image, share, other, value=-1)
-        size = _dot(image, image).sqrt().clamp(min=torch.finfo(image.dtype).tiny)
-        step, image = step / size, image / size
-        share = _dot(image, residual)
-        rest = torch.addcmul(residual, share, image, value=-1)
-        return share * step, rest, _Basis((*state.steps, step), (*state.images, image))
-
-
-@dataclass(frozen=True)
-class _Basis:
-    """Directions, and their orthonormal images under ``I + J``; each of shape ``(n, *event)``."""
-
-    steps: tuple[Tensor, ...] = ()
-    images: tuple[Tensor, ...] = ()
-
-    def select(self, index: Tensor) -> "_Basis":
-        steps, images = ([v.index_select(0, index) for v in vs] for vs in (self.steps, self.images))
-        return _Basis(tuple(steps), tuple(images))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows, shaped to multiply rows."""
-    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (b.dim() - 1))
+        ``inverse`` is one matrix near the inverse of ``I + J``, transposed: the preconditioner.
+        """
+        rows = torch.arange(len(v), device=v.device)
+        w, products = 0 * v, torch.zeros_like(rows)
+        value, total = w, products
+        kept: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.directions)
+        tiny = torch.finfo(v.dtype).tiny
+        for _ in range(limit):
+            waits = row_norm(v) > enough
+            at_work = int(waits.sum())
+            if at_work == 0:
+                break
+            if at_work <= KEPT * len(rows):
+                value, total = value.index_copy(0, rows, w), total.index_copy(0, rows, products)
+                index = torch.nonzero(waits).reshape(-1)
+                product = product.select(index)
+                rows, w, products, v, enough, waits = (
+                    t.index_select(0, index) for t in (rows, w, products, v, enough, waits)
+                )
+                for _ in range(len(kept)):
+                    step, image = kept.popleft()
+                    kept.append((step.index_select(0, index), image.index_select(0, index)))
+            elif at_work < len(rows):
+                # A row that is done stands still, so that no row depends on the others.
+                v = torch.where(waits[:, None], v, 0.0)
+            step = v if inverse is None else v @ inverse
+            image = step + product(step)
+            for other_step, other in kept:
+                share = torch.linalg.vecdot(other, image)[:, None]
+                step = torch.addcmul(step, share, other_step, value=-1)
+                image = torch.addcmul(image, share, other, value=-1)
+            size = row_norm(image)[:, None].clamp(min=tiny)
+            step, image = step / size, image / size
+            kept.append((step, image))
+            share = torch.linalg.vecdot(image, v)[:, None]
+            w = torch.addcmul(w, share, step)
+            v = torch.addcmul(v, share, image, value=-1)
+            products = products + waits
+        return value.index_copy(0, rows, w), total.index_copy(0, rows, products)

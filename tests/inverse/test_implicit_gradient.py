@@ -4,7 +4,13 @@ from torch.func import functional_call
 
 from pyro_iresnet import Exact, FixedPoint, ResidualBlock, wrap
 from pyro_iresnet.errors import HigherOrderError, LinearSolveError
-from pyro_iresnet.operators import DenseSolve, KrylovSolve, NeumannSolve
+from pyro_iresnet.operators import (
+    DenseSolve,
+    Diagonal,
+    KrylovSolve,
+    Linearization,
+    NeumannSolve,
+)
 
 from .. import zoo
 
@@ -97,12 +103,12 @@ LINEAR_SOLVES = {
     "neumann_tight": NeumannSolve(rtol=1e-12),
     "krylov": KrylovSolve(),
     "krylov_tight": KrylovSolve(rtol=1e-12),
-    "krylov_short": KrylovSolve(restart=2),
+    "krylov_short": KrylovSolve(directions=2),
 }
 ITERATIVE = {
     "neumann": NeumannSolve(),
     "krylov": KrylovSolve(),
-    "restarted": KrylovSolve(restart=2),
+    "short": KrylovSolve(directions=2),
 }
 
 
@@ -143,6 +149,24 @@ def test_krylov_products_count_eigenvalues():
     neumann = NeumannSolve()(linearization, v, transpose=False, lipschitz=0.95)
     assert (neumann.products > 100)[1:].all()
     torch.testing.assert_close(krylov.value, v / (1 + matrix.diagonal()))
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_rows_end_alone(name):
+    slopes = torch.linspace(0.0, 0.9, 12)[:, None] * torch.randn(12, 40).tanh()
+    value = torch.zeros(12, 40)
+    v = torch.randn(12, 40)
+
+    def solved(rows):
+        linearization = Linearization(value[rows], Diagonal(slopes[rows]))
+        return ITERATIVE[name](linearization, v[rows], transpose=False, lipschitz=0.9)
+
+    together, alone = solved(slice(None)), [solved(slice(i, i + 1)) for i in range(12)]
+    assert together.products.tolist() == [int(one.products) for one in alone]
+    assert len(set(together.products.tolist())) > 4
+    torch.testing.assert_close(together.value, torch.cat([one.value for one in alone]))
+    error = (together.value - v / (1 + slopes)).norm(dim=1)
+    assert (error <= 1e-10 * v.norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("name", ITERATIVE)

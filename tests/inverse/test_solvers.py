@@ -180,7 +180,7 @@ WRONG = {
         r"linear_solve to be a LinearSolve such as DenseSolve\(\)",
     ),
     "krylov_rtol": (lambda: KrylovSolve(rtol=0.0), ArgumentError, "rtol"),
-    "restart": (lambda: KrylovSolve(restart=0), ArgumentError, "restart to be at least 1"),
+    "directions": (lambda: KrylovSolve(directions=0), ArgumentError, "directions to be at least 1"),
     "rtol": (lambda: Anderson(rtol=-1.0), ArgumentError, "rtol"),
     "max_steps": (lambda: Newton(max_steps=0), ArgumentError, "max_steps to be at least 1"),
 }
