@@ -65,10 +65,10 @@ class Limit:
 
 
 LIMITS = {
-    Row.BLOCK: Limit(112, files=24),
-    Row.INVERSE: Limit(281, files=36),
-    Row.NFLOWS: Limit(84),
-    Row.STACK: Limit(800),
+    Row.BLOCK: Limit(108, files=25),
+    Row.INVERSE: Limit(282, files=36),
+    Row.NFLOWS: Limit(80),
+    Row.STACK: Limit(770),
 }
 
 
