@@ -29,9 +29,9 @@ def modules_of(flow: object) -> list[nn.Module]:
         if id(module) in seen:
             continue
         seen[id(module)] = module
-        for child in reversed(module._modules.values()):
-            if child is not None:
-                waiting.append(child)
+        # Most modules are leaves, and this walk shows in a step of a small flow.
+        if module._modules:
+            waiting += [child for child in reversed(module._modules.values()) if child is not None]
         if isinstance(module, ComposeTransform):
             # A part such as an inverse is no module, and so not registered.
             waiting += modules_behind(module)[::-1]

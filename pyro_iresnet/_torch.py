@@ -117,7 +117,11 @@ def gradients_with_graph(
         # An input may lie in the history of another input, an alias does not.
         aliases = [t.view_as(t) for t in inputs]
         pairs = zip(function(*aliases), grads, strict=True)
-        results, weights = zip(*[(t, g) for t, g in pairs if g is not None], strict=True)
+        # A result may depend on none of the inputs that need a gradient.
+        pairs = [(t, g) for t, g in pairs if g is not None and t.requires_grad]
+        if not pairs:
+            return [None] * len(inputs)
+        results, weights = zip(*pairs, strict=True)
         wanted = [t for t in aliases if t.requires_grad]
         found = torch.autograd.grad(
             results, wanted, weights, create_graph=create_graph, allow_unused=True
@@ -179,6 +183,18 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
     if like.is_meta or not torch.is_autocast_enabled(kind):
         return NULL
     return torch.autocast(kind, enabled=False)
+
+
+def precisely(backward: Callable[P, R]) -> Callable[P, R]:
+    """Return a backward pass that runs without autocast, for a caller who calls it inside."""
+
+    @wraps(backward)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        grads = [a for a in arguments if isinstance(a, Tensor)]
+        with full_precision(grads[0]) if grads else NULL:
+            return backward(*arguments, **options)
+
+    return run
 
 
 def autocasts(like: Tensor) -> bool:

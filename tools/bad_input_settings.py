@@ -126,6 +126,7 @@ def builders() -> dict[str, Recipe]:
         "wrap": (ir.wrap, {"module": nn.Tanh(), "lipschitz": 0.5}),
         "BlockOptions": (options.BlockOptions, {}),
         "cached": (ir.cached, {"flow": block()}),
+        "pack_blocks": (blocks.pack_blocks, {"flow": block()}),
         "certificate": (ir.certificate, {"flow": block()}),
         "logdet_with_error": (
             ir.logdet_with_error,

@@ -28,6 +28,7 @@ from torchflows.bijections.finite.autoregressive.layers import ElementwiseAffine
 from torchflows.bijections.finite.residual.iterative import ResFlowBlock, SpectralLinear
 
 from pyro_iresnet import iresnet_flow
+from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.logdet import LogDet
 from pyro_iresnet.norms import Gram, Norm
 
@@ -78,12 +79,16 @@ def of_nflows(flow: Flow) -> Contender:
     return Contender(flow, flow.log_prob, flow.transform_to_noise)
 
 
-def this_project(work: Work, logdet: LogDet | None = None, norm: Norm = GRAM) -> Contender:
-    """Build an :func:`iresnet_flow`, in the coordinates of ``x``."""
+def this_project(
+    work: Work, logdet: LogDet | None = None, norm: Norm = GRAM, *, packed: bool = False
+) -> Contender:
+    """Build an :func:`iresnet_flow`, in the coordinates of ``x``; ``packed`` as by its function."""
     options = {"logdet": logdet, "norm": norm, "coordinates": None}
     between = ActNorm if work.actnorm else None
     hidden = work.hidden
     flow = iresnet_flow(work.dim, work.blocks, hidden_features=hidden, between=between, **options)
+    if packed:
+        pack_blocks(flow)
     return of_nflows(flow)
 
 

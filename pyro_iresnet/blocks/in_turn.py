@@ -21,6 +21,7 @@ from .._torch import (
     gradients_with_graph,
     in_plain_autograd,
     needs_plain_operations,
+    precisely,
 )
 from ..activations import Sine
 from ..activations.swish import SiLU
@@ -187,6 +188,7 @@ class _InTurn(Function):
         return x, log_det, a, factors, pivots
 
     @staticmethod
+    @precisely
     def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         of_y, of_log_det = grad_outputs[:2]
         core, saved = ctx.core, ctx.saved_tensors

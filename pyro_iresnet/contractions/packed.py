@@ -18,6 +18,8 @@ from ..errors import ArgumentError
 from .hooks import HOOKS
 
 M = TypeVar("M", bound=nn.Module)
+# What a contraction keeps beside its settings.
+MEMORIES = {"_shared", "_kept"}
 # What hangs on one module alone, and so keeps modules apart.
 OWN = (*HOOKS, "_buffers", "forward")
 
@@ -40,7 +42,23 @@ class Stacked(nn.Module):
 
     def _save_to_state_dict(self, *_: Any, **__: Any) -> None: ...
 
-    def _load_from_state_dict(self, *_: Any, **__: Any) -> None: ...
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        # An average by hand over named_parameters() has the stacked tensors.
+        errors = arguments[-1]
+        for name, parameter in self._parameters.items():
+            value = state_dict.get(prefix + name)
+            if parameter is None or value is None:
+                continue
+            if value.shape != parameter.shape:
+                errors.append(
+                    f"size mismatch for {prefix}{name}: expected {tuple(parameter.shape)}, the "
+                    f"rows of all packed blocks; got {tuple(value.shape)} in the state dict."
+                )
+                continue
+            with torch.no_grad():
+                parameter.copy_(value)
 
 
 class _Packed(nn.Module):
@@ -186,6 +204,7 @@ def whole(modules: Sequence[M]) -> M | None:
     """
     first, count = modules[0], len(modules)
     own = vars(first)
+    every = own.keys() - MEMORIES
     names = [name for name in own if name[0] != "_"]
     settings, parts = list(map(own.get, names)), list(first._modules)
     stacks: list[Tensor] = []
@@ -197,6 +216,8 @@ def whole(modules: Sequence[M]) -> M | None:
     for i, m in enumerate(modules):
         held = vars(m)
         if type(m) is not type(first) or m._parameters or any(map(held.get, OWN)):
+            return None
+        if held.keys() - MEMORIES != every:
             return None
         try:
             if list(map(held.get, names)) != settings or list(m._modules) != parts:

@@ -194,10 +194,12 @@ class Perceptron(LayeredContraction):
         return [*layers, Gate(0, event_dim)] if alone else layers
 
     def _prepared(self) -> tuple[list[RawWeight], MakeLayers]:
-        kind = type(self)
+        kind, own = type(self), vars(self)
         if (
             kind.raw_weights is not Perceptron.raw_weights
             or kind.layers_with is not Perceptron.layers_with
+            or "raw_weights" in own
+            or "layers_with" in own
         ):
             return super()._prepared()
         # Learned scales are computed once for both.

@@ -44,5 +44,8 @@ def _gathered(contractions: Sequence[Contraction]) -> list[tuple[Contraction, li
     for members in packs.values():
         # A compiler leaves the scales of activations out of the weights, so the layers differ.
         one = whole(members) if len(members) > 1 and not is_compiling() else None
+        if isinstance(one, LayeredContraction):
+            # A norm of the user's may know single weights only.
+            one = one if type(one.norm).constrain_all is Norm.constrain_all else None
         gathered += [(c, [c]) for c in members] if one is None else [(one, members)]
     return gathered

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._torch import undifferentiable
+from .._torch import precisely, undifferentiable
 from ..operators.perceptron import PerceptronJacobian, pull_trace, times, trace_of
 from .probe import rademacher
 from .series import Series
@@ -176,6 +176,7 @@ class _SampledLogDet(Function):
         return value
 
     @staticmethod
+    @precisely
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         n, inputs, kept = ctx.sizes
         saved, g = ctx.saved_tensors, grad_outputs[0]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .._torch import precisely
+
 # Brings stacked weights to bounds, with scales or None: :meth:`Norm.apply`, or a rule.
 Normalize = Callable[[Tensor, Tensor, Tensor | None], tuple[Any, ...]]
 
@@ -158,6 +160,7 @@ class _Together(Function):
         return *_unstacked(acting, turned, sizes), known, many, factors
 
     @staticmethod
+    @precisely
     def backward(ctx, *grads: Tensor | None):
         many, limits, factors, *kept = ctx.saved_tensors
         *of_acting, _, of_many, of_factors = grads

@@ -172,7 +172,8 @@ class NeumannSolve(IterativeSolve):
             w = w + torch.where(wide, v, 0.0)
             v = torch.where(wide, -product(v), v)
             products += waits
-        return w, products
+        # A NaN in the last residual, as of a series that diverged, stays visible.
+        return w + 0 * v, products
 
 
 @dataclass(frozen=True)

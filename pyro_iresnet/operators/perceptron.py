@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._torch import COARSE, gradients_with_graph, in_plain_autograd, needs_plain_operations
+from .._torch import (
+    COARSE,
+    gradients_with_graph,
+    in_plain_autograd,
+    needs_plain_operations,
+    precisely,
+)
 from .composite import Chain
 from .elementary import Dense, Diagonal, Matrices
 from .linear_map import LinearMap
@@ -193,6 +199,7 @@ class _ValueAndMatrix(Function):
         return times(h, weights[last].T) + biases[last], matrix
 
     @staticmethod
+    @precisely
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         cores, saved = ctx.cores, ctx.saved_tensors
         last = len(cores)

@@ -21,6 +21,7 @@ from pyro_iresnet import (
     iresnet,
     iresnet_stack,
 )
+from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.coordinates import Asinh
 from pyro_iresnet.hosts.pyro import Stack, TriangularAffine
 from pyro_iresnet.logdet import ConvergedSeries, PowerSeries
@@ -275,6 +276,47 @@ def test_grad_mode_between_calls(transform):
     with torch.inference_mode():
         assert transform(x).is_inference()
     assert not transform(x).is_inference()
+
+
+def few_blocks():
+    return iresnet_stack(3, 3, [8], between=None, logdet=Exact())
+
+
+def packed_blocks():
+    stack = few_blocks()
+    pack_blocks(stack)
+    return stack
+
+
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [
+        (few_blocks, 5),
+        (few_blocks, 500),
+        (packed_blocks, 5),
+        (lambda: iresnet_stack(20, 2, [32, 32]), 50),
+        (lambda: iresnet_stack(20, 2, [32, 32], logdet=Roulette()), 50),
+    ],
+)
+def test_backward_inside_autocast(make, rows):
+    """Autocast rounds no gradient of the log-determinant, and breaks none."""
+    torch.manual_seed(0)
+    stack = make().float()
+    x = torch.randn(rows, stack.parts[-1].event_shape[0]).float()
+    stack(x)
+    found = []
+    for inside in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            y = stack(x.clone())
+            loss = (y.sin().sum() + stack.log_abs_det_jacobian(x, y).sum()).float()
+            parameters = list(stack.parameters())
+            found.append(torch.autograd.grad(loss, parameters, allow_unused=True))
+    sizes = [g.abs().max() for g in found[0] if g is not None]
+    for g, h in zip(*found, strict=True):
+        assert (g is None) == (h is None)
+        if g is not None:
+            torch.testing.assert_close(g, h, rtol=0.05, atol=0.05 * float(max(sizes)))
 
 
 def test_autocast_between_calls(transform):

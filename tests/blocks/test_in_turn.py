@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyro_iresnet import Exact, IResNet, ResidualBlock, Roulette, iresnet, iresnet_stack
+from pyro_iresnet import Exact, IResNet, ResidualBlock, Roulette, iresnet_stack
 from pyro_iresnet.activations import LipSwish, Sine, Tanh
+from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.contractions import Affine, Perceptron
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
 from pyro_iresnet.errors import ArgumentError
-from pyro_iresnet.hosts.pyro import Stack
 from pyro_iresnet.hosts.pyro import stack as stack_module
 from pyro_iresnet.norms import Gram
 
@@ -40,10 +40,9 @@ EXACT = Exact()
 def made(input_dim=4, hidden_dims=(12,), num_blocks=3, logdet=EXACT, packed=True, **options):
     torch.manual_seed(3)
     options = {"hidden_dims": hidden_dims, "logdet": logdet, **options}
+    stack = iresnet_stack(input_dim, num_blocks, between=None, **options)
     if packed:
-        stack = iresnet_stack(input_dim, num_blocks, between=None, **options)
-    else:
-        stack = Stack([iresnet(input_dim, **options) for _ in range(num_blocks)])
+        pack_blocks(stack)
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

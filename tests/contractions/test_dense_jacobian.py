@@ -228,3 +228,14 @@ def test_batched_gradients(dim, taken, apart):
     assert any(taken)
     expected = torch.autograd.functional.jacobian(lambda x: apart(block, x).log_det(), x)
     torch.testing.assert_close(found, expected)
+
+
+def test_second_derivative_in_the_last_bias_alone(apart):
+    """The Jacobian does not depend on this parameter."""
+    block, x = made().requires_grad_(False), torch.randn(3, 5)
+    bias = block.contraction.layers[-1].bias.requires_grad_()
+    found = []
+    for evaluation in (block.evaluate(x), apart(block, x)):
+        (grad,) = torch.autograd.grad(evaluation.y.sin().sum(), bias, create_graph=True)
+        found += [grad, torch.autograd.grad(grad.square().sum(), bias)[0]]
+    torch.testing.assert_close(found[:2], found[2:])

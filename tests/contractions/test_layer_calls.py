@@ -14,12 +14,12 @@ from pyro_iresnet import (
     IResNetTransform,
     ResidualBlock,
     iresnet,
+    iresnet_stack,
     wrap,
 )
 from pyro_iresnet.activations import CLipSwish, GroupSort, LipSwish, Sine
 from pyro_iresnet.contractions import Contraction
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
-from pyro_iresnet.hosts.pyro import Stack
 
 CONTRACTIONS = {
     "dense": (lambda: DenseContraction(3, [8]), (5, 3)),
@@ -110,11 +110,7 @@ def test_weight_hooks_train(make, shape, change):
     assert losses[-1] < losses[0]
 
 
-def stack_of_two(dim):
-    return Stack([iresnet(dim), iresnet(dim)])
-
-
-@pytest.mark.parametrize("outer", [iresnet, stack_of_two, IResNetTransform])
+@pytest.mark.parametrize("outer", [iresnet, iresnet_stack, IResNetTransform])
 def test_pruned_weights_load(outer):
     first, second = outer(2), outer(2)
     for flow in (first, second):

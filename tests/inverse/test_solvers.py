@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from pyro_iresnet import Anderson, FixedPoint, Newton, testing, wrap
-from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
+from pyro_iresnet.errors import ArgumentError, ArgumentTypeError, LinearSolveError
 from pyro_iresnet.inverse.solvers.base import Problem, Step
 from pyro_iresnet.inverse.solvers.preconditioner import Affine
 from pyro_iresnet.norms import Gram
-from pyro_iresnet.operators import DenseSolve, KrylovSolve, NeumannSolve
+from pyro_iresnet.operators import (
+    Dense,
+    DenseSolve,
+    Diagonal,
+    KrylovSolve,
+    Linearization,
+    NeumannSolve,
+)
 from pyro_iresnet.solvers import AffinePreconditioner, Result, Solver, auto_solver, solve
 
 from .. import zoo
@@ -58,6 +65,28 @@ def test_newton_counts_evaluations():
 def test_newton_linear_solves(linear_solve):
     g = zoo.dense(40, (50,), lipschitz=0.95)
     testing.check_solver(Newton(linear_solve=linear_solve), g, torch.randn(20, 40))
+
+
+@pytest.mark.parametrize("solve", [NeumannSolve(), KrylovSolve()], ids=repr)
+def test_shows_a_jacobian_without_numbers(solve):
+    diagonal = torch.full((3, 4), 0.5)
+    diagonal[1, 2] = torch.nan
+    at = Linearization(torch.zeros(3, 4), Diagonal(diagonal))
+    w = solve(at, torch.ones(3, 4), transpose=False, lipschitz=0.9).value
+    assert w.isnan().any(1).tolist() == [False, True, False]
+    torch.testing.assert_close(w[[0, 2]], torch.full((2, 4), 1 / 1.5))
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0, 1e30])
+@pytest.mark.parametrize("solve", [NeumannSolve(), KrylovSolve()], ids=repr)
+def test_shows_a_series_that_diverges(solve, scale):
+    """No finite number passes for a solution if the Jacobian breaks its bound."""
+    at = Linearization(torch.zeros(4, 24), Dense(scale * torch.randn(24, 24)))
+    try:
+        w = solve(at, torch.randn(4, 24), transpose=False, lipschitz=0.9).value
+    except LinearSolveError:
+        return
+    assert w.isnan().any(1).all()
 
 
 def test_newton_above_dense_size():

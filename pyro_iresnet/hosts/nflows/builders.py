@@ -8,7 +8,6 @@ from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import nn
 
-from ...blocks.packed import pack_blocks
 from ...errors import ArgumentTypeError, check_instance, check_positive_int
 from ...options import BlockKeywords, BlockOptions
 from ..interleave import interleave
@@ -36,8 +35,7 @@ def iresnet_flow(
 
     Change first: ``num_blocks`` (each stretches by less than 2, in its coordinates), then
     ``hidden_features``. With few rows in many dimensions take ``coordinates=None`` and
-    ``norm=Cholesky(damping=1.0)``. Blocks of one shape are packed, as in :func:`iresnet_stack`; to
-    freeze one block alone, put :class:`IResNetTransform` blocks into an :class:`IResNetComposite`.
+    ``norm=Cholesky(damping=1.0)``.
 
     Arguments:
         features, hidden_features: as in :class:`IResNetTransform`, with the same errors.
@@ -114,10 +112,8 @@ def _flow(
         raise ArgumentTypeError(
             f"Expected embedding_net to be a torch module or None; got {embedding_net!r}."
         )
-    made = [record.build(size, context_features) for record in islice(cycle(records), count)]
-    for i in range(len(records)):
-        pack_blocks(made[i :: len(records)])
-    blocks = map(IResNetTransform.from_block, made)
+    made = (record.build(size, context_features) for record in islice(cycle(records), count))
+    blocks = (IResNetTransform.from_block(block) for block in made)
     parts = interleave(blocks, between, size, "PatientActNorm")
     for part in parts:
         check_instance(part, Transform, "the result of between", "PatientActNorm(2)")

@@ -6,7 +6,6 @@ from typing import Any, Unpack
 
 from torch.distributions import Transform
 
-from ...blocks.packed import pack_blocks
 from ...errors import check_positive_int
 from ...options import BlockKeywords, BlockOptions
 from ..interleave import interleave
@@ -90,10 +89,6 @@ def iresnet_stack(
 
     Change first: ``num_blocks`` (each stretches by less than 2, in its coordinates), then
     ``hidden_dims``.
-
-    Blocks of one shape are packed: ``stack.parameters()`` has one tensor for each weight of all
-    blocks, with a row for each block. The state dict has the weights block by block, as without a
-    pack. To freeze one block alone, stack blocks of your own: ``Stack([iresnet(2), iresnet(2)])``.
 
     Arguments:
         input_dim, hidden_dims: as in :func:`iresnet`, with the same errors.
@@ -203,7 +198,5 @@ def _parts(
     size = check_positive_int(input_dim, "input_dim")
     count = check_positive_int(num_blocks, "num_blocks")
     pairs = islice(zip(cycle(kinds), cycle(records), strict=False), count)
-    blocks = [kind(record.build(size, context_dim)) for kind, record in pairs]
-    for i in range(len(records)):
-        pack_blocks([each.block for each in blocks[i :: len(records)]])
+    blocks = (kind(record.build(size, context_dim)) for kind, record in pairs)
     return interleave(blocks, between, size, "actnorm")

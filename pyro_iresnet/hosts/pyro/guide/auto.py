@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ...._modules import modules_of_kind
-from ....blocks import Block
+from ....blocks import Block, pack_blocks
 from ....errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -277,7 +277,10 @@ class AutoIResNet(AutoNormalizingFlow):
             if options.logdet is None and dim <= EXACT:
                 options = replace(options, logdet=Exact())
             records.append(options)
-        return list(iresnet_stack(dim, self.num_blocks, between=None, options=records).parts)
+        parts = list(iresnet_stack(dim, self.num_blocks, between=None, options=records).parts)
+        # Pyro and its optimisers work tensor by tensor.
+        pack_blocks(parts)
+        return parts
 
     def _stack(self) -> Stack:
         # Not by its name: with each access Pyro registers every parameter anew.
