@@ -18,89 +18,66 @@ from ..errors import ArgumentError
 from .hooks import HOOKS
 
 M = TypeVar("M", bound=nn.Module)
+# The beginning of the name of a stacked parameter.
+STACKED = "stacked_"
 # What a contraction keeps beside its settings.
 MEMORIES = {"_shared", "_kept"}
 # What hangs on one module alone, and so keeps modules apart.
 OWN = (*HOOKS, "_buffers", "forward")
 
 
-class Stacked(nn.Module):
-    """Parameters with one row for each packed module; each module writes its row to a state dict.
-
-    Every packed module holds one of its own. Torch takes two modules with the same parameters for
-    tied weights, but restores one module in two places wrongly (``torch.func.functional_call``).
-    """
-
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
-        super().__init__()
-        for name, parameter in parameters.items():
-            self.register_parameter(name, parameter)
-
-    def extra_repr(self) -> str:
-        named = self._parameters.items()
-        return ", ".join([f"{name} of {len(p)}" for name, p in named if p is not None])
-
-    def _save_to_state_dict(self, *_: Any, **__: Any) -> None: ...
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
-    ) -> None:
-        # An average by hand over named_parameters() has the stacked tensors.
-        errors = arguments[-1]
-        for name, parameter in self._parameters.items():
-            value = state_dict.get(prefix + name)
-            if parameter is None or value is None:
-                continue
-            if value.shape != parameter.shape:
-                errors.append(
-                    f"size mismatch for {prefix}{name}: expected {tuple(parameter.shape)}, the "
-                    f"rows of all packed blocks; got {tuple(value.shape)} in the state dict."
-                )
-                continue
-            with torch.no_grad():
-                parameter.copy_(value)
-
-
 class _Packed(nn.Module):
-    """A module whose parameters are rows of :class:`Stacked`; a mixin before the module's class.
+    """A module whose parameters are rows of stacked ones; a mixin before the module's class.
 
-    Attributes:
-        stacked: the stacked parameters, in the place of parameters of its own.
+    Every packed module holds the same stacked parameters, named ``stacked_weight`` for ``weight``.
     """
 
-    stacked: Stacked
     # The number of the row, or ... for all rows.
     _row: int | EllipsisType
 
     def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
         self._with_own(self._rows(), super()._save_to_state_dict, arguments, options)
 
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # An average by hand over named_parameters() has the stacked tensors.
+        for name, stacked in self._parameters.items():
+            value = state_dict.get(prefix + name)
+            if stacked is not None and value is not None:
+                if value.shape == stacked.shape:
+                    _write(stacked, value)
+                else:
+                    error_msgs.append(
+                        f"size mismatch for {prefix}{name}: expected {tuple(stacked.shape)}, the "
+                        f"rows of all packed blocks; got {tuple(value.shape)} in the state dict."
+                    )
         # Torch loads into copies: it may put other tensors in their place (assign=True).
         own: dict[str, Any] = {n: nn.Parameter(r.detach().clone()) for n, r in self._rows().items()}
-        self._with_own(own, super()._load_from_state_dict, arguments, options)
+        others = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        load = super()._load_from_state_dict
+        self._with_own(own, load, (state_dict, prefix, *others), {})
+        for name in self._parameters:
+            if prefix + name in unexpected_keys:
+                unexpected_keys.remove(prefix + name)
         for name, row in self._rows().items():
-            if row.is_meta and not own[name].is_meta:
-                raise ArgumentError(
-                    f"Expected {name} of a {type(self).__name__} with values; got a tensor on the "
-                    "device meta, which several blocks share and load row by row. Call "
-                    "to_empty(device='cpu') on the flow first."
-                )
-            with torch.no_grad():
-                row.copy_(own[name])
+            _write(row, own[name])
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name not in self._parameters:
             _refuse(self, name)
         super().register_parameter(name, param)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of the module as it is outside a pack."""
-        own: Any = super()
-        return {name: value for name, value in own.settings().items() if name != "stacked"}
-
     def _rows(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.stacked._parameters}
+        names = [name.removeprefix(STACKED) for name in self._parameters]
+        return {name: getattr(self, name) for name in names}
 
     def _with_own(
         self, own: dict[str, Any], call: Callable[..., None], arguments: Any, options: Any
@@ -114,8 +91,18 @@ class _Packed(nn.Module):
             vars(self)["_parameters"] = before
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        base, names = type(self).__mro__[2], tuple(self.stacked._parameters)
+        base, names = type(self).__mro__[2], tuple(self._rows())
         return _bare, (base, names), self.__getstate__()
+
+
+def _write(target: Tensor, value: Tensor) -> None:
+    if target.is_meta and not value.is_meta:
+        raise ArgumentError(
+            "Expected packed blocks with values; got tensors on the device meta, which several "
+            "blocks share and load row by row. Call to_empty(device='cpu') on the flow first."
+        )
+    with torch.no_grad():
+        target.copy_(value)
 
 
 @cache
@@ -129,8 +116,7 @@ def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[_Packed
 
 def _row_of(name: str) -> property:
     def row(module: _Packed) -> Tensor:
-        # A replica of nn.DataParallel holds the tensor as a plain attribute.
-        return getattr(module.stacked, name)[module._row]
+        return getattr(module, STACKED + name)[module._row]
 
     return property(row, lambda module, _: _refuse(module, name))
 
@@ -174,8 +160,9 @@ def pack(modules: Sequence[nn.Module]) -> None:
                 stacks = [nn.Parameter(torch.stack(tensors)) for tensors in rows]
             for i, m in enumerate(position):
                 m._parameters.clear()
+                for name, stacked in zip(names, stacks, strict=True):
+                    m.register_parameter(STACKED + name, stacked)
                 m.__class__ = _packed_class(type(m), names)
-                m.stacked = Stacked(dict(zip(names, stacks, strict=True)))
                 vars(m)["_row"] = i
     group = object()
     for m in modules:
@@ -207,15 +194,13 @@ def whole(modules: Sequence[M]) -> M | None:
     every = own.keys() - MEMORIES
     names = [name for name in own if name[0] != "_"]
     settings, parts = list(map(own.get, names)), list(first._modules)
-    stacks: list[Tensor] = []
-    packed = isinstance(first, _Packed)
-    if packed:
-        stacks = list(first.stacked.parameters())
-        if not stacks or len(stacks[0]) != count:
-            return None
+    packed, stacks = isinstance(first, _Packed), list(first._parameters.values())
+    # A module of parameters of its own, or some of the packed ones, or replicas.
+    if bool(stacks) is not packed or any(len(cast(Tensor, t)) != count for t in stacks):
+        return None
     for i, m in enumerate(modules):
         held = vars(m)
-        if type(m) is not type(first) or m._parameters or any(map(held.get, OWN)):
+        if type(m) is not type(first) or any(map(held.get, OWN)):
             return None
         if held.keys() - MEMORIES != every:
             return None
@@ -225,15 +210,13 @@ def whole(modules: Sequence[M]) -> M | None:
         except RuntimeError:
             # Tensors among the settings.
             return None
-        if packed:
-            tensors = cast(Any, m).stacked._parameters.values()
-            if held["_row"] != i or not all(map(is_, tensors, stacks)):
-                return None
+        tensors = list(m._parameters.values())
+        if len(tensors) != len(stacks) or not all(map(is_, tensors, stacks)):
+            return None
+        if packed and held["_row"] != i:
+            return None
     children: dict[str, nn.Module | None] = {}
     for name in parts:
-        children[name] = first._modules[name]
-        if packed and name == "stacked":
-            continue
         child = (
             None
             if None in (same := [m._modules[name] for m in modules])

@@ -68,12 +68,10 @@ def gradients(stack, loss):
     by_id = {id(p): g for p, g in zip(parameters.values(), grads, strict=True)}
     found = {}
     for name, module in stack.named_modules():
-        own = module if not hasattr(module, "stacked") else module.stacked
-        if own is module and name.endswith("stacked"):
-            continue
-        for key, parameter in own._parameters.items():
+        for key, parameter in module._parameters.items():
             grad = by_id[id(parameter)]
-            found[f"{name}.{key}"] = grad if own is module else grad[module._row]
+            packed = key.startswith("stacked_")
+            found[f"{name}.{key.removeprefix('stacked_')}"] = grad[module._row] if packed else grad
     return found
 
 

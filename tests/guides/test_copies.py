@@ -101,7 +101,7 @@ def test_loads_older_param_store():
     fresh = AutoIResNet(gaussian, 2, init="plain")
     fresh()
     assert same(fresh, guide)
-    assert not any(".0.block" in name and "stacked" not in name for name in pyro.get_param_store())
+    assert not any(".0.block" in name and "stacked_" not in name for name in pyro.get_param_store())
     step(fresh, gaussian)
     assert not same(fresh, guide)
 
