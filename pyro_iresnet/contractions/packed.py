@@ -138,8 +138,8 @@ def _bare(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 def pack(modules: Sequence[nn.Module]) -> None:
     """Make the parameters of modules rows of stacked tensors, in place.
 
-    Modules of different structure, settings or dtype stay as they are, and so do modules with
-    buffers, hooks, frozen or shared parameters.
+    Modules of different structure, shape or dtype stay as they are, and so do modules with buffers,
+    hooks, frozen or shared parameters. Settings may differ: :func:`whole` compares them.
     """
     trees = [list(m.modules()) for m in modules]
     parameters = [p for m in modules for p in m.parameters()]
@@ -217,11 +217,8 @@ def whole(modules: Sequence[M]) -> M | None:
             return None
     children: dict[str, nn.Module | None] = {}
     for name in parts:
-        child = (
-            None
-            if None in (same := [m._modules[name] for m in modules])
-            else whole(cast(Any, same))
-        )
+        same: list[Any] = [m._modules[name] for m in modules]
+        child = None if None in same else whole(same)
         if child is None and same != count * [None]:
             return None
         children[name] = child

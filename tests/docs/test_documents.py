@@ -130,11 +130,13 @@ PLACES = {
     ],
     "a training step in the plane": [
         ("this project", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
+        ("this project, packed", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("this project, compiled", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("normflows Residual, brute force", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
     ],
     "the same with 63": [
         ("this project", "D = 63, 8 blocks of 128-128, threads: 2", 2),
+        ("this project, packed", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("this project, compiled", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("flowcon iResBlock, unbiased", "D = 63, 8 blocks of 128-128, threads: 2", 2),
     ],
