@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.distributions import ComposeTransform, Transform, TransformedDistribution
@@ -14,8 +14,10 @@ from .errors import ArgumentTypeError
 M = TypeVar("M", bound=nn.Module)
 
 
-def modules_of(flow: object) -> list[nn.Module]:
+def modules_of(flow: object, down_to: type[nn.Module] | None = None) -> list[nn.Module]:
     """List every module in a flow once, each before its parts.
+
+    The parts of modules of the kind ``down_to`` are left out.
 
     ``flow`` is a block, a module that holds blocks (an nflows ``Flow`` or ``Transform``, a guide, a
     Pyro transform), a torch or Pyro transform or transformed distribution, conditional or not, or a
@@ -30,7 +32,7 @@ def modules_of(flow: object) -> list[nn.Module]:
             continue
         seen[id(module)] = module
         # Most modules are leaves, and this walk shows in a step of a small flow.
-        if module._modules:
+        if module._modules and not (down_to is not None and isinstance(module, down_to)):
             waiting += [child for child in reversed(module._modules.values()) if child is not None]
         if isinstance(module, ComposeTransform):
             # A part such as an inverse is no module, and so not registered.
@@ -38,9 +40,9 @@ def modules_of(flow: object) -> list[nn.Module]:
     return list(seen.values())
 
 
-def modules_of_kind(flow: object, kind: type[M]) -> list[M]:
+def modules_of_kind(flow: object, kind: type[M], down_to: type[nn.Module] | None = None) -> list[M]:
     """List the modules of a kind, as :func:`modules_of` does."""
-    modules = modules_of(flow)
+    modules = modules_of(flow, down_to)
     # An abstract class is slow to ask.
     kinds = {each for each in set(map(type, modules)) if issubclass(each, kind)}
     return [m for m in modules if type(m) in kinds]  # pyright: ignore[reportReturnType]
@@ -52,8 +54,9 @@ def modules_behind(transform: ComposeTransform) -> list[nn.Module]:
 
 
 def contractions_of(flow: object) -> list[Contraction]:
-    """List every contraction that is no part of another, once, in the order of the flow."""
-    return outermost(modules_of_kind(flow, Contraction))  # pyright: ignore[reportAbstractUsage]
+    """List every contraction outside of other contractions, once, in the order of the flow."""
+    kind: Any = Contraction
+    return modules_of_kind(flow, kind, down_to=kind)
 
 
 def outermost(modules: Sequence[M]) -> list[M]:

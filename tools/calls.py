@@ -68,7 +68,7 @@ LIMITS = {
     Row.BLOCK: Limit(108, files=25),
     Row.INVERSE: Limit(282, files=36),
     Row.NFLOWS: Limit(80),
-    Row.STACK: Limit(796),
+    Row.STACK: Limit(770),
 }
 
 

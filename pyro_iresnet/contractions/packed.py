@@ -191,7 +191,6 @@ def whole(modules: Sequence[M]) -> M | None:
     """
     first, count = modules[0], len(modules)
     own = vars(first)
-    every = own.keys() - MEMORIES
     names = [name for name in own if name[0] != "_"]
     settings, parts = list(map(own.get, names)), list(first._modules)
     packed, stacks = isinstance(first, _Packed), list(first._parameters.values())
@@ -202,7 +201,7 @@ def whole(modules: Sequence[M]) -> M | None:
         held = vars(m)
         if type(m) is not type(first) or any(map(held.get, OWN)):
             return None
-        if held.keys() - MEMORIES != every:
+        if held.keys() != own.keys() and held.keys() - MEMORIES != own.keys() - MEMORIES:
             return None
         try:
             if list(map(held.get, names)) != settings or list(m._modules) != parts:

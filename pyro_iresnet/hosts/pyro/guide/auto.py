@@ -147,7 +147,8 @@ class AutoIResNet(AutoNormalizingFlow):
         each call, which no HMC could follow.
         """
         stack = self._stack()
-        for block in modules_of_kind(stack, Block):
+        kind: Any = Block
+        for block in modules_of_kind(stack, kind, down_to=kind):
             logdet = block.estimator(self.latent_dim)
             if logdet.stochastic:
                 raise drawn_density("guide", type(logdet).__name__)
