@@ -47,7 +47,9 @@ class AutoIResNet(AutoNormalizingFlow):
 
     where each :math:`f_i` is a block, and :math:`m, C` are a location and a lower-triangular scale.
     Location and scale take care of the Gaussian part of the posterior, so that the blocks only
-    bend. The blocks start near the identity, so the guide starts near a normal distribution.
+    bend. The blocks start near the identity, so the guide starts near a normal distribution. They
+    are packed: an optimiser has one tensor for each weight of all blocks, as :func:`pack_blocks`
+    says.
 
     Change first: ``num_blocks``, then the steps and particles of SVI. Judge the fit with
     :func:`pyro_iresnet.diagnostics.psis`. For :class:`~pyro.infer.reparam.NeuTraReparam` call
