@@ -98,5 +98,6 @@ def test_script():
     assert result.exit_code == 0, result.output
     rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
     goals = [row for row in rows if "<=" in row[-1]]
-    assert len(goals) == 5
+    # Two dimensions, two norms, packed and not; and the trained flow.
+    assert len(goals) == 9
     assert all(float(cell) > 0 for row in goals for cell in row[2:5])
