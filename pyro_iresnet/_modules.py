@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from torch.distributions import ComposeTransform, Transform, TransformedDistribution
@@ -31,8 +31,10 @@ def modules_of(flow: object, down_to: type[nn.Module] | None = None) -> list[nn.
         if id(module) in seen:
             continue
         seen[id(module)] = module
+        if down_to is not None and isinstance(module, down_to):
+            continue
         # Most modules are leaves, and this walk shows in a step of a small flow.
-        if module._modules and not (down_to is not None and isinstance(module, down_to)):
+        if module._modules:
             waiting += [child for child in reversed(module._modules.values()) if child is not None]
         if isinstance(module, ComposeTransform):
             # A part such as an inverse is no module, and so not registered.
@@ -40,9 +42,9 @@ def modules_of(flow: object, down_to: type[nn.Module] | None = None) -> list[nn.
     return list(seen.values())
 
 
-def modules_of_kind(flow: object, kind: type[M], down_to: type[nn.Module] | None = None) -> list[M]:
-    """List the modules of a kind, as :func:`modules_of` does."""
-    modules = modules_of(flow, down_to)
+def modules_of_kind(flow: object, kind: type[M], *, nested: bool = True) -> list[M]:
+    """List the modules of a kind, as :func:`modules_of` does; ``nested``: those in others too."""
+    modules = modules_of(flow, None if nested else kind)
     # An abstract class is slow to ask.
     kinds = {each for each in set(map(type, modules)) if issubclass(each, kind)}
     return [m for m in modules if type(m) in kinds]  # pyright: ignore[reportReturnType]
@@ -55,8 +57,7 @@ def modules_behind(transform: ComposeTransform) -> list[nn.Module]:
 
 def contractions_of(flow: object) -> list[Contraction]:
     """List every contraction outside of other contractions, once, in the order of the flow."""
-    kind: Any = Contraction
-    return modules_of_kind(flow, kind, down_to=kind)
+    return modules_of_kind(flow, Contraction, nested=False)  # pyright: ignore[reportAbstractUsage]
 
 
 def outermost(modules: Sequence[M]) -> list[M]:

@@ -5,7 +5,8 @@ bookkeeping of Pyro and of its optimiser costs as much as the mathematics. A pac
 class, its place and its state dict; its weights are rows of tensors that all modules share.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from operator import is_
 from types import EllipsisType
@@ -36,7 +37,8 @@ class _Packed(nn.Module):
     _row: int | EllipsisType
 
     def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self._with_own(self._rows(), super()._save_to_state_dict, arguments, options)
+        with self._owning(self._rows()):
+            super()._save_to_state_dict(*arguments, **options)
 
     def _load_from_state_dict(
         self,
@@ -62,8 +64,8 @@ class _Packed(nn.Module):
         # Torch loads into copies: it may put other tensors in their place (assign=True).
         own: dict[str, Any] = {n: nn.Parameter(r.detach().clone()) for n, r in self._rows().items()}
         others = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        load = super()._load_from_state_dict
-        self._with_own(own, load, (state_dict, prefix, *others), {})
+        with self._owning(own):
+            super()._load_from_state_dict(state_dict, prefix, *others)
         for name in self._parameters:
             if prefix + name in unexpected_keys:
                 unexpected_keys.remove(prefix + name)
@@ -79,14 +81,13 @@ class _Packed(nn.Module):
         names = [name.removeprefix(STACKED) for name in self._parameters]
         return {name: getattr(self, name) for name in names}
 
-    def _with_own(
-        self, own: dict[str, Any], call: Callable[..., None], arguments: Any, options: Any
-    ) -> None:
-        """Call a method of torch that looks for parameters of the module's own."""
+    @contextmanager
+    def _owning(self, own: dict[str, Any]) -> Iterator[None]:
+        """Show other parameters to a method of torch that looks for those of the module itself."""
         before = self._parameters
         vars(self)["_parameters"] = own
         try:
-            call(*arguments, **options)
+            yield
         finally:
             vars(self)["_parameters"] = before
 
@@ -142,12 +143,13 @@ def pack(modules: Sequence[nn.Module]) -> None:
     hooks, frozen or shared parameters. Settings may differ: :func:`whole` compares them.
     """
     trees = [list(m.modules()) for m in modules]
-    parameters = [p for m in modules for p in m.parameters()]
+    parts = [m for tree in trees for m in tree]
+    parameters = [p for m in parts for p in m._parameters.values()]
     alike = len({tuple(map(type, tree)) for tree in trees}) == 1
-    distinct = len({id(m) for tree in trees for m in tree}) == sum(map(len, trees))
-    if len(modules) < 2 or not alike or not distinct:
+    if len(modules) < 2 or not alike:
         return
-    if len({id(p) for m in modules for p in m.parameters()}) < len(parameters):
+    # A module or a parameter in two places, within one of the modules as well.
+    if any(len(set(map(id, held))) < len(held) for held in (parts, parameters)):
         return
     positions = list(zip(*trees, strict=True))
     if not all(map(_can_stack, positions)):

@@ -129,7 +129,7 @@ class _Corrected(Solver):
             (point.residual / size[:, None]).float(),
             share.float().clamp(min=8 * EPS),
             PRODUCTS,
-            None if self.affine is None else self.affine.inverse,
+            None if self.affine is None else self.affine.precondition,
         )
         x = point.x - shift.double() * size[:, None]
         return Step(x, replace(state, taken=state.taken + 1), products)

@@ -19,7 +19,7 @@ from .._torch import COARSE, in_plain_autograd
 from ..errors import ArgumentError, check_dense, check_instance
 from .checks import bounds_of, check_weight
 from .convolution import over_symbol, spectral_norm
-from .together import Group, Rule, split
+from .together import Group, Rule
 
 
 @dataclass(frozen=True)
@@ -226,13 +226,9 @@ class Norm(ABC):
         for group in groups.values():
             first = group.weights[0]
             if first.dtype in COARSE:
-                acting, norms = group.normalized(self._coarse, None)
+                acting, known = group.normalized(self._coarse, None)
             else:
-                acting, norms = group.normalized(self.apply, rule if first.dim() < 4 else None)
-            if norms is None:
-                known = [None] * len(acting)
-            else:
-                known = split(norms, group.sizes) if any(group.sizes) else norms.unbind()
+                acting, known = group.normalized(self.apply, rule if first.dim() < 4 else None)
             for i, w, norm in zip(group.members, acting, known, strict=True):
                 back = w if w.shape == weights[i].shape else w[:, :, None, None]
                 normalized[i] = NormalizedWeight(back, self, norm)

@@ -56,8 +56,8 @@ class Group:
 
     def normalized(
         self, normalize: Normalize, rule: Rule | None
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Return the weights at their bounds, and proven bounds, shape ``(n,)``, or None.
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """Return the weights at their bounds, and a proven bound of each, or None.
 
         Arguments:
             normalize: normalizes stacked weights, by differentiable operations.
@@ -76,15 +76,18 @@ class Group:
                     *self.weights,
                     *self.scales,
                 )
-                return acting, known
+                return acting, known.unbind() if sizes is None else _split(known, sizes)
             normalize = rule.normalize
         many = _stacked(self.weights, self.turned, sizes)
         bounds = many.new_tensor(self.bounds if sizes is None else _repeated(self.bounds, sizes))
         acting, known, *_ = normalize(many, bounds, _stacked_scales(self.scales, many, sizes))
-        return _unstacked(acting, self.turned, sizes), known
+        views = _unstacked(acting, self.turned, sizes)
+        if known is None:
+            return views, len(views) * [None]
+        return views, known.unbind() if sizes is None else _split(known, sizes)
 
 
-def split(many: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def _split(many: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Return the first rows by the first size, and so on; a size of 0 takes one row as it is."""
     pieces = many.split([size or 1 for size in sizes])
     return [p if size else p[0] for p, size in zip(pieces, sizes, strict=True)]
@@ -109,7 +112,7 @@ def _stacked(
 
 def _unstacked(many: Tensor, turned: Sequence[bool], sizes: Sequence[int] | None) -> list[Tensor]:
     """Return views of stacked weights, turned back."""
-    views = list(many.unbind()) if sizes is None else split(many, sizes)
+    views = list(many.unbind()) if sizes is None else _split(many, sizes)
     for i, turn in enumerate(turned):
         if turn:
             views[i] = views[i].transpose(0, 1) if sizes is None else views[i].mT
@@ -181,7 +184,7 @@ class _Together(Function):
         of_weights = n * [None] if of_many is None else _unstacked(of_many, turned, sizes)
         of_scales: Sequence[Tensor | None] = n * [None]
         if factors is not None and of_factors is not None:
-            of_scales = of_factors.unbind() if sizes is None else split(of_factors, sizes)
+            of_scales = of_factors.unbind() if sizes is None else _split(of_factors, sizes)
         pairs = zip((*of_weights, *of_scales), ctx.needs_input_grad[5:], strict=True)
         return None, None, None, None, None, *(found if needed else None for found, needed in pairs)
 

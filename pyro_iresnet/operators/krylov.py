@@ -3,6 +3,7 @@ r"""Solves of ``(I + J) w = v`` by products with ``J`` alone."""
 import math
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -216,11 +217,11 @@ class KrylovSolve(IterativeSolve):
         v: Tensor,
         enough: Tensor,
         limit: int,
-        inverse: Tensor | None = None,
+        precondition: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return as the base class says.
 
-        ``inverse`` is one matrix near the inverse of ``I + J``, transposed: the preconditioner.
+        ``precondition`` applies one matrix near the inverse of ``I + J`` to rows.
         """
         rows = torch.arange(len(v), device=v.device)
         w, products = 0 * v, torch.zeros_like(rows)
@@ -245,7 +246,7 @@ class KrylovSolve(IterativeSolve):
             elif at_work < len(rows):
                 # A row that is done stands still, so that no row depends on the others.
                 v = torch.where(waits[:, None], v, 0.0)
-            step = v if inverse is None else v @ inverse
+            step = v if precondition is None else precondition(v)
             image = step + product(step)
             for other_step, other in kept:
                 share = torch.linalg.vecdot(other, image)[:, None]

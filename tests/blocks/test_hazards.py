@@ -131,28 +131,12 @@ def test_copies_hold_no_graph(transform):
 # ---------------------------------------------------------------------------- threads
 
 
-def in_thread(function):
-    """Run a function in a thread of its own, and return its errors."""
-    errors = []
-
-    def work():
-        try:
-            function()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return errors
-
-
 def test_thread_inside_cached():
     block, x = zoo.block(), torch.randn(3, zoo.DIM)
     with cached(block):
         y = block(x)
         # The backward pass of one thread must not free the graph of the other.
-        assert in_thread(lambda: block(x).sum().backward()) == []
+        assert zoo.errors_in_threads(lambda: block(x).sum().backward(), count=1) == []
         y.sum().backward()
         again = block(x)
     torch.testing.assert_close(again, y)

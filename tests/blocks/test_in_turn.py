@@ -14,6 +14,8 @@ from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.hosts.pyro import stack as stack_module
 from pyro_iresnet.norms import Gram
 
+from .. import zoo
+
 OPTIONS = {
     "default": {},
     "plain": {"coordinates": None},
@@ -76,20 +78,6 @@ def apart(monkeypatch):
     return evaluate
 
 
-def everything(stack, evaluation, x, *, second):
-    """List the results of an evaluation, and their derivatives with unequal weights."""
-    y, log_det = evaluation.y, evaluation.log_det()
-    w = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)
-    loss = (w * y.sin()).sum() + (w[..., 0] * log_det).sum()
-    inputs = [x, *stack.parameters()]
-    first = torch.autograd.grad(loss, inputs, create_graph=second)
-    results = [y, log_det, evaluation.vjp(w), evaluation.inverse_vjp(w), *first]
-    if second:
-        squares = sum(grad.square().sum() for grad in first)
-        results += torch.autograd.grad(squares, inputs)
-    return results
-
-
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("batch", [(), (1,), (6,), (2, 3), (0,)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -97,9 +85,9 @@ def everything(stack, evaluation, x, *, second):
 def test_equals_block_by_block(options, packed, batch, second, taken, apart):
     stack = made(packed=packed, **options)
     x = torch.randn(*batch, options.get("input_dim", 4), requires_grad=True)
-    together = everything(stack, stack.evaluate(x), x, second=second)
+    together = zoo.everything(stack, stack.evaluate(x), x, second=second)
     assert taken == [True]
-    expected = everything(stack, apart(stack, x), x, second=second)
+    expected = zoo.everything(stack, apart(stack, x), x, second=second)
     torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -158,8 +146,8 @@ def test_unequal_widths(taken):
 def test_one_block_twice(taken, apart):
     [part] = made(num_blocks=1).parts
     stack, x = stack_module.Stack([part, part]), torch.randn(6, 4, requires_grad=True)
-    together = everything(stack, stack.evaluate(x), x, second=True)
-    expected = everything(stack, apart(stack, x), x, second=True)
+    together = zoo.everything(stack, stack.evaluate(x), x, second=True)
+    expected = zoo.everything(stack, apart(stack, x), x, second=True)
     assert taken == [True]
     torch.testing.assert_close(together, expected)
 

@@ -473,6 +473,17 @@ def test_leaves_other_modules(spoil):
     assert [[name for name, _ in m.named_parameters()] for m in modules] == names
 
 
+def test_leaves_blocks_with_shared_weights():
+    """Layers that share a weight inside of a block would train apart."""
+    stack = iresnet_stack(D, 2, [6, 6, 6], between=None)
+    for part in stack.parts:
+        layers = part.block.contraction.layers
+        layers[2].weight = layers[1].weight
+    names = [name for name, _ in part.block.contraction.named_parameters()]
+    pack_blocks(stack)
+    assert [name for name, _ in part.block.contraction.named_parameters()] == names
+
+
 def test_leaves_blocks_of_other_shapes():
     parts = [iresnet(D, HIDDEN), iresnet(D, [7])]
     pack_blocks(parts)

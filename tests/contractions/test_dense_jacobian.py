@@ -62,24 +62,10 @@ def apart(monkeypatch):
     return evaluate
 
 
-def everything(block, evaluation, x, *, second):
-    """List the results of an evaluation, and their derivatives with unequal weights."""
-    y, log_det = evaluation.y, evaluation.log_det()
-    w = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)
-    loss = (w * y.sin()).sum() + (w[..., 0] * log_det).sum()
-    inputs = [x, *block.parameters()]
-    first = torch.autograd.grad(loss, inputs, create_graph=second)
-    results = [y, log_det, evaluation.vjp(w), evaluation.inverse_vjp(w), *first]
-    if second:
-        squares = sum(grad.square().sum() for grad in first)
-        results += torch.autograd.grad(squares, inputs)
-    return results
-
-
 def check_equal(block, x, taken, apart, *, second=False, rtol=1e-9, atol=1e-10):
-    found = everything(block, block.evaluate(x), x, second=second)
+    found = zoo.everything(block, block.evaluate(x), x, second=second)
     assert taken == [True]
-    expected = everything(block, apart(block, x), x, second=second)
+    expected = zoo.everything(block, apart(block, x), x, second=second)
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 

@@ -149,8 +149,7 @@ class AutoIResNet(AutoNormalizingFlow):
         each call, which no HMC could follow.
         """
         stack = self._stack()
-        kind: Any = Block
-        for block in modules_of_kind(stack, kind, down_to=kind):
+        for block in modules_of_kind(stack, Block, nested=False):
             logdet = block.estimator(self.latent_dim)
             if logdet.stochastic:
                 raise drawn_density("guide", type(logdet).__name__)
