@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from ._strategy_json import decode, encode, given
-from .activations import Activation, LipSwish
+from .activations import Activation
 from .activations.base import check_activation
 from .blocks import Block, CayleyBlock, ResidualBlock
 from .contractions import DenseContraction
@@ -38,7 +38,7 @@ class BlockKeywords(TypedDict, total=False):
     options: "BlockOptions | Sequence[BlockOptions]"
     block: str | Callable[..., Block]
     lipschitz: float
-    activation: Callable[[], Activation]
+    activation: Callable[[], Activation] | None
     norm: Norm
     coordinates: Coordinates | Sequence[Coordinates] | None
     logdet: LogDet | None
@@ -56,11 +56,12 @@ class BlockOptions:
     Arguments:
         block: ``"residual"``, ``"cayley"``, or a callable that makes a :class:`Block` of a
             contraction, such as a subclass of ``Block``.
-        hidden_dims: the widths of the hidden layers; default two of twice the number of
-            coordinates, at least 64 and at most 512.
+        hidden_dims: the widths of the hidden layers; default three of 48 up to 8 coordinates, and
+            two of twice the number of coordinates, at least 64 and at most 512, above.
         lipschitz: the bound of ``Lip(g)``, in (0, 1). Near 1 a block bends more, and its inverse
             takes more steps.
-        activation: an :class:`Activation` class, or a callable that makes an activation.
+        activation: an :class:`Activation` class, or a callable that makes an activation; by default
+            ``auto_activation(D)``, and :class:`LipSwish` in a guide.
         norm: the strategy that keeps the norm of a weight at its bound.
         coordinates: the coordinates in which ``g`` contracts: a strategy, a sequence of strategies
             that act in turn, or None for those of ``x``.
@@ -82,7 +83,7 @@ class BlockOptions:
     block: str | Callable[..., Block] = "residual"
     hidden_dims: Sequence[int] | None = None
     lipschitz: float = 0.97
-    activation: Callable[[], Activation] = LipSwish
+    activation: Callable[[], Activation] | None = None
     norm: Norm = Cholesky()  # noqa: RUF009  (frozen, so safe to share)
     coordinates: Coordinates | Sequence[Coordinates] | None = DiagonalScale()  # noqa: RUF009
     logdet: LogDet | None = None
@@ -116,7 +117,8 @@ class BlockOptions:
                     f"Expected {name} as an option beside block, as BlockOptions({name}=...); got "
                     "it inside the partial, where the option would override it."
                 )
-        check_activation(self.activation)
+        if self.activation is not None:
+            check_activation(self.activation)
         check_instance(self.norm, Norm, "norm", "Gram()")
         if isinstance(self.coordinates, tuple):
             for i, one in enumerate(self.coordinates):

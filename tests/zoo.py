@@ -113,8 +113,8 @@ class SineNet(nn.Module):
         return 0.9 * self.last(h.sin())
 
 
-def dense(dim=DIM, hidden_dims=(8, 7), **options):
-    return trained(DenseContraction(dim, hidden_dims, **options))
+def dense(dim=DIM, hidden_dims=(8, 7), activation=LipSwish, **options):
+    return trained(DenseContraction(dim, hidden_dims, activation=activation, **options))
 
 
 def densenet(dim=DIM, hidden_dims=(8, 7), **options):
@@ -168,7 +168,7 @@ ACTIVATIONS = {
     "elu": ELU,
     "softplus": Softplus,
     "tanh": Tanh,
-    "sine": partial(Sine, frequency=2.0),
+    "sine": partial(Sine, frequencies=(0.5, 5.0)),
     "leaky_relu": LeakyReLU,
 }
 
@@ -214,11 +214,13 @@ CONTRACTIONS = {
     "densenet_one_hidden": partial(densenet, hidden_dims=(8,)),
     "densenet_three_hidden": partial(densenet, hidden_dims=(6, 9, 8)),
     "densenet_clipswish": partial(densenet, activation=CLipSwish),
+    "densenet_sine": partial(densenet, activation=Sine),
     "densenet_maxmin": partial(densenet, hidden_dims=(8, 6), activation=MaxMin),
     "conv_linear": partial(conv, hidden_channels=()),
     "conv_zeros": conv,
     "conv_circular": partial(conv, padding="circular"),
     "conv_deep": partial(conv, hidden_channels=(4, 3, 4), activation=CLipSwish),
+    "conv_sine": partial(conv, activation=Sine),
     **{f"conv_{n}": partial(conv, norm=s) for n, s in CERTIFIED_NORMS.items()},
     "sequence": sequence,
     "sum": total,
@@ -244,9 +246,11 @@ CONDITIONAL = {
     "conditional_maxmin": partial(
         dense, hidden_dims=(8, 6), activation=MaxMin, context_dim=CONTEXT
     ),
+    "conditional_sine": partial(dense, activation=Sine, context_dim=CONTEXT),
     "conditional_densenet": partial(densenet, context_dim=CONTEXT),
     "conditional_densenet_linear": partial(densenet, hidden_dims=(), context_dim=CONTEXT),
     "conditional_conv": partial(conv, context_dim=CONTEXT),
+    "conditional_conv_sine": partial(conv, activation=Sine, context_dim=CONTEXT),
     "conditional_conv_linear": partial(conv, hidden_channels=(), context_dim=CONTEXT),
     "conditional_sequence": lambda: SequentialContraction(dense(context_dim=CONTEXT), densenet()),
     "conditional_sum": lambda: SumContraction(

@@ -148,6 +148,7 @@ def builders() -> dict[str, Recipe]:
             activations.make_activations,
             {"activation": activations.LipSwish, "widths": [4]},
         ),
+        "auto_activation": (activations.auto_activation, {"dim": 3}),
         "auto_logdet": (logdet.auto_logdet, {"event_size": 3}),
         "auto_solver": (solvers.auto_solver, {"event_size": 3}),
         "auto_linear_solve": (operators.auto_linear_solve, {"event_size": 3}),

@@ -65,10 +65,10 @@ class Limit:
 
 
 LIMITS = {
-    Row.BLOCK: Limit(108, files=25),
-    Row.INVERSE: Limit(282, files=36),
-    Row.NFLOWS: Limit(80),
-    Row.STACK: Limit(770),
+    Row.BLOCK: Limit(110, files=25),
+    Row.INVERSE: Limit(312, files=36),
+    Row.NFLOWS: Limit(82),
+    Row.STACK: Limit(786),
 }
 
 

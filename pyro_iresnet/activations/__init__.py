@@ -1,7 +1,8 @@
 """Activations with a proven bound of their slope."""
 
 from .base import Activation, Elementwise, Factors, make_activations
-from .elementwise import ELU, LeakyReLU, Sine, Softplus, Tanh
+from .elementwise import ELU, LeakyReLU, Softplus, Tanh
+from .sine import Sine, auto_activation
 from .sorting import GroupSort, MaxMin
 from .swish import CLipSwish, LipSwish
 
@@ -18,5 +19,6 @@ __all__ = [
     "Sine",
     "Softplus",
     "Tanh",
+    "auto_activation",
     "make_activations",
 ]

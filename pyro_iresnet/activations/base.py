@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from .._settings import HasSettings
+from .._torch import in_plain_autograd, needs_plain_operations
 from ..errors import ArgumentTypeError, check_dims
 from ..operators import Diagonal, LinearMap
+
+# Methods of which a new activation defines one.
+DERIVATIVES = {"linearize", "value_and_slope", "value_slope_curvature"}
 
 
 class Activation(HasSettings, nn.Module, ABC):
@@ -27,7 +32,7 @@ class Activation(HasSettings, nn.Module, ABC):
         signs: factors of the input. The results for several signs stand side by side.
 
     Raises:
-        ArgumentError: by :meth:`check_width`: a width that the activation cannot follow.
+        ArgumentError: by :meth:`follow`: a width that the activation cannot follow.
 
     Example:
         >>> import torch
@@ -50,7 +55,7 @@ class Activation(HasSettings, nn.Module, ABC):
         super().__init_subclass__(**options)
         # An inherited half would compute another function than the half that is new.
         value = "forward" in vars(cls)
-        slope = "value_and_slope" in vars(cls) or "linearize" in vars(cls)
+        slope = bool(DERIVATIVES & vars(cls).keys())
         derivative: Any = getattr(cls, "value_and_slope", cls.linearize)
         missing: list[str] = []
         if value and not slope and not _is_abstract(derivative):
@@ -83,8 +88,12 @@ class Activation(HasSettings, nn.Module, ABC):
     def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
         """The value and the Jacobian at ``x``, whose last ``event_dim`` dimensions are an event."""
 
-    def check_width(self, width: int) -> None:
-        """Raise :class:`ArgumentError` unless the activation can follow a layer of this width."""
+    def follow(self, width: int) -> None:
+        """Take the place behind a layer of this width; a network calls this method once.
+
+        Override this method to make parameters for each unit, or to raise :class:`ArgumentError`
+        for a width that the activation cannot follow.
+        """
 
     def factors(self) -> "Factors":
         """Return the activation as a scaled core.
@@ -125,6 +134,46 @@ class Elementwise(Activation):
         return value, Diagonal(slope, event_dim)
 
 
+class Curved(Elementwise):
+    """An activation with a second derivative in closed form, and without parameters or settings.
+
+    To write one, define :meth:`forward` and :meth:`value_slope_curvature`, and set ``bound``.
+    """
+
+    @abstractmethod
+    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The value and the first two derivatives, each of the shape of ``x``, differentiable."""
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and in_plain_autograd():
+            return _ValueAndSlope.apply(self, x)
+        return self.value_slope_curvature(x)[:2]
+
+
+class _ValueAndSlope(Function):
+    """Value and slope; a graph of small operations would compute each function twice."""
+
+    @staticmethod
+    def forward(ctx, core: Curved, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope, curvature = core.value_slope_curvature(x)
+        ctx.core = core
+        ctx.save_for_backward(x, slope, curvature)
+        ctx.set_materialize_grads(False)
+        return value, slope
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor | None) -> tuple[None, Tensor | None]:
+        x, slope, curvature = ctx.saved_tensors
+        of_value, of_slope = grad_outputs
+        if needs_plain_operations(grad_outputs):
+            # In a second derivative both must be functions of x again.
+            _, slope, curvature = ctx.core.value_slope_curvature(x)
+        if of_slope is None:
+            return None, None if of_value is None else of_value * slope
+        grad = curvature * of_slope
+        return None, grad if of_value is None else torch.addcmul(grad, of_value, slope)
+
+
 class Factors(NamedTuple):
     r"""An activation as :math:`\phi(x) = b\,\psi(a s x)`, for each of its signs s.
 
@@ -134,6 +183,7 @@ class Factors(NamedTuple):
         outer: :math:`b`, as ``inner``.
         bound: the largest stretch of the core, over all signs together.
         signs: the values of s.
+        by_unit: True if :math:`a` and :math:`b` have one entry for each unit, in a last dimension.
     """
 
     core: Activation
@@ -141,19 +191,50 @@ class Factors(NamedTuple):
     outer: Tensor | None
     bound: float
     signs: tuple[float, ...] = (1.0,)
+    by_unit: bool = False
 
-    def fold(self, v: Tensor, dim: int = 0, *, scaled: bool = True) -> Tensor:
+    def fold(self, v: Tensor, dim: int = 0) -> Tensor:
         """Return ``v`` times ``a`` and each of the signs, side by side along ``dim``.
 
-        ``v`` is a weight, a bias or a shift before the activation; ``scaled=False`` if it has the
-        scale ``a`` already.
+        ``v`` is a weight, a bias or a shift before the activation, with its units along ``dim``.
         """
-        if scaled and self.inner is not None:
-            v = self.inner.reshape(*self.inner.shape, *(v.dim() - self.inner.dim()) * (1,)) * v
+        if self.inner is not None:
+            behind = v.dim() - (dim % v.dim() + 1 if self.by_unit else self.inner.dim())
+            v = self.inner.reshape(*self.inner.shape, *behind * (1,)) * v
         return v if len(self.signs) == 1 else torch.cat([sign * v for sign in self.signs], dim)
 
+    def fold_layer(
+        self, weight: Tensor, bias: Tensor, before: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a normalized weight and a bias with ``a`` and the signs.
 
-EXAMPLE = "LipSwish, or functools.partial(Sine, frequency=2.0)"
+        The weight has a scale that is one number already, from its norm.
+
+        Arguments:
+            weight: a matrix or a kernel, or matrices of packed modules.
+            bias: as the weight, with its units in the last dimension.
+            before: the scale of each input unit; None for 1.
+        """
+        inner = self.inner
+        if before is not None:
+            weight = on_inputs(weight, before)
+        if inner is not None:
+            if self.by_unit:
+                weight = inner.reshape(*inner.shape, *(weight.dim() - bias.dim()) * (1,)) * weight
+            bias = (inner if inner.dim() in (0, bias.dim()) else inner[:, None]) * bias
+        if len(self.signs) > 1:
+            units = bias.dim() - 1
+            weight = torch.cat([sign * weight for sign in self.signs], units)
+            bias = torch.cat([sign * bias for sign in self.signs], units)
+        return weight, bias
+
+
+def on_inputs(weight: Tensor, scale: Tensor) -> Tensor:
+    """Return a matrix, a kernel or matrices of packed modules times the scale of each input."""
+    return weight * (scale[:, None, None] if weight.dim() == 4 else scale.unsqueeze(-2))
+
+
+EXAMPLE = "LipSwish, or functools.partial(Sine, frequencies=(0.1, 2.0))"
 
 
 def check_activation(activation: object) -> None:
@@ -196,6 +277,6 @@ def make_activations(
                 f"Expected activation to act on every entry by itself, such as {EXAMPLE}; "
                 f"got {type(one).__name__}."
             )
-        one.check_width(width)
+        one.follow(width)
         made.append(one)
     return made

@@ -73,47 +73,6 @@ class Tanh(Elementwise):
         return value, 1 - value * value
 
 
-class Sine(Elementwise):
-    r""":math:`\sin(\omega x) / \omega`; its slope is :math:`\cos(\omega x)`.
-
-    Arguments:
-        frequency: :math:`\omega`, above 0, fixed; else :class:`ArgumentError`.
-
-    Raises:
-        ArgumentError: ``frequency`` is not above 0.
-
-    Example:
-        >>> import torch
-        >>> from functools import partial
-        >>> from pyro_iresnet import DenseContraction
-        >>> from pyro_iresnet.activations import Sine
-        >>> g = DenseContraction(2, [16], activation=partial(Sine, frequency=3.0))
-        >>> g(torch.zeros(5, 2)).shape
-        torch.Size([5, 2])
-    """
-
-    def __init__(self, frequency: float = 1.0) -> None:
-        super().__init__()
-        self.frequency = check_positive(frequency, "frequency")
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_dense(x, "x")
-        return torch.sin(self.frequency * x) / self.frequency
-
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.frequency * x
-        return torch.sin(t) / self.frequency, torch.cos(t)
-
-    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The value and the first two derivatives at ``x``, each of the shape of ``x``."""
-        t = self.frequency * x
-        sine = torch.sin(t)
-        return sine / self.frequency, torch.cos(t), -self.frequency * sine
-
-    def extra_repr(self) -> str:
-        return f"frequency={self.frequency}"
-
-
 class LeakyReLU(Elementwise):
     """The larger of :math:`x` and :math:`a x`: piecewise linear, with a kink at 0.
 

@@ -40,7 +40,7 @@ class GroupSort(Activation):
         if self.size < 2:
             raise ArgumentError(f"Expected size to be at least 2; got {size}.")
 
-    def check_width(self, width: int) -> None:
+    def follow(self, width: int) -> None:
         if width % self.size:
             raise ArgumentError(
                 f"Expected hidden widths that are multiples of {self.size}, which {self} sorts "
@@ -62,7 +62,7 @@ class GroupSort(Activation):
 
     def _sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sorted groups, and the position of each entry before sorting."""
-        self.check_width(x.shape[-1])
+        self.follow(x.shape[-1])
         groups = x.unflatten(-1, (-1, self.size))
         value, order = groups.sort(-1)
         start = torch.arange(0, x.shape[-1], self.size, device=x.device)

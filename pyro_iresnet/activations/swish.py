@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional
 
-from .._torch import in_plain_autograd, is_compiling, needs_plain_operations
+from .._torch import is_compiling
 from ..errors import ArgumentError, check_dense, check_positive, check_tensor
 from ..operators import Chain, Dense, Diagonal, LinearMap
-from .base import Activation, Elementwise, Factors
+from .base import Activation, Curved, Elementwise, Factors
 
 
 class LipSwish(Elementwise):
@@ -109,11 +108,10 @@ class CLipSwish(Activation):
         return SHARE * value, Chain((copies, Diagonal(SHARE * slope)))
 
     def factors(self) -> Factors:
-        core, inner, outer, bound, _ = self.swish.factors()
+        one = self.swish.factors()
         share = self.swish.raw_beta.new_tensor(SHARE)
-        return Factors(
-            core, inner, share if outer is None else share * outer, bound / SHARE, self.signs
-        )
+        outer = share if one.outer is None else share * one.outer
+        return one._replace(outer=outer, bound=one.bound / SHARE, signs=self.signs)
 
 
 # LipSwish at x and -x together stretches by 1.1044 / 1.1, and CLipSwish itself by 1.
@@ -124,61 +122,24 @@ def _both(x: Tensor) -> Tensor:
     return torch.cat([x, -x], -1)
 
 
-class SiLU(Elementwise):
-    r""":math:`x\,\sigma(x)`, the core of :class:`LipSwish`; its slope lies in [-0.0999, 1.0999]."""
+class SiLU(Curved):
+    r""":math:`x\,\sigma(x)`, the core of :class:`LipSwish`; its slope lies in [-0.0999, 1.0999].
+
+    With :math:`s = \sigma(x)` and the slope p, the curvature is :math:`s + p - 2 s p`.
+    """
 
     bound = 1.1
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.silu(x)
 
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _FusedSiLU.apply(x) if in_plain_autograd() else _silu(x)[:2]
-
     def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The value and the first two derivatives at ``x``, each of the shape of ``x``."""
-        s = torch.sigmoid(x)
-        value = x * s
-        slope = torch.lerp(value, value.new_ones(()), s)
-        return value, slope, torch.add(s, slope).addcmul_(s, slope, value=-2)
-
-
-# One module for all layers: SiLU has neither parameters nor settings.
-SILU = SiLU()
-
-
-def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the value and the slope of SiLU, and the logistic function."""
-    s = torch.sigmoid(x)
-    value = x * s
-    return value, s + value * (1 - s), s
-
-
-class _FusedSiLU(Function):
-    r"""Value and slope p, fused; with :math:`s = \sigma(x)`, :math:`p' = s + p - 2 s p`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         s = torch.sigmoid(x)
         value = x * s
         # s + value (1 - s), in one pass.
         slope = torch.lerp(value, value.new_ones(()), s)
-        ctx.save_for_backward(x, slope, s)
-        ctx.set_materialize_grads(False)
-        return value, slope
+        return value, slope, torch.addcmul(s + slope, s, slope, value=-2)
 
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor | None) -> Tensor | None:
-        x, slope, s = ctx.saved_tensors
-        of_value, of_slope = grad_outputs
-        second = needs_plain_operations(grad_outputs)
-        if second:
-            # In a second derivative slope and s must be functions of x again.
-            _, slope, s = _silu(x)
-        if of_slope is None:
-            return None if of_value is None else of_value * slope
-        if second:
-            grad = (s + slope - 2 * s * slope) * of_slope
-            return grad if of_value is None else torch.addcmul(grad, of_value, slope)
-        grad = torch.add(s, slope).addcmul_(s, slope, value=-2).mul_(of_slope)
-        return grad if of_value is None else grad.addcmul_(of_value, slope)
+
+# One module for all layers: SiLU has neither parameters nor settings.
+SILU = SiLU()

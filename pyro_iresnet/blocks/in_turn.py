@@ -23,8 +23,7 @@ from .._torch import (
     needs_plain_operations,
     precisely,
 )
-from ..activations import Sine
-from ..activations.swish import SiLU
+from ..activations.base import Curved
 from ..contractions.layers import CurvedLayers
 from ..contractions.packed import whole
 from ..contractions.sequential import LayerSequence
@@ -93,7 +92,7 @@ def evaluate_in_turn(blocks: Sequence[Block], x: Tensor) -> Evaluation | None:
     return Evaluation(x, y.reshape(x.shape), lambda: value, vjp, inverse_vjp)
 
 
-def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[SiLU | Sine, _Weights] | None:
+def _weights_of(blocks: Sequence[Block], x: Tensor) -> tuple[Curved, _Weights] | None:
     """Stack the acting weights of blocks of one shape, with the scales of coordinates."""
     maps: list[LayerSequence] = []
     for block in blocks:
@@ -169,7 +168,7 @@ class _InTurn(Function):
     """
 
     @staticmethod
-    def forward(ctx, core: SiLU | Sine, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, core: Curved, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         w1, b1, w2, b2 = weights
         points: list[Tensor] = []
         inputs: list[Tensor] = []
@@ -238,7 +237,7 @@ def _one_plus_jacobians(w1: Tensor, w2: Tensor, slopes: Tensor) -> Tensor:
     return torch.eye(j.shape[-1], dtype=j.dtype, device=j.device) + j
 
 
-def _by_operations(core: SiLU | Sine, x: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
+def _by_operations(core: Curved, x: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
     """Compute the value and the log-determinant by differentiable operations."""
     w1, b1, w2, b2 = weights
     slopes: list[Tensor] = []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from ..activations import Activation, LipSwish, make_activations
+from ..activations import Activation, auto_activation, make_activations
 from ..errors import check_dims, check_positive_int
 from ..norms import Cholesky, Norm
 from .film import FiLM, MakeConditioner, make_conditioner
@@ -14,6 +14,8 @@ from .sequential import Perceptron, widths_behind
 
 # The last layer at the start, relative to torch's own.
 START = 0.1
+# Coordinates up to which the default has three hidden layers.
+DEEP = 8
 
 
 class DenseContraction(Perceptron):
@@ -30,12 +32,13 @@ class DenseContraction(Perceptron):
 
     Arguments:
         dim: the number of coordinates of ``x``.
-        hidden_dims: the widths of the hidden layers; default two of ``2 * dim``, at least 64 and at
-            most 512. An empty sequence makes ``g`` linear.
+        hidden_dims: the widths of the hidden layers; default three of 48 up to 8 coordinates, and
+            two of ``2 * dim``, at least 64 and at most 512, above. An empty sequence makes ``g``
+            linear.
         context_dim: the size of the context, or None.
         lipschitz: ``L``, in (0, 1).
         activation: an :class:`Activation` class, or a callable that makes one; called once for each
-            hidden layer.
+            hidden layer. By default ``auto_activation(dim)``.
         norm: the :class:`Norm` strategy of the weights.
         conditioner: the :class:`FiLM` class, or a callable that makes one, called with the size of
             the context and the widths; for a network with a context.
@@ -64,7 +67,7 @@ class DenseContraction(Perceptron):
         *,
         context_dim: int | None = None,
         lipschitz: float = 0.97,
-        activation: Callable[[], Activation] = LipSwish,
+        activation: Callable[[], Activation] | None = None,
         norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
         conditioner: MakeConditioner = FiLM,
     ) -> None:
@@ -72,8 +75,10 @@ class DenseContraction(Perceptron):
         super().__init__((dim,), context_dim, lipschitz, norm)
         self.dim = dim
         if hidden_dims is None:
-            hidden_dims = 2 * [min(max(64, 2 * dim), 512)]
+            # A third layer of sines bends sharper. Above, the exact trace is for two layers.
+            hidden_dims = 3 * [48] if dim <= DEEP else 2 * [min(max(64, 2 * dim), 512)]
         hidden = check_dims(hidden_dims, "hidden_dims")
+        activation = auto_activation(dim) if activation is None else activation
         self.activations = make_activations(activation, hidden)
         behind = widths_behind(self.activations, hidden)
         pairs = zip((dim, *behind), (*hidden, dim), strict=True)

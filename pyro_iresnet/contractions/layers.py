@@ -4,6 +4,7 @@ Learned scales stand in the weights, so a layer holds tensors only, and an activ
 parameters.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import activations
-from ..activations import Activation, Elementwise, Factors, Sine
+from ..activations import Activation, Elementwise, Factors
+from ..activations.base import Curved
+from ..activations.sine import Sin
 from ..activations.swish import SiLU
 from ..norms import NormalizedWeight
 from ..operators import Convolution, Dense, Diagonal, LinearMap, convolve
@@ -62,11 +65,13 @@ class Affine(Layer):
     """:math:`W h + b + s`, with a shift s from a context.
 
     Arguments:
-        weight: the normalized weight, before scales and signs; its norm is the bound.
+        weight: the normalized weight, before signs and scales of units; its norm is the bound.
         matrix: ``W``, with scales and signs.
         bias: ``b``, with scales and signs.
         factors: of the activation that follows, for the shift; None if none follows.
         index: the number of the modulation that shifts the layer; None for no shift.
+        before: the scale of each unit of ``h``, which stands in ``W``; None for 1.
+        behind: the scale of each row of ``W``; None for 1.
         shift: ``s``, shape ``(*batch, width)``, or None.
     """
 
@@ -75,6 +80,8 @@ class Affine(Layer):
     bias: Tensor
     factors: Factors | None = None
     index: int | None = None
+    before: Tensor | None = None
+    behind: Tensor | None = None
     shift: Tensor | None = None
 
     def __call__(self, h: Tensor) -> Tensor:
@@ -89,7 +96,14 @@ class Affine(Layer):
         return self.weight.norm() if known is None else known
 
     def rounding(self, h: Tensor, value: Tensor) -> Tensor:
-        constant = torch.linalg.vector_norm(self.bias)
+        bias = self.bias
+        # The bound holds without the scales of units.
+        if self.before is not None:
+            h = _times(h, self.before)
+        if self.behind is not None:
+            bias, value = bias / self.behind, _times(value, self.behind.reciprocal())
+        # An image has the bias of a channel at each place.
+        constant = math.prod(value.shape[2:]) ** 0.5 * torch.linalg.vector_norm(bias)
         return self.bound() * row_norm(h) + constant + row_norm(value)
 
     def modulated(self, modulations: Sequence[Modulation]) -> "Affine":
@@ -106,13 +120,23 @@ class Affine(Layer):
             return None
         known = self.bound().to(dtype)
         weight = replace(self.weight, weight=self.weight.weight.to(dtype), known=known)
-        return replace(self, weight=weight, matrix=self.matrix.to(dtype), bias=self.bias.to(dtype))
+        scales = {
+            "before": None if self.before is None else self.before.to(dtype),
+            "behind": None if self.behind is None else self.behind.to(dtype),
+        }
+        matrix, bias = self.matrix.to(dtype), self.bias.to(dtype)
+        return replace(self, weight=weight, matrix=matrix, bias=bias, **scales)
 
     def rows(self, count: int) -> "Sequence[Affine]":
         weights = self.weight.rows()
         same = self.matrix is self.weight.weight
         matrices = [w.weight for w in weights] if same else self.matrix.unbind()
-        return list(map(type(self), weights, matrices, self.bias.unbind()))
+        found = list(map(type(self), weights, matrices, self.bias.unbind()))
+        if self.before is None and self.behind is None:
+            return found
+        before, behind = _rows(self.before, count), _rows(self.behind, count)
+        pairs = zip(found, before, behind, strict=True)
+        return [replace(one, before=b, behind=a) for one, b, a in pairs]
 
 
 @dataclass(frozen=True)
@@ -131,10 +155,6 @@ class Conv(Affine):
     def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
         return self(h), Convolution(self.matrix, self.circular)
 
-    def rounding(self, h: Tensor, value: Tensor) -> Tensor:
-        constant = torch.linalg.vector_norm(self.bias[:, None, None].expand(value.shape[1:]))
-        return self.bound() * row_norm(h) + constant + row_norm(value)
-
 
 @dataclass(frozen=True)
 class Activate(Layer):
@@ -142,13 +162,15 @@ class Activate(Layer):
 
     Arguments:
         core: the activation without scales.
-        stretch: the largest stretch of the core, at all signs together.
+        stretch: the largest stretch at all signs together, before scales that are one number.
         event_dim: the number of trailing dimensions of one event.
+        outer: the scale of each unit of the value, which stands in the next weight; None for 1.
     """
 
     core: Activation
     stretch: float
     event_dim: int = 1
+    outer: Tensor | None = None
 
     def __call__(self, h: Tensor) -> Tensor:
         return self.core(h)
@@ -163,11 +185,19 @@ class Activate(Layer):
         return self.stretch
 
     def rounding(self, h: Tensor, value: Tensor) -> Tensor:
+        value = value if self.outer is None else _times(value, self.outer)
         return self.stretch * row_norm(value)
 
     def to(self, dtype: torch.dtype) -> "Activate | None":
-        # An activation of a user's may hold tensors.
-        return self if type(self.core).__module__.startswith(activations.__name__) else None
+        if not type(self.core).__module__.startswith(activations.__name__):
+            # An activation of a user's may hold tensors.
+            return None
+        return self if self.outer is None else replace(self, outer=self.outer.to(dtype))
+
+    def rows(self, count: int) -> "Sequence[Activate]":
+        if self.outer is None:
+            return count * [self]
+        return [replace(self, outer=outer) for outer in self.outer.unbind()]
 
 
 @dataclass(frozen=True)
@@ -207,6 +237,15 @@ class Gate(Layer):
         return gate.reshape(*gate.shape, *(1,) * (self.event_dim - 1))
 
 
+def _times(h: Tensor, scale: Tensor) -> Tensor:
+    """Return ``h``, shape ``(n, units, ...)``, times the scale of each unit."""
+    return h * scale.reshape(*scale.shape, *(1,) * (h.dim() - 2))
+
+
+def _rows(stacked: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return count * [None] if stacked is None else stacked.unbind()
+
+
 def to_dtype(layers: Sequence[Layer], dtype: torch.dtype) -> tuple[Layer, ...] | None:
     """Return layers with tensors of a dtype; None if one of them has no such copy."""
     copies = [layer.to(dtype) for layer in layers]
@@ -231,8 +270,8 @@ def linearize_layers(layers: Sequence[Layer], h: Tensor) -> tuple[Tensor, tuple[
     return h, tuple(maps)
 
 
-# Activations whose second derivative is known, and which hold no tensors.
-CURVED = (SiLU, Sine)
+# The classes themselves: a subclass may compute another function, or hold tensors.
+CURVED = (SiLU, Sin)
 
 
 class CurvedLayers(NamedTuple):
@@ -243,7 +282,7 @@ class CurvedLayers(NamedTuple):
         weights, biases: of the layers around the activations.
     """
 
-    cores: tuple[SiLU | Sine, ...]
+    cores: tuple[Curved, ...]
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._settings import alike
 from .._torch import full_precision
 from ..activations import Activation, Factors
+from ..activations.base import on_inputs
 from ..errors import (
     check_instance,
     check_lipschitz,
@@ -162,12 +163,12 @@ class Perceptron(LayeredContraction):
         raw: list[RawWeight] = []
         outer: Tensor | None = None
         for linear, activation, factors in zip(linears, activations, found, strict=False):
-            scale = factors.inner
+            scale = None if factors.by_unit else factors.inner
             if outer is not None:
                 scale = outer if scale is None else outer * scale
             # An activation of bound B eats a factor B of the budget of the layer before it.
             raw.append(RawWeight(linear.weight, share / activation.bound, scale))
-            outer = factors.outer
+            outer = None if factors.by_unit else factors.outer
         return [*raw, RawWeight(linears[-1].weight, share, outer)]
 
     def layers_with(
@@ -176,21 +177,22 @@ class Perceptron(LayeredContraction):
         found = self._factors() if found is None else found
         linears: Any = self.layers
         conditional, event_dim = self.conditioner is not None, len(self.event_shape)
-        # The weights of packed contractions have one dimension more in front.
-        rows = linears[-1].bias.dim() - 1
         layers: list[Layer] = []
+        outer: Tensor | None = None
         for i, (linear, factors) in enumerate(zip(linears, found, strict=False)):
-            matrix = weights[i].weight
-            if len(factors.signs) > 1:
-                matrix = factors.fold(matrix, rows, scaled=False)
-            bias, index = factors.fold(linear.bias, rows), i if conditional else None
-            layers.append(self.affine(weights[i], matrix, bias, factors, index))
-            layers.append(Activate(factors.core, factors.bound, event_dim))
+            matrix, bias = factors.fold_layer(weights[i].weight, linear.bias, outer)
+            index, before, behind = i if conditional else None, outer, None
+            outer = None
+            if factors.by_unit:
+                behind, outer = factors.inner, factors.outer
+            affine = self.affine(weights[i], matrix, bias, factors, index, before, behind)
+            layers += [affine, Activate(factors.core, factors.bound, event_dim, outer)]
             if conditional:
                 layers.append(Gate(i, event_dim))
         alone = conditional and not layers
         last, index = weights[-1], 0 if alone else None
-        layers.append(self.affine(last, last.weight, linears[-1].bias, None, index))
+        matrix = last.weight if outer is None else on_inputs(last.weight, outer)
+        layers.append(self.affine(last, matrix, linears[-1].bias, None, index, outer))
         return [*layers, Gate(0, event_dim)] if alone else layers
 
     def _prepared(self) -> tuple[list[RawWeight], MakeLayers]:

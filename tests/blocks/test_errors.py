@@ -77,7 +77,8 @@ VALUES = {
     "atol": (lambda: FixedPoint(atol=-1.0), "atol to be finite and at least 0; got -1.0"),
     "max_steps": (lambda: FixedPoint(max_steps=0), "max_steps to be at least 1"),
     "beta": (lambda: LipSwish(beta=0.0), "beta to be finite and above 0"),
-    "frequency": (lambda: Sine(frequency=-1.0), "frequency to be finite and above 0"),
+    "low frequency": (lambda: Sine((-1.0, 2.0)), "limit of frequencies to be finite and above 0"),
+    "frequencies": (lambda: Sine((2.0, 1.0)), "two numbers, the lower first; got"),
     "bound": (lambda: wrap(nn.Identity(), lipschitz=1.5), r"lipschitz in \(0, 1\); got 1.5"),
     "event_dim": (lambda: wrap(nn.Identity(), lipschitz=0.5, event_dim=0), "event_dim"),
     "event": (

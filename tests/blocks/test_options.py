@@ -280,7 +280,7 @@ def test_builder_default(name):
     for block in blocks_of(flow):
         expected = BlockOptions(hidden_dims=[4])
         if name == "AutoIResNet":
-            expected = BlockOptions(hidden_dims=[4], logdet=Exact())
+            expected = BlockOptions(hidden_dims=[4], activation=LipSwish, logdet=Exact())
         assert block.options == expected == through_json(block.options)
         assert block.options.hidden_dims == (4,)
     if name in SINGLE:

@@ -138,12 +138,12 @@ OTHERS = {
         "ELU",
         "Tanh",
     ),
-    "frequency": (
-        "activation.frequency",
-        partial(dense, activation=partial(Sine, 3.0)),
-        partial(dense, activation=Sine),
-        "3",
-        "1",
+    "frequencies": (
+        "activation.frequencies",
+        partial(dense, activation=partial(Sine, (1.0, 3.0))),
+        partial(dense, activation=partial(Sine, (1.0, 2.0))),
+        "1, 3",
+        "1, 2",
     ),
     "group": (
         "activation.size",
@@ -266,7 +266,8 @@ def test_refuses_other_activation(name):
 def test_lists_shapes_beside_settings():
     message = refusal(dense(), DenseContraction(2, [5], lipschitz=0.9).state_dict())
     assert "lipschitz is 0.9" in message
-    assert message.count("size mismatch") == 3
+    # Three of layers, and the frequencies.
+    assert message.count("size mismatch") == 4
 
 
 def test_lists_each_module():
@@ -509,12 +510,12 @@ def test_own_activation():
 def test_activations_that_differ():
     def alternating(*frequencies):
         turns = iter(frequencies)
-        return DenseContraction(2, [4, 4], activation=lambda: Sine(next(turns)))
+        return DenseContraction(2, [4, 4], activation=lambda: Sine((0.5, next(turns))))
 
     state = alternating(1.0, 2.0).state_dict()
     load_silently(alternating(1.0, 2.0), state)
     message = refusal(alternating(1.0, 3.0), state)
-    assert "activation.1.frequency is 2 in the state dict and 3 here" in message
+    assert "activation.1.frequencies is 0.5, 2 in the state dict and 0.5, 3 here" in message
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ KEYS = {
     "dense": """
         _extra_state
         contraction._extra_state
-        contraction.activations.0.raw_beta
+        contraction.activations.0.raw_frequency
         contraction.layers.0.weight
         contraction.layers.0.bias
         contraction.layers.1.weight
@@ -77,7 +77,7 @@ KEYS = {
     "cayley": """
         _extra_state
         contraction._extra_state
-        contraction.activations.0.raw_beta
+        contraction.activations.0.raw_frequency
         contraction.layers.0.weight
         contraction.layers.0.bias
         contraction.layers.1.weight
@@ -111,7 +111,7 @@ KEYS = {
     "context": """
         _extra_state
         contraction._extra_state
-        contraction.activations.0.raw_beta
+        contraction.activations.0.raw_frequency
         contraction.layers.0.weight
         contraction.layers.0.bias
         contraction.layers.1.weight
@@ -172,7 +172,7 @@ KEYS = {
         _extra_state
         block._extra_state
         block.contraction._extra_state
-        block.contraction.activations.0.raw_beta
+        block.contraction.activations.0.raw_frequency
         block.contraction.layers.0.weight
         block.contraction.layers.0.bias
         block.contraction.layers.1.weight
@@ -183,7 +183,7 @@ KEYS = {
         _extra_state
         block._extra_state
         block.contraction._extra_state
-        block.contraction.activations.0.raw_beta
+        block.contraction.activations.0.raw_frequency
         block.contraction.layers.0.weight
         block.contraction.layers.0.bias
         block.contraction.layers.1.weight
@@ -201,7 +201,7 @@ KEYS = {
         1._extra_state
         1.block._extra_state
         1.block.contraction._extra_state
-        1.block.contraction.activations.0.raw_beta
+        1.block.contraction.activations.0.raw_frequency
         1.block.contraction.layers.0.weight
         1.block.contraction.layers.0.bias
         1.block.contraction.layers.1.weight
@@ -246,7 +246,7 @@ KEYS = {
         _extra_state
         block._extra_state
         block.contraction._extra_state
-        block.contraction.activations.0.raw_beta
+        block.contraction.activations.0.raw_frequency
         block.contraction.layers.0.weight
         block.contraction.layers.0.bias
         block.contraction.layers.1.weight
@@ -259,7 +259,7 @@ KEYS = {
         _transform._transforms.1._extra_state
         _transform._transforms.1.block._extra_state
         _transform._transforms.1.block.contraction._extra_state
-        _transform._transforms.1.block.contraction.activations.0.raw_beta
+        _transform._transforms.1.block.contraction.activations.0.raw_frequency
         _transform._transforms.1.block.contraction.layers.0.weight
         _transform._transforms.1.block.contraction.layers.0.bias
         _transform._transforms.1.block.contraction.layers.1.weight

@@ -17,7 +17,7 @@ EXACT = Exact()
 HIDDEN = [(9,), (9, 8), (8, 9, 8), (8, 8, 8, 9)]
 NETWORKS = {
     "default": {},
-    "sine": {"activation": partial(Sine, 2.0)},
+    "sine": {"activation": partial(Sine, (0.5, 5.0))},
     "two signs": {"activation": CLipSwish},
     "square": {"hidden_dims": (5, 5)},
 }

@@ -197,7 +197,7 @@ def change_the_estimator(transform):
 
 
 def change_the_activation(transform):
-    transform.block.contraction.activations[0].frequency = 3.0
+    transform.block.contraction.activations[0].frequencies = (0.1, 3.0)
 
 
 def change_the_bound(transform):

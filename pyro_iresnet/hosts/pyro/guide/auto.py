@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ...._modules import modules_of_kind
+from ....activations import LipSwish
 from ....blocks import Block, pack_blocks
 from ....errors import (
     ArgumentError,
@@ -276,6 +277,9 @@ class AutoIResNet(AutoNormalizingFlow):
         for options in self.options:
             if options.hidden_dims is None:
                 options = replace(options, hidden_dims=[min(max(64, 2 * dim), 512)])
+            if options.activation is None:
+                # A posterior is smooth, and its tails are wide: a sine does worse there.
+                options = replace(options, activation=LipSwish)
             if options.logdet is None and dim <= EXACT:
                 options = replace(options, logdet=Exact())
             records.append(options)

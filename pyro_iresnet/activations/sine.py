@@ -1,0 +1,147 @@
+"""The sine with learned frequencies, the activation that bends most."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_dense,
+    check_positive,
+    check_positive_int,
+)
+from .base import Activation, Curved, Elementwise, Factors
+
+
+class Sine(Elementwise):
+    r"""A sine whose frequency is learned for each unit, :math:`\sin(\omega x) / \omega`.
+
+    The slope :math:`\cos(\omega x)` is at most 1 for every frequency, while the curvature grows
+    with :math:`\omega`. So the frequencies decide how sharply a network bends at a given Lipschitz
+    bound. They stay within two limits:
+
+    .. math:: \omega = a\,(b / a)^{\sigma(r)}
+
+    with a learned r for each unit. Without an upper limit a frequency grows until two neighbouring
+    numbers of the dtype lie a period apart, and the density between the data has no meaning.
+
+    A new ``Sine`` has one frequency. A network gives a ``Sine`` one frequency for each unit of the
+    layer before, spread evenly over the middle of the range (:meth:`follow`).
+
+    Arguments:
+        frequencies: the limits a and b, with 0 < a < b; a higher b fits finer detail, and a
+            network with few rows in many dimensions overfits sooner.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``frequencies`` is no such pair.
+
+    References:
+        Implicit Neural Representations with Periodic Activation Functions (Sitzmann et al., 2020),
+        for networks of sines; there the frequencies are fixed, and no slope is bounded.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from pyro_iresnet import DenseContraction
+        >>> from pyro_iresnet.activations import Sine
+        >>> g = DenseContraction(2, [16], activation=partial(Sine, frequencies=(0.1, 2.0)))
+        >>> g.activations[0].frequency.shape
+        torch.Size([16])
+    """
+
+    def __init__(self, frequencies: tuple[float, float] = (0.3, 30.0)) -> None:
+        super().__init__()
+        if not isinstance(frequencies, tuple | list) or len(frequencies) != 2:
+            raise ArgumentTypeError(
+                f"Expected frequencies to be two numbers, such as (0.3, 30.0); got {frequencies!r}."
+            )
+        low, high = (check_positive(f, "a limit of frequencies") for f in frequencies)
+        if not low < high:
+            raise ArgumentError(
+                f"Expected frequencies to be two numbers, the lower first; got {frequencies!r}."
+            )
+        self.frequencies = (low, high)
+        self.raw_frequency = nn.Parameter(torch.zeros(()))
+
+    @property
+    def frequency(self) -> Tensor:
+        """The frequency of each unit, differentiable."""
+        return cast(Tensor, self.factors().inner)
+
+    def follow(self, width: int) -> None:
+        # Frequencies at the ends of the range would hardly move: the sigmoid is flat there.
+        self.raw_frequency = nn.Parameter(torch.linspace(-SPREAD, SPREAD, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_dense(x, "x")
+        frequency = self.frequency
+        return torch.sin(frequency * x) / frequency
+
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        frequency = self.frequency
+        t = frequency * x
+        return torch.sin(t) / frequency, torch.cos(t)
+
+    def factors(self) -> Factors:
+        low, high = self.frequencies
+        frequency = low * (high / low) ** torch.sigmoid(self.raw_frequency)
+        by_unit = frequency.dim() > 0
+        return Factors(SIN, frequency, frequency.reciprocal(), SIN.bound, by_unit=by_unit)
+
+    def extra_repr(self) -> str:
+        return f"frequencies={self.frequencies}"
+
+
+# The share of the range over which frequencies start, on the scale of r.
+SPREAD = 2.0
+
+
+class Sin(Curved):
+    r""":math:`\sin x`, the core of :class:`Sine`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sine = torch.sin(x)
+        return sine, torch.cos(x), -sine
+
+
+# One module for all layers: Sin has neither parameters nor settings.
+SIN = Sin()
+
+
+# The highest frequency times the number of coordinates, and the limits of the highest frequency.
+PRODUCT = 120.0
+MOST, LEAST = 30.0, 2.0
+# The lowest frequency over the highest.
+RATIO = 0.01
+
+
+def auto_activation(dim: int) -> Callable[[], Activation]:
+    """Return the default activation of a density estimator of ``dim`` coordinates.
+
+    The default is a :class:`Sine` with frequencies up to 120 divided by the number of coordinates,
+    at least 2 and at most 30. The more coordinates, the more rows a frequency needs, so high
+    frequencies overfit a table of many columns.
+
+    Arguments:
+        dim: the number of coordinates, an integer of at least 1; else :class:`ArgumentError` or
+            :class:`ArgumentTypeError`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: not an integer of at least 1.
+
+    Example:
+        >>> auto_activation(2)().frequencies
+        (0.3, 30.0)
+        >>> auto_activation(64)().frequencies
+        (0.02, 2.0)
+    """
+    dim = check_positive_int(dim, "dim")
+    high = min(max(PRODUCT / dim, LEAST), MOST)
+    return partial(Sine, (RATIO * high, high))
