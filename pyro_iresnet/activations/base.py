@@ -219,6 +219,8 @@ class Factors(NamedTuple):
         if before is not None:
             weight = on_inputs(weight, before)
         if inner is not None:
+            if inner.dtype != weight.dtype:
+                raise _other_dtype(inner, weight)
             if self.by_unit:
                 weight = inner.reshape(*inner.shape, *(weight.dim() - bias.dim()) * (1,)) * weight
             bias = (inner if inner.dim() in (0, bias.dim()) else inner[:, None]) * bias
@@ -231,7 +233,17 @@ class Factors(NamedTuple):
 
 def on_inputs(weight: Tensor, scale: Tensor) -> Tensor:
     """Return a matrix, a kernel or matrices of packed modules times the scale of each input."""
+    if scale.dtype != weight.dtype:
+        raise _other_dtype(scale, weight)
     return weight * (scale[:, None, None] if weight.dim() == 4 else scale.unsqueeze(-2))
+
+
+def _other_dtype(scale: Tensor, weight: Tensor) -> ArgumentTypeError:
+    # A product would take the wider dtype, with entries as coarse as the narrower.
+    return ArgumentTypeError(
+        f"Expected activations and layers of one dtype; got {scale.dtype} in an activation and "
+        f"{weight.dtype} in a layer. Convert the whole module: module.to({scale.dtype})."
+    )
 
 
 EXAMPLE = "LipSwish, or functools.partial(Sine, frequencies=(0.1, 2.0))"

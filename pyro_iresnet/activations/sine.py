@@ -116,18 +116,21 @@ SIN = Sin()
 
 
 # The highest frequency times the number of coordinates, and the limits of the highest frequency.
-PRODUCT = 120.0
+PRODUCT = 180.0
 MOST, LEAST = 30.0, 2.0
-# The lowest frequency over the highest.
-RATIO = 0.01
+# The most that the lowest frequency is, and the most over the highest.
+LOWEST, RATIO = 0.3, 0.05
 
 
 def auto_activation(dim: int) -> Callable[[], Activation]:
-    """Return the default activation of a density estimator of ``dim`` coordinates.
+    r"""Return the default activation of a density estimator of ``dim`` coordinates.
 
-    The default is a :class:`Sine` with frequencies up to 120 divided by the number of coordinates,
-    at least 2 and at most 30. The more coordinates, the more rows a frequency needs, so high
-    frequencies overfit a table of many columns.
+    The default is a :class:`Sine` with frequencies from a to b:
+
+    .. math:: b = \min(\max(180 / D, 2), 30), \qquad a = \min(0.3, b / 20)
+
+    The more coordinates, the more rows a frequency needs. So high frequencies overfit a table of
+    many columns.
 
     Arguments:
         dim: the number of coordinates, an integer of at least 1; else :class:`ArgumentError` or
@@ -140,8 +143,8 @@ def auto_activation(dim: int) -> Callable[[], Activation]:
         >>> auto_activation(2)().frequencies
         (0.3, 30.0)
         >>> auto_activation(64)().frequencies
-        (0.02, 2.0)
+        (0.140625, 2.8125)
     """
     dim = check_positive_int(dim, "dim")
     high = min(max(PRODUCT / dim, LEAST), MOST)
-    return partial(Sine, (RATIO * high, high))
+    return partial(Sine, (min(LOWEST, RATIO * high), high))

@@ -118,10 +118,13 @@ def test_spreads_over_units():
     assert high / 2 < float(frequency.max()) < high
 
 
-@pytest.mark.parametrize(("dim", "high"), [(1, 30.0), (4, 30.0), (6, 20.0), (48, 2.5), (999, 2.0)])
-def test_range_follows_dimension(dim, high):
+@pytest.mark.parametrize(
+    ("dim", "limits"),
+    [(1, (0.3, 30)), (6, (0.3, 30)), (30, (0.3, 6)), (60, (0.15, 3)), (999, (0.1, 2))],
+)
+def test_range_follows_dimension(dim, limits):
     for activation in DenseContraction(dim, [8, 8]).activations:
-        assert activation.frequencies == pytest.approx((high / 100, high))
+        assert activation.frequencies == pytest.approx(limits)
 
 
 @pytest.mark.parametrize("frequencies", [3.0, (1.0,), (1.0, 2.0, 3.0), "ab", None, (1.0, "b")])
@@ -177,3 +180,12 @@ def test_inverse_at_small_and_large_frequencies(limits):
     exact = copy.deepcopy(block).double().solve(y.double(), rtol=1e-13).value
     error = (solution.value.double() - exact).norm(dim=-1)
     assert bool((error <= solution.stats.error_bound).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("part", ["activations.1", "layers.1", "layers.2"])
+def test_refuses_parts_of_another_dtype(part, dtype):
+    g = DenseContraction(3, [8, 8])
+    g.get_submodule(part).to(dtype)
+    with pytest.raises(ArgumentTypeError, match="activations and layers of one dtype"):
+        g(torch.randn(5, 3))

@@ -23,8 +23,8 @@ def iresnet(
 
     Arguments:
         input_dim: the number of coordinates.
-        hidden_dims: the widths of the hidden layers; default three of 48 up to 8 coordinates, and
-            two of ``2 * input_dim``, at least 64 and at most 512, above.
+        hidden_dims: the widths of the hidden layers; default two of ``2 * input_dim``, at least 64
+            and at most 512.
         options: ``block``, ``lipschitz``, ``activation``, ``norm``, ``coordinates``, ``logdet`` and
             ``solver`` as in :class:`BlockOptions`, and ``options``, a record to start from.
 
