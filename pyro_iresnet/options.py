@@ -220,7 +220,7 @@ class BlockOptions:
         # Python compares partials by identity.
         values = [getattr(self, f.name) for f in fields(self)]
         return tuple(
-            [(v.func, tuple(given(v).items())) if isinstance(v, partial) else v for v in values]
+            [(v.func, tuple(_hashable(v))) if isinstance(v, partial) else v for v in values]
         )
 
     def __eq__(self, other: object) -> bool:
@@ -248,6 +248,12 @@ class BlockOptions:
             # A lambda does not pickle, and the block that holds the record should.
             return _nothing, ()
         return _restored, (values,)
+
+
+def _hashable(value: partial[Any]) -> list[tuple[str, object]]:
+    """List the arguments of a partial, sequences as tuples."""
+    pairs = given(value).items()
+    return [(name, tuple(a) if isinstance(a, list) else a) for name, a in pairs]
 
 
 def _nothing() -> None:

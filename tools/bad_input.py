@@ -127,6 +127,7 @@ def outcome(
 
 def cells_of_settings() -> Iterator[Cell]:
     """Yield the cells of wrong settings."""
+    torch.manual_seed(0)
     wrong = settings()
     for name, (function, given) in builders().items():
         for parameter in inspect.signature(function).parameters.values():

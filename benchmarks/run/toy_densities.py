@@ -247,7 +247,8 @@ Every flow has as many parameters as the i-ResNet within a tenth, ActNorms betwe
 and for each data set the best of the learning rates {RATES}, chosen after \
 {study.rate_steps:,} steps of seed 0, which is not reported. Adam at a constant rate behind a \
 warm-up of {WARMUP} steps, gradients clipped at {CLIP:g}, fresh batches of {BATCH}, parameters \
-averaged over about the last tenth of the steps. {seeds}; one thread. Both protocols are read off the same \
+averaged over about the last tenth of the steps. {seeds}; one thread. Both protocols are read off \
+the same \
 runs, as the best checkpoint so far, scored on {plan.points:,} fresh points with exact \
 log-determinants (FFJORD's to the tolerance of its ODE, below 1e-4 nats). Entropies are of the \
 same points, by the exact densities of `benchmarks/targets/toy_data.py`. Seconds are those of the \

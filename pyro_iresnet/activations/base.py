@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from .._settings import HasSettings
 from .._torch import in_plain_autograd, needs_plain_operations
-from ..errors import ArgumentTypeError, check_dims
+from ..errors import ArgumentTypeError, check_dims, check_positive_int
 from ..operators import Diagonal, LinearMap
 
 # Methods of which a new activation defines one.
@@ -88,11 +88,16 @@ class Activation(HasSettings, nn.Module, ABC):
     def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
         """The value and the Jacobian at ``x``, whose last ``event_dim`` dimensions are an event."""
 
-    def follow(self, width: int) -> None:
-        """Take the place behind a layer of this width; a network calls this method once.
+    def follow(self, width: int, event_dim: int = 1) -> None:
+        """Take the place behind a layer; a network calls this method once.
 
         Override this method to make parameters for each unit, or to raise :class:`ArgumentError`
         for a width that the activation cannot follow.
+
+        Arguments:
+            width: the number of units of the layer: entries of a vector, or channels of an image.
+            event_dim: the number of trailing dimensions of one event; the first of them has the
+                units.
         """
 
     def factors(self) -> "Factors":
@@ -199,6 +204,8 @@ class Factors(NamedTuple):
         ``v`` is a weight, a bias or a shift before the activation, with its units along ``dim``.
         """
         if self.inner is not None:
+            if self.inner.dtype != v.dtype:
+                raise _other_dtype(self.inner, v)
             behind = v.dim() - (dim % v.dim() + 1 if self.by_unit else self.inner.dim())
             v = self.inner.reshape(*self.inner.shape, *behind * (1,)) * v
         return v if len(self.signs) == 1 else torch.cat([sign * v for sign in self.signs], dim)
@@ -259,7 +266,10 @@ def check_activation(activation: object) -> None:
 
 
 def make_activations(
-    activation: Callable[[], Activation], widths: Sequence[int], kind: type[Activation] = Activation
+    activation: Callable[[], Activation],
+    widths: Sequence[int],
+    kind: type[Activation] = Activation,
+    event_dim: int = 1,
 ) -> nn.ModuleList:
     """Make one activation for each width.
 
@@ -267,6 +277,7 @@ def make_activations(
         activation: a class, or a callable that makes an activation.
         widths: the widths of the hidden layers.
         kind: the class that the core of an activation must have.
+        event_dim: the number of trailing dimensions of one event: 1 for vectors, 3 for images.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``activation`` makes no activation of this kind, or one
@@ -274,6 +285,7 @@ def make_activations(
     """
     check_activation(activation)
     widths = check_dims(widths, "widths")
+    event_dim = check_positive_int(event_dim, "event_dim")
     if not isinstance(kind, type):
         raise ArgumentTypeError(f"Expected kind to be a class, such as Elementwise; got {kind!r}.")
     made = nn.ModuleList()
@@ -289,6 +301,6 @@ def make_activations(
                 f"Expected activation to act on every entry by itself, such as {EXAMPLE}; "
                 f"got {type(one).__name__}."
             )
-        one.follow(width)
+        one.follow(width, event_dim)
         made.append(one)
     return made

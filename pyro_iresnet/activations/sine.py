@@ -1,5 +1,6 @@
 """The sine with learned frequencies, the activation that bends most."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
-    check_dense,
     check_positive,
     check_positive_int,
+    check_tensor,
 )
 from .base import Activation, Curved, Elementwise, Factors
 
@@ -33,8 +34,8 @@ class Sine(Elementwise):
     layer before, spread evenly over the middle of the range (:meth:`follow`).
 
     Arguments:
-        frequencies: the limits a and b, with 0 < a < b; a higher b fits finer detail, and a
-            network with few rows in many dimensions overfits sooner.
+        frequencies: the limits a and b, with 0 < a < b, both in [1e-30, 1e30]; a higher b fits
+            finer detail, and a network with few rows in many dimensions overfits sooner.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``frequencies`` is no such pair.
@@ -60,40 +61,59 @@ class Sine(Elementwise):
                 f"Expected frequencies to be two numbers, such as (0.3, 30.0); got {frequencies!r}."
             )
         low, high = (check_positive(f, "a limit of frequencies") for f in frequencies)
-        if not low < high:
+        if not 1e-30 <= low < high <= 1e30:
             raise ArgumentError(
-                f"Expected frequencies to be two numbers, the lower first; got {frequencies!r}."
+                "Expected frequencies to be two numbers, the lower first, in [1e-30, 1e30], which "
+                f"float32 holds; got {frequencies!r}."
             )
         self.frequencies = (low, high)
-        self.raw_frequency = nn.Parameter(torch.zeros(()))
+        # The dimensions of an event behind that of the units.
+        self._behind = 0
+        self.raw_frequency = nn.Parameter(torch.zeros(1))
 
     @property
     def frequency(self) -> Tensor:
-        """The frequency of each unit, differentiable."""
+        r"""The frequency :math:`\omega` of each unit, differentiable."""
         return cast(Tensor, self.factors().inner)
 
-    def follow(self, width: int) -> None:
+    def follow(self, width: int, event_dim: int = 1) -> None:
+        raw = self._parameters.get("raw_frequency")
+        if raw is None or raw.shape != (1,):
+            raise ArgumentError(
+                "Expected a new Sine for each layer, with raw_frequency as it was made; got one "
+                "that a layer has already, or that is changed. Pass the class, and change "
+                "raw_frequency in the network."
+            )
         # Frequencies at the ends of the range would hardly move: the sigmoid is flat there.
-        self.raw_frequency = nn.Parameter(torch.linspace(-SPREAD, SPREAD, width))
+        middles = (torch.arange(width, dtype=raw.dtype, device=raw.device) + 0.5) / width
+        spread = raw.detach() + SPREAD * (2 * middles - 1)
+        self.raw_frequency = nn.Parameter(spread, requires_grad=raw.requires_grad)
+        self._behind = event_dim - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        check_dense(x, "x")
-        frequency = self.frequency
+        frequency = self._frequency_at(x)
         return torch.sin(frequency * x) / frequency
 
     def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        frequency = self.frequency
+        frequency = self._frequency_at(x)
         t = frequency * x
         return torch.sin(t) / frequency, torch.cos(t)
 
     def factors(self) -> Factors:
-        low, high = self.frequencies
-        frequency = low * (high / low) ** torch.sigmoid(self.raw_frequency)
-        by_unit = frequency.dim() > 0
-        return Factors(SIN, frequency, frequency.reciprocal(), SIN.bound, by_unit=by_unit)
+        low, high = map(math.log, self.frequencies)
+        frequency = torch.exp(low + (high - low) * torch.sigmoid(self.raw_frequency))
+        return Factors(SIN, frequency, frequency.reciprocal(), SIN.bound, by_unit=True)
 
     def extra_repr(self) -> str:
         return f"frequencies={self.frequencies}"
+
+    def _frequency_at(self, x: Tensor) -> Tensor:
+        """Check ``x``, and return the frequencies in a shape that multiplies ``x``."""
+        raw, behind = self.raw_frequency, self._behind
+        # One frequency serves units of any number.
+        check_tensor(x, () if len(raw) == 1 else (len(raw), *behind * (-1,)), raw, "x")
+        frequency = self.frequency
+        return frequency[0] if len(raw) == 1 else frequency.reshape(-1, *behind * (1,))
 
 
 # The share of the range over which frequencies start, on the scale of r.

@@ -40,7 +40,7 @@ class GroupSort(Activation):
         if self.size < 2:
             raise ArgumentError(f"Expected size to be at least 2; got {size}.")
 
-    def follow(self, width: int) -> None:
+    def follow(self, width: int, event_dim: int = 1) -> None:
         if width % self.size:
             raise ArgumentError(
                 f"Expected hidden widths that are multiples of {self.size}, which {self} sorts "

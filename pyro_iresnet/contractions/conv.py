@@ -78,7 +78,7 @@ class ConvContraction(Perceptron):
         self.image_shape = shape
         self.padding = padding
         self.affine = partial(Conv, circular=padding == "circular")
-        self.activations = make_activations(activation, hidden, Elementwise)
+        self.activations = make_activations(activation, hidden, Elementwise, len(shape))
         behind = widths_behind(self.activations, hidden)
         sides = [3, *[1] * (len(hidden) - 1), 3] if hidden else [3]
         self.layers = nn.ModuleList(

@@ -93,7 +93,13 @@ class Affine(Layer):
 
     def bound(self) -> Tensor:
         known = self.weight.known
-        return self.weight.norm() if known is None else known
+        if known is not None:
+            return known
+        bound = self.weight.norm()
+        if self.before is None and self.behind is None:
+            return bound
+        # The scales of units are rounded, and the products with them.
+        return bound * (1 + 4 * torch.finfo(self.matrix.dtype).eps)
 
     def rounding(self, h: Tensor, value: Tensor) -> Tensor:
         bias = self.bias
@@ -120,12 +126,11 @@ class Affine(Layer):
             return None
         known = self.bound().to(dtype)
         weight = replace(self.weight, weight=self.weight.weight.to(dtype), known=known)
-        scales = {
-            "before": None if self.before is None else self.before.to(dtype),
-            "behind": None if self.behind is None else self.behind.to(dtype),
-        }
-        matrix, bias = self.matrix.to(dtype), self.bias.to(dtype)
-        return replace(self, weight=weight, matrix=matrix, bias=bias, **scales)
+        found = replace(self, weight=weight)
+        for name in ("matrix", "bias", "before", "behind"):
+            tensor = getattr(self, name)
+            found = found if tensor is None else replace(found, **{name: tensor.to(dtype)})
+        return found
 
     def rows(self, count: int) -> "Sequence[Affine]":
         weights = self.weight.rows()

@@ -4,7 +4,9 @@ from torch.func import grad, jacrev, vmap
 
 from .. import zoo
 
-GRID = torch.cat([torch.linspace(-60, 60, 4001), torch.tensor([-1e4, -0.0, 0.0, 1e-12, 1e4])])
+GRID = (
+    torch.cat([torch.linspace(-60, 60, 4001), torch.tensor([-1e4, -0.0, 0.0, 1e-12, 1e4])])
+).double()
 
 
 @pytest.mark.parametrize("name", zoo.ACTIVATIONS)

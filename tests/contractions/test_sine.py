@@ -6,11 +6,18 @@ from functools import partial
 import pytest
 import torch
 
-from pyro_iresnet import ConvContraction, DenseContraction, ResidualBlock, iresnet_flow
+from pyro_iresnet import (
+    ConvContraction,
+    DenseContraction,
+    ResidualBlock,
+    iresnet_flow,
+    iresnet_stack,
+)
 from pyro_iresnet.activations import Sine, auto_activation
 from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.logdet import Exact
+from pyro_iresnet.options import BlockOptions
 
 from .. import zoo
 
@@ -189,3 +196,95 @@ def test_refuses_parts_of_another_dtype(part, dtype):
     g.get_submodule(part).to(dtype)
     with pytest.raises(ArgumentTypeError, match="activations and layers of one dtype"):
         g(torch.randn(5, 3))
+
+
+def scalar_sines(hidden_dims, num_blocks):
+    """Make a stack whose activations have one frequency for all units of a block."""
+    stack = iresnet_stack(2, num_blocks, hidden_dims, between=None)
+    for i, part in enumerate(stack.parts):
+        one = Sine()
+        with torch.no_grad():
+            one.raw_frequency.fill_(i - 1.0)
+        part.block.contraction.activations[0] = one
+    return stack
+
+
+@pytest.mark.parametrize(("width", "num_blocks"), [(8, 3), (3, 3), (1, 2)])
+def test_packs_one_frequency_for_all_units(width, num_blocks):
+    stack, x = scalar_sines([width], num_blocks), torch.randn(10, 2)
+    expected = stack(x)
+    pack_blocks(stack)
+    torch.testing.assert_close(stack(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (4, 5, 6)])
+def test_units_of_images_are_channels(shape):
+    activation = ConvContraction((1, 4, 4), [4], activation=Sine).activations[0]
+    x = torch.randn(3, *shape)
+    frequency = activation.frequency[:, None, None]
+    value, slope = torch.sin(frequency * x) / frequency, torch.cos(frequency * x)
+    torch.testing.assert_close(activation(x), value)
+    found, jacobian = activation.linearize(x, 3)
+    torch.testing.assert_close((found, jacobian.diagonal), (value, slope))
+
+
+@pytest.mark.parametrize("limits", [(1e-30, 1e30), (1e-20, 1.0)])
+def test_finite_at_extreme_limits(limits):
+    g = DenseContraction(2, [4], activation=partial(Sine, limits)).float()
+    assert bool(g(torch.ones(1, 2, dtype=torch.float32)).isfinite().all())
+
+
+def test_wide_range_in_half_precision():
+    frequency = of_width(100, (1e-3, 100.0)).half().frequency
+    assert bool(frequency.isfinite().all())
+
+
+def test_follow_keeps_a_frozen_parameter_frozen():
+    def frozen():
+        activation = Sine()
+        activation.raw_frequency.requires_grad_(False)
+        return activation
+
+    raw = DenseContraction(2, [4], activation=frozen).activations[0].raw_frequency
+    assert not raw.requires_grad
+
+
+def test_refuses_one_sine_for_two_layers():
+    one = Sine()
+    with pytest.raises(ArgumentError, match="a new Sine for each layer"):
+        DenseContraction(2, [4, 6], activation=lambda: one)
+
+
+def test_one_unit_starts_in_the_middle():
+    (frequency,) = DenseContraction(2, [1]).activations[0].frequency.tolist()
+    assert frequency == pytest.approx((0.3 * 30.0) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_bound_holds_with_rounded_scales(dtype):
+    for seed in range(100):
+        torch.manual_seed(seed)
+        g = DenseContraction(1, [1], lipschitz=0.37)
+        with torch.no_grad():
+            for parameter in g.parameters():
+                parameter.fill_(0.0 if parameter.shape == (1,) else 99.0)
+            g.activations[0].raw_frequency.normal_(std=3.0)
+        g = g.to(dtype)
+        first, _, last = g.materialize().layers
+        slope = (last.matrix.double() @ first.matrix.double()).abs()
+        assert slope <= g.lipschitz_bound().double()
+
+
+def test_options_hash_lists_as_tuples():
+    listed, paired = (
+        BlockOptions(activation=partial(Sine, frequencies=kind([0.1, 2.0])))
+        for kind in (list, tuple)
+    )
+    assert listed == paired == BlockOptions.from_json(listed.to_json())
+    assert hash(listed) == hash(paired)
+
+
+def test_refuses_other_widths():
+    activation = DenseContraction(2, [4]).activations[0]
+    with pytest.raises(ArgumentError, match=r"x with event shape \(4,\); got \(5, 1\)"):
+        activation(torch.zeros(5, 1))
