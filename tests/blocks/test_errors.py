@@ -78,7 +78,7 @@ VALUES = {
     "max_steps": (lambda: FixedPoint(max_steps=0), "max_steps to be at least 1"),
     "beta": (lambda: LipSwish(beta=0.0), "beta to be finite and above 0"),
     "low frequency": (lambda: Sine((-1.0, 2.0)), "limit of frequencies to be finite and above 0"),
-    "frequencies": (lambda: Sine((2.0, 1.0)), "two numbers, the lower first; got"),
+    "frequencies": (lambda: Sine((2.0, 1.0)), "two numbers, the lower first, in"),
     "bound": (lambda: wrap(nn.Identity(), lipschitz=1.5), r"lipschitz in \(0, 1\); got 1.5"),
     "event_dim": (lambda: wrap(nn.Identity(), lipschitz=0.5, event_dim=0), "event_dim"),
     "event": (
