@@ -219,9 +219,7 @@ class BlockOptions:
     def _key(self) -> tuple[object, ...]:
         # Python compares partials by identity.
         values = [getattr(self, f.name) for f in fields(self)]
-        return tuple(
-            [(v.func, tuple(_hashable(v))) if isinstance(v, partial) else v for v in values]
-        )
+        return tuple([(v.func, _hashable(v)) if isinstance(v, partial) else v for v in values])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BlockOptions) and self._key() == other._key()
@@ -250,10 +248,10 @@ class BlockOptions:
         return _restored, (values,)
 
 
-def _hashable(value: partial[Any]) -> list[tuple[str, object]]:
-    """List the arguments of a partial, sequences as tuples."""
+def _hashable(value: partial[Any]) -> tuple[tuple[str, object], ...]:
+    """Return the arguments of a partial by name, lists as tuples."""
     pairs = given(value).items()
-    return [(name, tuple(a) if isinstance(a, list) else a) for name, a in pairs]
+    return tuple([(name, tuple(a) if isinstance(a, list) else a) for name, a in pairs])
 
 
 def _nothing() -> None:

@@ -126,11 +126,9 @@ class Affine(Layer):
             return None
         known = self.bound().to(dtype)
         weight = replace(self.weight, weight=self.weight.weight.to(dtype), known=known)
-        found = replace(self, weight=weight)
-        for name in ("matrix", "bias", "before", "behind"):
-            tensor = getattr(self, name)
-            found = found if tensor is None else replace(found, **{name: tensor.to(dtype)})
-        return found
+        held = [(name, getattr(self, name)) for name in ("matrix", "bias", "before", "behind")]
+        tensors = {name: tensor.to(dtype) for name, tensor in held if tensor is not None}
+        return replace(self, weight=weight, **tensors)
 
     def rows(self, count: int) -> "Sequence[Affine]":
         weights = self.weight.rows()
