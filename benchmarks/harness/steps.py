@@ -42,7 +42,7 @@ class Timed:
 
 def training_step(
     contender: Contender,
-    x: Tensor,
+    draw: Callable[[], Tensor],
     *,
     compiled: bool = False,
     inside: bool = False,
@@ -52,13 +52,12 @@ def training_step(
 
     Arguments:
         contender: the flow to train.
-        x: the batch. The step has a copy: flowcon asks for gradients of the batch itself, and
-            every flow that shares the tensor would then compute them too.
+        draw: draws the batch of a step. A flow that sees one batch again and again learns its rows
+            by heart, and its steps become those of a steep flow.
         compiled: True to compile the loss.
         inside: True for a loss inside ``cached``.
         rate: the learning rate; 0 for the work of a step that leaves the parameters as they are.
     """
-    batch = x.clone()
     optimizer = torch.optim.Adam(contender.module.parameters(), lr=rate, fused=True)
 
     def objective(x: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def training_step(
     loss = torch.compile(objective) if compiled else objective
 
     def step() -> None:
-        value = loss(batch)
+        value = loss(draw())
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

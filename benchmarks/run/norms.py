@@ -26,14 +26,11 @@ from pyro_iresnet.demo.data import checkerboard, digits
 from pyro_iresnet.demo.fit import fit
 from pyro_iresnet.hosts.nflows import IResNetComposite
 from pyro_iresnet.norms import (
-    AlmostOrthogonal,
     Cholesky,
-    Frobenius,
     Gram,
     Hard,
     Norm,
     PowerIteration,
-    Schur,
     SingularValue,
 )
 
@@ -47,9 +44,6 @@ STRATEGIES: dict[str, Norm] = {
     "Gram()": Gram(),
     "SingularValue()": SingularValue(),
     "PowerIteration(20)": PowerIteration(20),
-    "AlmostOrthogonal()": AlmostOrthogonal(),
-    "Frobenius()": Frobenius(),
-    "Schur()": Schur(),
     "Hard(Gram())": Hard(Gram()),
     "Cholesky()": Cholesky(),
 }

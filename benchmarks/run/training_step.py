@@ -35,11 +35,11 @@ DIGITS_GOAL = 0.60
 # Dimensions in which a plain step is to take no longer than one inside `cached`.
 BOTH_WAYS = (2, 21)
 NOTE = """\
-All contenders of a table take turns in one process, each with a copy of the batch. Ratios are
-over the fastest of normflows, flowcon and torchflows in the same table. None of them compiles
-(torch.compile refuses their double backward), so compiled steps are over their eager steps. This
-project takes plain steps in the coordinates of x, with its default norm and with `Gram()`;
-"packed" says that `pack_blocks(flow)` was called once before.
+All contenders of a table take turns in one process, each with a fresh batch for every step.
+Ratios are over the fastest of normflows, flowcon and torchflows in the same table. None of them
+compiles (torch.compile refuses their double backward), so compiled steps are over their eager
+steps. This project takes plain steps in the coordinates of x, with its default norm and with
+`Gram()`; "packed" says that `pack_blocks(flow)` was called once before.
 
 Products are the multiply-adds of all matrix products of a step, forward and backward, in those of
 one product of 500 x 128 with 128 x 128. The floor is the processor's time that the products alone
@@ -85,18 +85,18 @@ def beside_packages(dim: int, threads: int, fast: bool) -> dict[str, Timed]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     work = WORKS[dim]
-    x = torch.randn(BATCH, dim)
+    draw = partial(torch.randn, BATCH, dim)
     own = {FLOOR: partial(contenders.residual_mlp, work), **ours(work)}
     size = contenders.this_project(work).parameters
     other = {"nflows RealNVP, as many parameters": partial(contenders.realnvp, work, size)}
     makers = {**published(work), **other, **own}
-    steps = {name: training_step(make(), x) for name, make in makers.items()}
+    steps = {name: training_step(make(), draw) for name, make in makers.items()}
     if not fast:
         for name, make in own.items():
             if name.endswith(PACKED):
                 # A compiler reads the rows one by one, so a pack gains nothing.
                 continue
-            steps[name + COMPILED] = training_step(make(), x, compiled=True)
+            steps[name + COMPILED] = training_step(make(), draw, compiled=True)
     return timed(steps, rounds=1 if fast else 21, counted=1 if fast else 10)
 
 
@@ -110,7 +110,7 @@ def on_trained(saved: str, threads: int, fast: bool) -> dict[str, Timed]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     recipe = digits_recipe(fast)
-    x = recipe.batch(DIGITS_BATCH)
+    draw = partial(recipe.batch, DIGITS_BATCH)
     former = Roulette(Adaptive(0.15), control_variate=MeanJacobian())
     steps = {}
     for name, estimator in ((FORMER, former), (DEFAULT, None)):
@@ -118,18 +118,18 @@ def on_trained(saved: str, threads: int, fast: bool) -> dict[str, Timed]:
         for transform in flow.modules():
             if isinstance(transform, IResNetTransform) and estimator is not None:
                 transform.block.logdet = estimator
-        steps[name] = training_step(of_nflows(flow), x, rate=0.0)
+        steps[name] = training_step(of_nflows(flow), draw, rate=0.0)
     return timed(steps, rounds=2 if fast else 51, counted=1 if fast else 10)
 
 
 def plain_over_inside(work: Work, rounds: int) -> float:
     """Time a step of one flow, plain and inside ``cached``, in turn; return the ratio."""
     torch.manual_seed(0)
-    x = torch.randn(BATCH, work.dim)
+    draw = partial(torch.randn, BATCH, work.dim)
     contender = contenders.this_project(work)
     steps = {
-        "plain": training_step(contender, x),
-        "inside": training_step(contender, x, inside=True),
+        "plain": training_step(contender, draw),
+        "inside": training_step(contender, draw, inside=True),
     }
     found = interleaved(steps, rounds=rounds, inner=2, warmup=10)
     return found["plain"] / found["inside"]
@@ -140,7 +140,7 @@ def some_steps(dim: int, name: str) -> None:
     torch.set_num_threads(2)
     work = WORKS[dim]
     make = {**published(work), **ours(work)}[name]
-    step = training_step(make(), torch.randn(BATCH, dim))
+    step = training_step(make(), partial(torch.randn, BATCH, dim))
     for _ in range(3):
         step()
 
@@ -150,7 +150,7 @@ def steps_of_length(terms: int) -> None:
     torch.set_num_threads(2)
     roulette = Roulette(Adaptive(exact_terms=terms), control_variate=None)
     contender = contenders.this_project(WORKS[63], logdet=roulette)
-    step = training_step(contender, torch.randn(BATCH, 63))
+    step = training_step(contender, partial(torch.randn, BATCH, 63))
     step()
     step()
 

@@ -1,7 +1,7 @@
 """Activations with a proven bound of their slope."""
 
 from .base import Activation, Elementwise, Factors, make_activations
-from .elementwise import ELU, LeakyReLU, Softplus, Tanh
+from .elementwise import ELU, LeakyReLU, Tanh
 from .sine import Sine, auto_activation
 from .sorting import GroupSort, MaxMin
 from .swish import CLipSwish, LipSwish
@@ -17,7 +17,6 @@ __all__ = [
     "LipSwish",
     "MaxMin",
     "Sine",
-    "Softplus",
     "Tanh",
     "auto_activation",
     "make_activations",

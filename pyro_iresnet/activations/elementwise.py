@@ -30,28 +30,6 @@ class ELU(Elementwise):
         return functional.elu(x), torch.where(x > 0, torch.ones_like(x), x.clamp(max=0).exp())
 
 
-class Softplus(Elementwise):
-    r""":math:`\log(1 + e^x)`; its slope is the logistic function.
-
-    Raises:
-        ArgumentTypeError: in a call: ``x`` is no dense tensor of a floating dtype.
-
-    Example:
-        >>> import torch
-        >>> value, slope = Softplus().value_and_slope(torch.tensor([0.0]))
-        >>> round(value.item(), 4), slope.item()
-        (0.6931, 0.5)
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_dense(x, "x")
-        # torch's default threshold, 20, would jump by 2e-9, which float64 resolves.
-        return functional.softplus(x, threshold=50)
-
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(x), torch.sigmoid(x)
-
-
 class Tanh(Elementwise):
     r""":math:`\tanh x`; its slope is :math:`1 - \tanh^2 x`.
 

@@ -76,4 +76,4 @@ def _size(norm: Norm, weight: Tensor) -> Tensor:
     if weight.dim() == 2:
         return norm(weight)
     turned = weight.transpose(0, 1) if weight.shape[0] > weight.shape[1] else weight
-    return norm.sizes(turned[None]).amax()
+    return norm.sizes(turned[None])[0]

@@ -252,6 +252,6 @@ def _below_one(proven: Tensor) -> float:
         )
         raise ContractionError(
             f"g cannot be inverted with a certificate: its proven Lipschitz bound is {bound:.4g}, "
-            f"1 or more; {cause}. Use Gram(), SingularValue() or Frobenius(), or a lower lipschitz."
+            f"1 or more; {cause}. Use Cholesky(), Gram() or SingularValue(), or a lower lipschitz."
         )
     return bound

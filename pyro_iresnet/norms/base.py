@@ -83,7 +83,7 @@ class Norm(ABC):
         ... class OneAndInfinity(Norm):
         ...     def __call__(self, weight):
         ...         sizes = weight.abs()
-        ...         return (sizes.sum(-1).amax(-1) * sizes.sum(-2).amax(-1)).sqrt()
+        ...         return sizes.sum(-1).amax(-1).sqrt() * sizes.sum(-2).amax(-1).sqrt()
         >>> g = DenseContraction(2, lipschitz=0.9, norm=OneAndInfinity())
         >>> g.lipschitz_bound().item() <= 0.9 + 1e-6
         True
@@ -134,9 +134,7 @@ class Norm(ABC):
         return (acting if turned.shape == many.shape else acting.mT).reshape(weight.shape)
 
     def sizes(self, weights: Tensor) -> Tensor:
-        """Return the norm of each weight, or of each row of each weight, which must meet the bound.
-
-        Sizes of at most c must prove norms of at most c; their shape is ``(n,)`` or ``(n, rows)``.
+        """Return the norm of each weight, shape ``(n,)``.
 
         Arguments:
             weights: matrices, shape ``(n, rows, columns)``, or kernels, shape
@@ -161,7 +159,7 @@ class Norm(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Bring weights to their bounds; return them with proven bounds, shape ``(n,)``, or None.
 
-        Override this method if one factor for each weight or each row is not enough.
+        Override this method if one factor for each weight is not enough.
 
         Arguments:
             weights: as in :meth:`sizes`.
@@ -172,16 +170,13 @@ class Norm(ABC):
         # ones there, and drop the result.
         zero = (weights == 0).flatten(1).all(1)
         sizes = self.sizes(torch.where(_spread(zero, weights), 1.0, weights))
-        factors = self.factor(sizes, _spread(bounds, sizes))
+        factors = torch.where(zero, 1.0, self.factor(sizes, bounds))
         if scales is not None:
-            factors = factors * _spread(scales, sizes)
-        factors = torch.where(_spread(zero, sizes), _one_or(scales, sizes), factors)
+            factors = factors * scales
         acting = weights * _spread(factors, weights)
         if not self.certified:
             return acting, None
-        known = (sizes.detach() * factors.detach().abs()).flatten(1 if sizes.dim() > 1 else 0)
-        known = known.amax(1) if sizes.dim() > 1 else known
-        return acting, torch.where(zero, 0.0, known)
+        return acting, torch.where(zero, 0.0, sizes.detach() * factors.detach().abs())
 
     def rule(self) -> Rule | None:
         """Return :meth:`apply` for matrices with a derivative written by hand, or None.
@@ -289,10 +284,6 @@ class Hard(Norm):
         factors = bound / torch.where(sizes == 0, 1.0, sizes)
         # A weight of denormal numbers stays finite, below the bound.
         return torch.where(sizes == 0, 1.0, factors.clamp(max=torch.finfo(sizes.dtype).max))
-
-
-def _one_or(scales: Tensor | None, sizes: Tensor) -> Tensor:
-    return sizes.new_ones(()) if scales is None else _spread(scales, sizes)
 
 
 def _spread(a: Tensor, like: Tensor) -> Tensor:

@@ -49,20 +49,11 @@ def spectral_norm(weight: Tensor) -> Tensor:
     """
     check_weight(weight)
     if weight.dtype in COARSE:
-        return at_size_one(weight.float(), _root).to(weight.dtype)
-    return at_size_one(weight, _root)
-
-
-def at_size_one(weight: Tensor, norm: Callable[[Tensor], Tensor], dims: int = 2) -> Tensor:
-    """Return ``norm(weight)``, taken with the largest entry of each weight scaled to 1.
-
-    Without the scaling, the squares of entries would under- or overflow. ``dims`` trailing
-    dimensions form one weight.
-    """
-    scale = weight.detach().abs().flatten(-dims).amax(-1)
+        return spectral_norm(weight.float()).to(weight.dtype)
+    # Squares of very large or small entries would over- or underflow.
+    scale = weight.detach().abs().flatten(-2).amax(-1)
     scale = torch.where(scale == 0, 1.0, scale)
-    sizes = norm(weight / scale.reshape((*scale.shape, *(1,) * dims)))
-    return sizes * scale.reshape((*scale.shape, *(1,) * (sizes.dim() - scale.dim())))
+    return _root(weight / scale[..., None, None]) * scale
 
 
 def _root(weight: Tensor) -> Tensor:

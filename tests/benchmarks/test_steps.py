@@ -1,5 +1,8 @@
 """Comparison of training steps: fair batches, floors, ratios, and the whole script."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import typer.testing
@@ -32,17 +35,25 @@ def _float32():
     torch.set_default_dtype(torch.float32)
 
 
-def test_batch_of_each():
-    """Take a step of flowcon, which asks for gradients of its batch."""
-    x = torch.randn(8, 9)
-    training_step(contenders.flowcon_iresblock(WORK, brute_force=False), x)()
-    assert not x.requires_grad
+def test_batch_of_each_step():
+    batches = [torch.randn(8, 9), torch.randn(8, 9)]
+    left, seen = iter(batches), []
+    contender = contenders.this_project(WORK)
+
+    def log_prob(x):
+        seen.append(x)
+        return contender.log_prob(x)
+
+    step = training_step(replace(contender, log_prob=log_prob), lambda: next(left))
+    step()
+    step()
+    assert all(map(torch.equal, batches, seen))
 
 
 def test_rate_zero_keeps_parameters():
     contender = contenders.this_project(WORK)
     before = [p.detach().clone() for p in contender.module.parameters()]
-    step = training_step(contender, torch.randn(8, 9), rate=0.0)
+    step = training_step(contender, partial(torch.randn, 8, 9), rate=0.0)
     step()
     step()
     assert all(map(torch.equal, before, contender.module.parameters()))
@@ -51,7 +62,7 @@ def test_rate_zero_keeps_parameters():
 
 def test_products_and_floor():
     mlp = contenders.residual_mlp(WORK)
-    step = training_step(mlp, torch.randn(8, 9))
+    step = training_step(mlp, partial(torch.randn, 8, 9))
     found = timed({"mlp": step, "mlp" + COMPILED: step}, rounds=1, counted=2)
     # Of two blocks: forward, gradients of weights and of inputs; the batch has no gradient.
     assert found["mlp"].products * UNIT == 8 * 2 * 9 * 16 * 6 - 8 * 9 * 16

@@ -36,7 +36,7 @@ SLOW = 20
 
 KINDS = {"residual": ResidualBlock, "cayley": CayleyBlock}
 ACTIVATIONS = {**zoo.ACTIVATIONS, **zoo.OTHER_ACTIVATIONS}
-SMOOTH = ("clipswish", "lipswish", "lipswish_sharp", "sine", "softplus", "tanh")
+SMOOTH = ("clipswish", "lipswish", "lipswish_sharp", "sine", "tanh")
 # Activations that sort take widths of a multiple of these, and no images.
 MULTIPLES = {"maxmin": 2, "groupsort": 4}
 COORDINATES = {"none": {}, **zoo.COORDINATES}
@@ -151,13 +151,14 @@ def networks(
     kinds: tuple[str, ...] = ("dense", "densenet", "conv", "sequence", "sum", "wrapped"),
     dims: tuple[int, int] = (1, 6),
     largest: float = 0.99,
+    least: float = 0.05,
     conditional: bool | None = None,
     smooth: bool = False,
     channels: int = 2,
     sides: tuple[tuple[int, int], ...] = ((2, 2), (1, 4), (3, 2)),
     widest: int = 8,
 ) -> Network:
-    """Draw contractions: of some kinds and dimensions, up to a Lipschitz constant."""
+    """Draw contractions of some kinds, dimensions and Lipschitz constants."""
     kind = draw(st.sampled_from(kinds))
     names = SMOOTH if smooth else tuple(ACTIVATIONS)
     if kind == "conv":
@@ -172,7 +173,7 @@ def networks(
         event=event,
         hidden=tuple(MULTIPLES.get(activation, 1) * w for w in widths),
         # A wrapped network comes with its own constant.
-        lipschitz=0.9 if kind == "wrapped" else draw(st.floats(0.05, largest)),
+        lipschitz=0.9 if kind == "wrapped" else draw(st.floats(least, largest)),
         activation=activation,
         norm=draw(st.sampled_from(tuple(zoo.CERTIFIED_NORMS))),
         conditional=draw(st.booleans()) if conditional is None else conditional,
