@@ -110,7 +110,7 @@ def builders() -> dict[str, Recipe]:
         "ConditionalStack": (in_pyro.ConditionalStack, {"parts": [ir.iresnet(2, [4])]}),
         "ActNorm": (in_pyro.ActNorm, {"input_dim": 2}),
         "actnorm": (ir.actnorm, {"input_dim": 2}),
-        "TriangularAffine": (in_pyro.TriangularAffine, {"input_dim": 2}),
+        "LinearAutoregressive": (in_pyro.LinearAutoregressive, {"input_dim": 2}),
         "AutoIResNet": (ir.AutoIResNet, {"model": model, "num_blocks": 1}),
         "ResidualBlock": (ir.ResidualBlock, {"contraction": dense()}),
         "CayleyBlock": (ir.CayleyBlock, {"contraction": dense()}),

@@ -121,12 +121,12 @@ def calls() -> dict[str, Call]:
         ("IResNet", ir.IResNet(block())),
         ("InverseIResNet", ir.InverseIResNet(block())),
         ("ActNorm", ir.actnorm(3).eval()),
-        ("TriangularAffine", in_pyro.TriangularAffine(3)),
+        ("LinearAutoregressive", in_pyro.LinearAutoregressive(3)),
         ("iresnet_stack", ir.iresnet_stack(3, 1, [8]).eval()),
         ("implicit_stack", ir.implicit_stack(3, 2, [8]).eval()),
     ):
         both = name == "implicit_stack"
-        plain = name in ("ActNorm", "TriangularAffine")
+        plain = name in ("ActNorm", "LinearAutoregressive")
         found[name] = Call(t, {"x": x}, both or name == "InverseIResNet")
         found[f"{name}: inv"] = Call(
             lambda y, t=t: t.inv(y), {"y": y}, not plain and name != "InverseIResNet"
@@ -139,9 +139,9 @@ def calls() -> dict[str, Call]:
         ("conditional_iresnet_stack", ir.conditional_iresnet_stack(3, 2, 1, [8]).eval()),
     ):
         found[name] = Call(lambda x, c, t=t: t.condition(c)(x), {"x": x, "context": c})
-    affine = in_pyro.TriangularAffine(3)
+    affine = in_pyro.LinearAutoregressive(3)
     given, free = {"loc": torch.zeros(3), "scale_tril": torch.eye(3)}, ("float64", "float16")
-    found["TriangularAffine: start_at"] = Call(affine.start_at, given, True, free)
+    found["LinearAutoregressive: start_at"] = Call(affine.start_at, given, True, free)
     for name, t in (
         ("IResNetTransform", ir.IResNetTransform(3, 8).eval()),
         ("PatientActNorm", nflows.PatientActNorm(3).eval()),

@@ -27,6 +27,10 @@ from ..harness.steps import timed
 from ..targets.posteriors import PARTICLES, banana, funnel, train
 
 DRAWS, WARMUP, STEPS, SEEDS = 1000, 500, 3000, 3
+# Defaults were chosen on seeds 0 and 1.
+FIRST = 2
+# The worst seed's ESS for 1,000 gradients.
+LEAST = 30
 # Blocks of the guide whose potential is timed, and milliseconds of one gradient.
 BLOCKS, GOAL = 8, 3.0
 PLAIN, NEUTRA = "NUTS", "NUTS through AutoIResNet"
@@ -169,18 +173,22 @@ def main(
     rows, middle = [], {}
     for name in (PLAIN, NEUTRA):
         found = []
-        for seed in range(1 if fast else SEEDS):
+        for seed in range(FIRST, FIRST + (1 if fast else SEEDS)):
             chain = partial(sampled, name, seed, draws=draws, warmup=warmup, steps=steps)
             found.append(runs.get(f"{name} / {draws} / {seed}", lambda c=chain: asdict(c())))
-        for seed, f in enumerate(found):
+        for seed, f in enumerate(found, FIRST):
             rate = 1000 * f["ess"] / f["gradients"]
             cells = [f"{f['ess']:.0f}", f"{f['gradients']:,.0f}", f"{rate:.2f}"]
             rest = [f"{f['divergences']:.0f}", f"{f['sd_of_v']:.2f}", f"{f['seconds']:.0f}"]
             rows.append([name, str(seed), *cells, *rest])
-        middle[name] = median(f["ess"] / f["gradients"] for f in found)
+        each = [f["ess"] / f["gradients"] for f in found]
+        middle[name], worst = median(each), 1000 * min(each)
     head = ["", "seed", "ESS", "gradients", "ESS / 1,000 gradients", "divergences", "sd of v", "s"]
     ratio = middle[NEUTRA] / middle[PLAIN]
-    says = f"Median ESS for each gradient, over that of plain NUTS: {ratio:.1f}."
+    says = (
+        f"Median ESS for each gradient, over that of plain NUTS: {ratio:.1f}. Worst seed of "
+        f"{NEUTRA}: {worst:.1f} ESS for 1,000 gradients (goal >= {LEAST})."
+    )
     one = of_one_gradient(steps=20 if fast else 500, rounds=3 if fast else 21)
     body = f"{table(head, rows)}\n\n{says}\n\n{NOTE}\n\n{one}"
     publish("neutra", "NeuTra", body, fast=fast, write=write)

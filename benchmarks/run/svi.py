@@ -28,6 +28,8 @@ MakeGuide = Callable[[Callable[..., Any]], AutoGuide]
 
 STEPS = 3000
 SEEDS = 5
+# Defaults were chosen on seeds 0 and 1.
+FIRST = 2
 OURS = "AutoIResNet"
 SPLINES = "spline autoregressive (2) + affine"
 GUIDES: dict[str, MakeGuide] = {
@@ -96,7 +98,7 @@ def main(
     torch.set_flush_denormal(True)
     runs: Runs[dict[str, float]] = Runs(log)
     steps = 20 if fast else STEPS
-    seeds = range(1 if fast else SEEDS) if only is None else [only]
+    seeds = range(FIRST, FIRST + (1 if fast else SEEDS)) if only is None else [only]
     sections = []
     for posterior in posteriors().values():
         found = {name: [run(runs, posterior, name, s, steps) for s in seeds] for name in GUIDES}

@@ -21,7 +21,7 @@ from pyro_iresnet import (
 from pyro_iresnet.contractions import SumContraction
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError, ContractionError
 from pyro_iresnet.hosts.nflows import PatientActNorm
-from pyro_iresnet.hosts.pyro import ConditionalStack, Stack, TriangularAffine
+from pyro_iresnet.hosts.pyro import ConditionalStack, LinearAutoregressive, Stack
 from pyro_iresnet.norms import Gram
 from pyro_iresnet.solvers import solve
 
@@ -48,7 +48,7 @@ CALLS = {
     "solve": lambda x: solve(DenseContraction(3, [8]), x),
     "actnorm": lambda x: actnorm(3)(x),
     "patient": lambda x: PatientActNorm(3)(x),
-    "affine": lambda x: TriangularAffine(3).inv(x),
+    "affine": lambda x: LinearAutoregressive(3).inv(x),
     "stack": lambda x: iresnet_stack(3, 1, [8])(x),
     "transform": lambda x: iresnet(3, [8])(x),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_iresnet import CayleyBlock, Exact, PowerSeries, ResidualBlock, Roulette
-from pyro_iresnet.hosts.pyro import TriangularAffine
+from pyro_iresnet.hosts.pyro import LinearAutoregressive
 from pyro_iresnet.logdet import Adaptive, ConvergedSeries
 
 from .. import zoo
@@ -51,7 +51,7 @@ def test_half_precision(dim, kind, name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_affine_in_half(dtype):
-    half = TriangularAffine(3).to(dtype)
+    half = LinearAutoregressive(3).to(dtype)
     precise = copy.deepcopy(half).double()
     x = torch.randn(4, 3).to(dtype)
     for found, expected in (

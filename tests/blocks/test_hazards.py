@@ -23,7 +23,7 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.coordinates import Asinh
-from pyro_iresnet.hosts.pyro import Stack, TriangularAffine
+from pyro_iresnet.hosts.pyro import LinearAutoregressive, Stack
 from pyro_iresnet.logdet import ConvergedSeries, PowerSeries
 from pyro_iresnet.operators import Diagonal, Linearization
 
@@ -35,7 +35,7 @@ TRANSFORMS = {
     "stack": lambda: iresnet_stack(3, 2, [4]),
     "nested": lambda: Stack([iresnet_stack(3, 1, [4]), iresnet(3, [4]).inv]),
     "actnorm": lambda: actnorm(3),
-    "affine": lambda: TriangularAffine(3),
+    "affine": lambda: LinearAutoregressive(3),
 }
 
 
@@ -389,7 +389,7 @@ def test_compiles_fresh_stack(name):
 
 @pytest.mark.compiled
 def test_compiles_inverse():
-    stack, y = Stack([TriangularAffine(3), TriangularAffine(3)]), torch.randn(5, 3)
+    stack, y = Stack([LinearAutoregressive(3), LinearAutoregressive(3)]), torch.randn(5, 3)
     stack.parts[0].start_at(torch.ones(3), 2 * torch.eye(3))
     stack(y)
     compiled = torch.compile(lambda y: stack.inv(y), fullgraph=True, backend="eager")

@@ -25,7 +25,7 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
 from pyro_iresnet.hosts.nflows import PatientActNorm
-from pyro_iresnet.hosts.pyro import TriangularAffine
+from pyro_iresnet.hosts.pyro import LinearAutoregressive
 
 from ..guides.models import banana
 
@@ -51,7 +51,7 @@ MAKERS = {
     ),
     "actnorm": lambda: actnorm(2),
     "patient_actnorm": lambda: PatientActNorm(2),
-    "affine": lambda: TriangularAffine(2),
+    "affine": lambda: LinearAutoregressive(2),
     "iresnet": lambda: iresnet(2, [3]),
     "conditional_iresnet": lambda: conditional_iresnet(2, 3, [3], coordinates=None),
     "iresnet_stack": lambda: iresnet_stack(2, 1, [3], block="cayley"),
@@ -166,7 +166,7 @@ KEYS = {
         start_scale_tril
         shift
         log_scale
-        below
+        weight
     """,
     "iresnet": """
         _extra_state
@@ -298,7 +298,7 @@ KEYS = {
         transform.1.start_scale_tril
         transform.1.shift
         transform.1.log_scale
-        transform.1.below
+        transform.1.weight
     """,
 }
 

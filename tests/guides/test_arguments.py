@@ -43,5 +43,5 @@ def test_refuses_missing_model():
 def test_takes_any_real_scale():
     guide = AutoIResNet(banana, 1, hidden_dims=[8], init="plain", init_scale=Fraction(1, 10))
     guide()
-    scale = guide.transform.parts[-1].scale_tril.diagonal().detach()
+    scale = guide.transform.parts[-1].start_scale_tril.diagonal().detach()
     assert scale.tolist() == pytest.approx([0.1, 0.1])

@@ -20,7 +20,7 @@ from pyro_iresnet.errors import (
     ArgumentError,
     LaplaceError,
 )
-from pyro_iresnet.hosts.pyro import TriangularAffine
+from pyro_iresnet.hosts.pyro import LinearAutoregressive
 from pyro_iresnet.hosts.pyro.guide.log_joint import LogJoint
 
 from .models import DATA, LOC, TRIL, banana, constrained, funnel, gaussian
@@ -30,9 +30,9 @@ def test_finds_normal_posterior():
     guide = AutoIResNet(gaussian, init="laplace")
     guide()
     outer = guide.transform.parts[-1]
-    assert isinstance(outer, TriangularAffine)
+    assert isinstance(outer, LinearAutoregressive)
     torch.testing.assert_close(outer.loc, LOC, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(outer.scale_tril, TRIL, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(outer.start_scale_tril, TRIL, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-60, 1e300])
@@ -52,13 +52,15 @@ def test_auto_prefers_laplace():
         torch.manual_seed(seed)
         guide = AutoIResNet(gaussian)
         guide()
-        torch.testing.assert_close(guide.transform.parts[-1].scale_tril, TRIL, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            guide.transform.parts[-1].start_scale_tril, TRIL, atol=1e-6, rtol=1e-6
+        )
 
 
 def test_plain_without_mode():
     guide = AutoIResNet(funnel, init_scale=0.5)
     guide()
-    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, 0.5 * torch.eye(10))
+    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, 0.5 * torch.eye(10))
 
 
 def test_laplace_without_mode():
@@ -79,7 +81,7 @@ def test_plain_at_init_loc():
         guide()
         outer = guide.transform.parts[-1]
         torch.testing.assert_close(outer.loc, torch.tensor([0.3, -0.7]))
-    torch.testing.assert_close(outer.scale_tril, torch.eye(2))
+    torch.testing.assert_close(outer.start_scale_tril, torch.eye(2))
 
 
 GROUPS = 20
@@ -112,7 +114,7 @@ def test_larger_elbo_at_start(model, scale, init):
         guide = AutoIResNet(model, 1, hidden_dims=[8], init=init, init_scale=init_scale)
         guide()
         state = torch.get_rng_state()
-        return guide.transform.parts[-1].scale_tril, elbo.loss(model, guide), state
+        return guide.transform.parts[-1].start_scale_tril, elbo.loss(model, guide), state
 
     found, others = start(None), [start(s) for s in (1.0, 0.1)]
     assert found[1] <= min(loss for _, loss, _ in others) + 1.0
@@ -138,7 +140,7 @@ def test_plain_when_subsampling():
 
     guide = AutoIResNet(model)
     guide()
-    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, torch.eye(1))
+    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, torch.eye(1))
     assert math.isfinite(SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step())
 
 
@@ -152,7 +154,7 @@ def mixture():
 def test_plain_with_hidden_draws():
     guide = AutoIResNet(poutine.block(mixture, hide=["z"]), 2)
     guide()
-    torch.testing.assert_close(guide.transform.parts[-1].scale_tril, torch.eye(2))
+    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, torch.eye(2))
     with pytest.raises(LaplaceError, match="differs from call to call"):
         AutoIResNet(poutine.block(mixture, hide=["z"]), 2, init="laplace")()
 
@@ -181,7 +183,7 @@ def test_plain_after_laplace_fails(model):
     options = {"init_loc_fn": init_to_value(values=values), "init_scale": 0.01}
     guide = AutoIResNet(model, 2, **options)
     guide()
-    assert guide.transform.parts[-1].scale_tril.item() == pytest.approx(0.01)
+    assert guide.transform.parts[-1].start_scale_tril.item() == pytest.approx(0.01)
     with pytest.raises(LaplaceError):
         AutoIResNet(model, 2, init="laplace", **options)()
 
@@ -231,24 +233,70 @@ def test_log_joint():
     torch.testing.assert_close(log_joint(z), expected + correction)
 
 
-def test_affine_map():
-    transform = TriangularAffine(3)
+LEARNED = ("shift", "log_scale", "weight")
+
+
+def autoregressive():
+    transform = LinearAutoregressive(3)
     transform.start_at(LOC, TRIL)
-    torch.nn.init.normal_(transform.shift)
-    torch.nn.init.normal_(transform.log_scale)
-    torch.nn.init.normal_(transform.below)
-    x = torch.randn(2, 4, 3)
+    for name in LEARNED:
+        torch.nn.init.normal_(getattr(transform, name))
+    return transform
+
+
+def test_linear_autoregressive():
+    transform, x = autoregressive(), torch.randn(2, 4, 3)
     y = transform(x)
-    torch.testing.assert_close(y, transform.loc + x @ transform.scale_tril.mT)
+    relative = []
+    for i in range(3):
+        shift = sum(transform.weight[i, j] * x[..., j] for j in range(i))
+        change = sum(0.3 * transform.weight[j, i] * x[..., j] for j in range(i))
+        inner = shift + torch.exp(torch.as_tensor(change)) * x[..., i]
+        relative.append(transform.shift[i] + transform.log_scale[i].exp() * inner)
+    torch.testing.assert_close(y, LOC + torch.stack(relative, -1) @ TRIL.mT)
+    torch.testing.assert_close(transform.loc, transform(torch.zeros(3)))
     torch.testing.assert_close(transform.inv(y.clone()), x, atol=1e-8, rtol=1e-8)
-    jacobian = torch.func.jacrev(transform._call)(x[0, 0])
-    expected = torch.linalg.slogdet(jacobian)[1].expand(2, 4)
+    jacobians = torch.func.vmap(torch.func.jacrev(transform._call))(x.flatten(0, 1))
+    expected = torch.linalg.slogdet(jacobians)[1].reshape(2, 4)
     torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), expected)
-    assert constraints.lower_cholesky.check(transform.scale_tril)
+    assert constraints.lower_cholesky.check(jacobians).all()
     transform(x).sum().backward()
     assert transform.start_loc.grad is None
-    assert transform.below.grad is not None
+    assert all(getattr(transform, name).grad is not None for name in LEARNED)
     assert transform.with_cache(0).with_cache(1).shift is transform.shift
+
+
+def test_linear_autoregressive_gradients():
+    transform, points = LinearAutoregressive(3), torch.randn(4, 3, requires_grad=True)
+
+    def both_ways(points, *learned):
+        # The parameters are those of the transform, which gradcheck changes in place.
+        forward, inverse = transform.evaluate(points), transform.evaluate_inverse(points)
+        return forward.y, forward.log_det(), inverse.x, inverse.log_det()
+
+    learned = [getattr(transform, name) for name in LEARNED]
+    for parameter in learned:
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert torch.autograd.gradcheck(both_ways, (points, *learned))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autoregressive_scale_limit(dtype):
+    """Multiply scales by no more than e^10, and stay invertible there."""
+    transform = LinearAutoregressive(2).to(dtype)
+    with torch.no_grad():
+        transform.weight[0, 1] = 5.0 / 0.3
+    x = torch.tensor([[1.0, 1.0], [4.0, 1.0], [-100.0, 1.0]], dtype=dtype)
+    evaluation = transform.evaluation(x=x)
+    limits = torch.tensor([5.0, 10.0, -10.0], dtype=dtype)
+    torch.testing.assert_close(evaluation.log_det(), limits)
+    torch.testing.assert_close(evaluation.y[:, 1], limits.exp())
+    back = transform.evaluation(y=evaluation.y.detach().clone())
+    torch.testing.assert_close(back.x, x)
+    torch.testing.assert_close(back.log_det(), limits)
+    matrix = torch.func.vmap(torch.func.jacrev(transform._call))(x)
+    w = torch.randn(3, 2, dtype=dtype)
+    torch.testing.assert_close(evaluation.vjp(w), (w[:, None] @ matrix)[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -260,6 +308,6 @@ def test_affine_map():
         (torch.full((3,), torch.nan), torch.eye(3), "finite"),
     ],
 )
-def test_affine_refuses_wrong_start(loc, tril, words):
+def test_autoregressive_refuses_wrong_start(loc, tril, words):
     with pytest.raises(ArgumentError, match=words):
-        TriangularAffine(3).start_at(loc, tril)
+        LinearAutoregressive(3).start_at(loc, tril)

@@ -3,7 +3,7 @@ import torch
 
 from pyro_iresnet import actnorm, iresnet_stack
 from pyro_iresnet.errors import ArgumentError
-from pyro_iresnet.hosts.pyro import ActNorm, TriangularAffine
+from pyro_iresnet.hosts.pyro import ActNorm, LinearAutoregressive
 
 
 def test_standardises_first_batch():
@@ -69,7 +69,7 @@ def test_refuses_wrong_event():
         actnorm(3)(torch.randn(5, 2))
 
 
-@pytest.mark.parametrize("kind", [ActNorm, TriangularAffine])
+@pytest.mark.parametrize("kind", [ActNorm, LinearAutoregressive])
 def test_refuses_scale_of_other_size(kind):
     transform = kind(2).eval()
     scale = {"log_scale": torch.tensor([0.5])}

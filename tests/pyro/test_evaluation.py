@@ -6,13 +6,13 @@ from torch.distributions import AffineTransform, SigmoidTransform, StickBreaking
 from torch.distributions.transforms import IndependentTransform
 
 from pyro_iresnet import actnorm, iresnet
-from pyro_iresnet.hosts.pyro import Stack, TriangularAffine
+from pyro_iresnet.hosts.pyro import LinearAutoregressive, Stack
 
 from .. import zoo
 
 
 def affine():
-    made = TriangularAffine(zoo.DIM)
+    made = LinearAutoregressive(zoo.DIM)
     made.start_at(torch.ones(zoo.DIM), torch.eye(zoo.DIM) + 0.3 * torch.ones(5, 5).tril(-1))
     return made
 

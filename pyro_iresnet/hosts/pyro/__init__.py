@@ -1,7 +1,6 @@
 """Blocks, stacks and guides for Pyro."""
 
 from .actnorm import ActNorm, actnorm
-from .affine import TriangularAffine
 from .builders import (
     conditional_iresnet,
     conditional_iresnet_stack,
@@ -12,6 +11,7 @@ from .builders import (
 from .conditional import ConditionalIResNet, ConditionedIResNet
 from .conditional_stack import ConditionalStack
 from .guide import AutoIResNet, PathDistribution
+from .linear_autoregressive import LinearAutoregressive
 from .stack import Stack
 from .transform import InverseIResNet, IResNet
 
@@ -23,9 +23,9 @@ __all__ = [
     "ConditionedIResNet",
     "IResNet",
     "InverseIResNet",
+    "LinearAutoregressive",
     "PathDistribution",
     "Stack",
-    "TriangularAffine",
     "actnorm",
     "conditional_iresnet",
     "conditional_iresnet_stack",

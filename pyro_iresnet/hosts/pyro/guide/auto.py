@@ -1,4 +1,4 @@
-"""A guide that is one line: blocks inside a learned location and scale."""
+"""A guide that is one line: blocks inside a learned location and hierarchical scale."""
 
 import copy
 import math
@@ -25,9 +25,9 @@ from ....errors import (
 )
 from ....logdet import Exact
 from ....options import BlockKeywords, BlockOptions
-from ..affine import TriangularAffine
 from ..builders import iresnet_stack
 from ..cached_transform import drawn_density
+from ..linear_autoregressive import LinearAutoregressive
 from ..stack import Stack
 from .log_joint import LogJoint
 from .look import Look, latent_sites
@@ -40,17 +40,18 @@ EXACT = 48
 
 
 class AutoIResNet(AutoNormalizingFlow):
-    r"""A Pyro guide of invertible blocks inside a learned location and triangular scale.
+    r"""A Pyro guide of invertible blocks inside a learned location and hierarchical scale.
 
     On the unconstrained scale of all continuous sites together it is
 
-    .. math:: z = m + C\,(f_n \circ \dots \circ f_1)(u), \qquad u \sim N(0, I),
+    .. math:: z = a\big((f_n \circ \dots \circ f_1)(u)\big), \qquad u \sim N(0, I),
 
-    where each :math:`f_i` is a block, and :math:`m, C` are a location and a lower-triangular scale.
-    Location and scale take care of the Gaussian part of the posterior, so that the blocks only
-    bend. The blocks start near the identity, so the guide starts near a normal distribution. They
-    are packed: an optimiser has one tensor for each weight of all blocks, as :func:`pack_blocks`
-    says.
+    where each :math:`f_i` is a block, and :math:`a` is a :class:`LinearAutoregressive`: a location,
+    a lower-triangular scale, and scales whose logarithms are linear in the coordinates before.
+    :math:`a` takes care of the Gaussian part of the posterior, and of a standard deviation that
+    scales the sites sampled after it, so that the blocks only bend. All start near the identity, so
+    the guide starts near a normal distribution. The blocks are packed: an optimiser has one tensor
+    for each weight of all blocks, as :func:`pack_blocks` says.
 
     Change first: ``num_blocks``, then the steps and particles of SVI. Judge the fit with
     :func:`pyro_iresnet.diagnostics.psis`. For :class:`~pyro.infer.reparam.NeuTraReparam` call
@@ -225,7 +226,7 @@ class AutoIResNet(AutoNormalizingFlow):
         sites = latent_sites(self.prototype_trace)
         self._look = Look.first(self._users_model[0], args, kwargs, sites)
         loc = self._init_loc()
-        stack = Stack([*self._blocks(self.latent_dim), TriangularAffine(len(loc))])
+        stack = Stack([*self._blocks(self.latent_dim), LinearAutoregressive(len(loc))])
         if not bool(loc.isfinite().all()):
             raise ArgumentError(
                 "Expected init_loc_fn to give finite values inside the support of each site; on "
@@ -298,7 +299,7 @@ class AutoIResNet(AutoNormalizingFlow):
             )
         return stack
 
-    def _outer(self) -> TriangularAffine:
+    def _outer(self) -> LinearAutoregressive:
         [*_, outer] = self._stack().parts
         return outer  # pyright: ignore[reportReturnType]
 
