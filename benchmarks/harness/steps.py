@@ -52,8 +52,9 @@ def training_step(
 
     Arguments:
         contender: the flow to train.
-        draw: draws the batch of a step. A flow that sees one batch again and again learns its rows
-            by heart, and its steps become those of a steep flow.
+        draw: draws a tensor of its own for each step; flowcon asks for gradients of the batch
+            itself. A flow that sees one batch again and again learns its rows by heart, and its
+            steps become those of a steep flow.
         compiled: True to compile the loss.
         inside: True for a loss inside ``cached``.
         rate: the learning rate; 0 for the work of a step that leaves the parameters as they are.

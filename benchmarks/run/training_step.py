@@ -35,11 +35,11 @@ DIGITS_GOAL = 0.60
 # Dimensions in which a plain step is to take no longer than one inside `cached`.
 BOTH_WAYS = (2, 21)
 NOTE = """\
-All contenders of a table take turns in one process, each with a fresh batch for every step.
-Ratios are over the fastest of normflows, flowcon and torchflows in the same table. None of them
-compiles (torch.compile refuses their double backward), so compiled steps are over their eager
-steps. This project takes plain steps in the coordinates of x, with its default norm and with
-`Gram()`; "packed" says that `pack_blocks(flow)` was called once before.
+All contenders of a table take turns in one process, each with a fresh batch for every step, drawn
+within the time of the step. Ratios are over the fastest of normflows, flowcon and torchflows in
+the same table. None of them compiles (torch.compile refuses their double backward), so compiled
+steps are over their eager steps. This project takes plain steps in the coordinates of x, with its
+default norm and with `Gram()`; "packed" says that `pack_blocks(flow)` was called once before.
 
 Products are the multiply-adds of all matrix products of a step, forward and backward, in those of
 one product of 500 x 128 with 128 x 128. The floor is the processor's time that the products alone

@@ -170,6 +170,11 @@ class Norm(ABC):
         # ones there, and drop the result.
         zero = (weights == 0).flatten(1).all(1)
         sizes = self.sizes(torch.where(_spread(zero, weights), 1.0, weights))
+        if sizes.shape != zero.shape:
+            raise ArgumentError(
+                f"Expected {self} to return one norm for each weight, shape {tuple(zero.shape)}; "
+                f"got {tuple(sizes.shape)}."
+            )
         factors = torch.where(zero, 1.0, self.factor(sizes, bounds))
         if scales is not None:
             factors = factors * scales

@@ -288,6 +288,20 @@ def test_cholesky_refuses_arguments():
         Hard(Cholesky())
 
 
+def test_refuses_norms_of_rows():
+    class OfRows(Gram):
+        def sizes(self, weights):
+            return weights.norm(dim=-1)
+
+        def rule(self):
+            return None
+
+    with pytest.raises(
+        ArgumentError, match=r"one norm for each weight, shape \(3,\); got \(3, 3\)"
+    ):
+        OfRows().constrain_all(list(torch.randn(3, 3, 4)), [0.5, 0.6, 0.7])
+
+
 def test_constrain_refuses_arguments():
     with pytest.raises(ArgumentError, match="rows, columns"):
         Gram().constrain(torch.ones(3), 1.0)

@@ -112,6 +112,17 @@ def test_refuses_foreign_store():
         step(AutoIResNet(gaussian, 2, hidden_dims=[7]), gaussian)
 
 
+def test_refuses_store_of_other_names():
+    """A store of an older version or of more blocks would load in part."""
+    step(AutoIResNet(gaussian, 2), gaussian)
+    store = pyro.get_param_store()
+    extra = "AutoIResNet.transform$$$2.below"
+    pyro.param(extra, torch.zeros(3, 3))
+    with pytest.raises(ArgumentError, match=r"2\.below', of another guide or version"):
+        AutoIResNet(gaussian, 2)()
+    assert extra in store
+
+
 def test_module_local_parameters():
     with pyro.settings.context(module_local_params=True):
         guide, other = AutoIResNet(banana, 2), AutoIResNet(banana, 2)

@@ -280,6 +280,29 @@ def test_linear_autoregressive_gradients():
     assert torch.autograd.gradcheck(both_ways, (points, *learned))
 
 
+def test_autoregressive_products_in_parts(monkeypatch):
+    transform, x, w = autoregressive(), torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    evaluation = transform.evaluation(x=x)
+    whole = evaluation.inverse_vjp(w)
+    torch.testing.assert_close(evaluation.vjp(whole), w)
+    # Two matrices of nine entries at once.
+    monkeypatch.setattr("pyro_iresnet.hosts.pyro.linear_autoregressive.ENTRIES", 20)
+    torch.testing.assert_close(evaluation.inverse_vjp(w), whole)
+    empty = transform.evaluation(x=x[:0]).inverse_vjp(w[:0])
+    assert empty.shape == (0, 4, 3)
+
+
+def test_autoregressive_of_one():
+    transform, x = LinearAutoregressive(1), torch.randn(5, 1)
+    with torch.no_grad():
+        transform.shift.fill_(2.0)
+        transform.log_scale.fill_(0.5)
+    y = transform(x)
+    torch.testing.assert_close(y, 2 + math.exp(0.5) * x)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), torch.full((5,), 0.5))
+    torch.testing.assert_close(transform.inv(y.clone()), x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autoregressive_scale_limit(dtype):
     """Multiply scales by no more than e^10, and stay invertible there."""
@@ -296,7 +319,9 @@ def test_autoregressive_scale_limit(dtype):
     torch.testing.assert_close(back.log_det(), limits)
     matrix = torch.func.vmap(torch.func.jacrev(transform._call))(x)
     w = torch.randn(3, 2, dtype=dtype)
-    torch.testing.assert_close(evaluation.vjp(w), (w[:, None] @ matrix)[:, 0])
+    product = (w[:, None] @ matrix)[:, 0]
+    torch.testing.assert_close(evaluation.vjp(w), product)
+    torch.testing.assert_close(evaluation.inverse_vjp(product), w)
 
 
 @pytest.mark.parametrize(

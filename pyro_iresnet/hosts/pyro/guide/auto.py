@@ -1,4 +1,4 @@
-"""A guide that is one line: blocks inside a learned location and hierarchical scale."""
+"""A guide that is one line: blocks inside a learned linear autoregressive map."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ EXACT = 48
 
 
 class AutoIResNet(AutoNormalizingFlow):
-    r"""A Pyro guide of invertible blocks inside a learned location and hierarchical scale.
+    r"""A Pyro guide of invertible blocks inside a learned linear autoregressive map.
 
     On the unconstrained scale of all continuous sites together it is
 
@@ -49,9 +49,10 @@ class AutoIResNet(AutoNormalizingFlow):
     where each :math:`f_i` is a block, and :math:`a` is a :class:`LinearAutoregressive`: a location,
     a lower-triangular scale, and scales whose logarithms are linear in the coordinates before.
     :math:`a` takes care of the Gaussian part of the posterior, and of a standard deviation that
-    scales the sites sampled after it, so that the blocks only bend. All start near the identity, so
-    the guide starts near a normal distribution. The blocks are packed: an optimiser has one tensor
-    for each weight of all blocks, as :func:`pack_blocks` says.
+    scales the sites sampled after it, so that the blocks only bend. The blocks start near the
+    identity and :math:`a` starts as an affine map, so the guide starts near a normal distribution.
+    The blocks are packed: an optimiser has one tensor for each weight of all blocks, as
+    :func:`pack_blocks` says.
 
     Change first: ``num_blocks``, then the steps and particles of SVI. Judge the fit with
     :func:`pyro_iresnet.diagnostics.psis`. For :class:`~pyro.infer.reparam.NeuTraReparam` call
@@ -258,16 +259,25 @@ class AutoIResNet(AutoNormalizingFlow):
         stack = self._stack()
         # The state dict has the names that a store has of an older version, block by block.
         targets = {**stack.state_dict(keep_vars=True), **dict(stack.named_parameters())}
-        for name, parameter in targets.items():
-            full = param_with_module_name(prefix, name)
-            if full not in store or pyro.settings.get("module_local_params"):
+        targets = {param_with_module_name(prefix, name): p for name, p in targets.items()}
+        if pyro.settings.get("module_local_params"):
+            return
+        remedy = "Call pyro.clear_param_store() first, or give the guides names of their own."
+        for full in store.keys():  # noqa: SIM118  (Pyro's store is no mapping)
+            if full.startswith(param_with_module_name(prefix, "")) and full not in targets:
+                raise ArgumentError(
+                    "Expected the values under the name of this guide in Pyro's parameter store "
+                    f"to be its own; got {full!r}, of another guide or version. {remedy}"
+                )
+        for full, parameter in targets.items():
+            if full not in store:
                 continue
             value = store[full]
             if value.shape != parameter.shape:
                 raise ArgumentError(
                     f"Expected {full!r} in Pyro's parameter store of shape "
-                    f"{tuple(parameter.shape)}; got {tuple(value.shape)}, of another guide. Call "
-                    "pyro.clear_param_store() first, or give the guides names of their own."
+                    f"{tuple(parameter.shape)}; got {tuple(value.shape)}, of another guide. "
+                    f"{remedy}"
                 )
             parameter.copy_(value)
             del store[full]
