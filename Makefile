@@ -68,7 +68,8 @@ test-newest: $(BIN)/python
 	$(VENV)-newest/bin/python -m pytest $(ALL_CORES) -m 'not slow' $(ARGS)
 
 notebooks: $(VENV)/.notebooks
-	$(BIN)/python -m nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 docs: $(VENV)/.docs
 	PATH=$(CURDIR)/$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
