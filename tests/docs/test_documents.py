@@ -155,7 +155,7 @@ PLACES = {
     ],
     "eight schools": [
         ("AutoIResNet", "eight schools", 0),
-        ("spline autoregressive (2) + affine", "eight schools", 0),
+        ("AutoIAFNormal (3)", "eight schools", 0),
     ],
     "Neal's funnel": [("AutoIResNet", "funnel", 0), ("AutoIAFNormal (3)", "funnel", 0)],
 }

@@ -53,7 +53,7 @@ def test_beats_normal_guide():
 def test_fits_funnel():
     """Fit Neal's funnel, whose scales the outer map of the guide can follow."""
     fit = fitted(posteriors()["funnel"], AutoIResNet, steps=3000, seed=0, name="funnel")
-    # A fifth above the median of seeds 0, 1 and 2.
+    # A fifth above the figure of seed 0 on another day, 0.025.
     assert -0.01 < fit.kl < 0.03
 
 
