@@ -3,9 +3,8 @@
 from .base import Hard, Norm, NormalizedWeight
 from .cholesky import Cholesky
 from .convolution import spectral_norm
-from .gram import Gram
+from .gram import Gram, SingularValue
 from .power_iteration import PowerIteration
-from .singular_value import SingularValue
 
 __all__ = [
     "Cholesky",

@@ -1,4 +1,4 @@
-"""The spectral norm by repeated squarings of the Gram matrix."""
+"""The spectral norm from the Gram matrix: exact, and by repeated squarings."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,28 @@ from .._torch import in_forward_mode, is_tracing
 from ..errors import check_positive_int, store_checked
 from .base import Norm, wide
 from .checks import check_weight
+from .convolution import spectral_norm
 from .together import Rule
+
+
+@dataclass(frozen=True)
+class SingularValue(Norm):
+    """The exact largest singular value, certified and tight.
+
+    It is the root of the largest eigenvalue of the Gram matrix. The gradient is that of the largest
+    singular value alone, ``u v^T``.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: in a call: ``weight`` is no matrix or batch of matrices.
+
+    Example:
+        >>> import torch
+        >>> SingularValue()(torch.diag(torch.tensor([3.0, 1.0]))).item()
+        3.0
+    """
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return spectral_norm(weight)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_feasible
-from pyro.params import param_with_module_name
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -33,6 +31,7 @@ from .log_joint import LogJoint
 from .look import Look, latent_sites
 from .path_gradients import PathDistribution
 from .start import STARTS, find_start
+from .store import take_from_store
 
 # Up to this number of coordinates a guide's log-determinant is exact in training too: for a few
 # particles exactness costs less than the noise of a draw.
@@ -246,41 +245,7 @@ class AutoIResNet(AutoNormalizingFlow):
             log_joint = LogJoint(self, self._users_model[0], args, kwargs)
         start = find_start(self.init, scale, loc, log_joint)
         self._outer().start_at(start.loc, start.scale_tril)
-        self._take_from_the_store()
-
-    @torch.no_grad()
-    def _take_from_the_store(self) -> None:
-        """Begin with the values that Pyro's store holds under these names, as after its ``load``.
-
-        The store then forgets the values, and learns of the parameters themselves at the first
-        step; else it would train its own tensors and leave the guide's as they are.
-        """
-        store, prefix = pyro.get_param_store(), f"{self._pyro_name}.transform"
-        stack = self._stack()
-        # The state dict has the names that a store has of an older version, block by block.
-        targets = {**stack.state_dict(keep_vars=True), **dict(stack.named_parameters())}
-        targets = {param_with_module_name(prefix, name): p for name, p in targets.items()}
-        if pyro.settings.get("module_local_params"):
-            return
-        remedy = "Call pyro.clear_param_store() first, or give the guides names of their own."
-        for full in store.keys():  # noqa: SIM118  (Pyro's store is no mapping)
-            if full.startswith(param_with_module_name(prefix, "")) and full not in targets:
-                raise ArgumentError(
-                    "Expected the values under the name of this guide in Pyro's parameter store "
-                    f"to be its own; got {full!r}, of another guide or version. {remedy}"
-                )
-        for full, parameter in targets.items():
-            if full not in store:
-                continue
-            value = store[full]
-            if value.shape != parameter.shape:
-                raise ArgumentError(
-                    f"Expected {full!r} in Pyro's parameter store of shape "
-                    f"{tuple(parameter.shape)}; got {tuple(value.shape)}, of another guide. "
-                    f"{remedy}"
-                )
-            parameter.copy_(value)
-            del store[full]
+        take_from_store(stack, f"{self._pyro_name}.transform")
 
     def _blocks(self, dim: int) -> list[Any]:
         """Make the blocks for a number of coordinates."""

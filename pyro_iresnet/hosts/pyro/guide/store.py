@@ -1,0 +1,42 @@
+"""Values of a guide that Pyro's parameter store holds already."""
+
+import pyro
+import torch
+from pyro.params import param_with_module_name
+
+from ....errors import ArgumentError
+from ..stack import Stack
+
+
+@torch.no_grad()
+def take_from_store(stack: Stack, prefix: str) -> None:
+    """Begin with the values that Pyro's store holds under a prefix, as after its ``load``.
+
+    The store then forgets the values, and learns of the parameters themselves at the first step;
+    else it would train its own tensors and leave the guide's as they are. Values of other names or
+    shapes raise :class:`ArgumentError`.
+    """
+    if pyro.settings.get("module_local_params"):
+        return
+    store = pyro.get_param_store()
+    # The state dict has the names that a store has of an older version, block by block.
+    found = {**stack.state_dict(keep_vars=True), **dict(stack.named_parameters())}
+    targets = {param_with_module_name(prefix, name): p for name, p in found.items()}
+    remedy = "Call pyro.clear_param_store() first, or give the guides names of their own."
+    for full in store.keys():  # noqa: SIM118  (Pyro's store is no mapping)
+        if full.startswith(param_with_module_name(prefix, "")) and full not in targets:
+            raise ArgumentError(
+                "Expected the values under the name of this guide in Pyro's parameter store to be "
+                f"its own; got {full!r}, of another guide or version. {remedy}"
+            )
+    for full, parameter in targets.items():
+        if full not in store:
+            continue
+        value = store[full]
+        if value.shape != parameter.shape:
+            raise ArgumentError(
+                f"Expected {full!r} in Pyro's parameter store of shape {tuple(parameter.shape)}; "
+                f"got {tuple(value.shape)}, of another guide. {remedy}"
+            )
+        parameter.copy_(value)
+        del store[full]
