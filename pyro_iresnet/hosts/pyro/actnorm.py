@@ -55,16 +55,6 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
         super().__init__(size, cache_size=cache_size)
         self.input_dim = size
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.evaluation(x=x).y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.evaluation(y=y).x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log|det dy/dx|``, the same for every ``x``, shape ``(*batch,)``."""
-        return self.log_det_at(x, y)
-
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one event."""

@@ -7,7 +7,6 @@ of the optimiser, and a ``y`` without gradients after a call under ``no_grad``.
 import sys
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,14 +36,13 @@ class CachedTransform:
     """A bijective Pyro transform with one remembered evaluation, before a host's transform class.
 
     To write one, define ``domain``, :meth:`check`, :meth:`evaluate`, :meth:`evaluate_inverse` and
-    ``with_cache``, and the three methods of a torch transform by :meth:`evaluation`. The last call
-    is found by the identity of its tensors, as in torch: ``log_abs_det_jacobian(x, y)`` after
-    ``y = t(x)`` costs no second pass, and ``t.inv(y)`` no inversion. A write to ``x``, ``y`` or a
-    parameter, and another mode, end the memory. With gradients a second ``t(x)`` and a second
-    log-determinant are computed anew, so that two losses of one ``x`` have a graph each. There is
-    no memory under hooks on saved tensors (``torch.utils.checkpoint``), nor for a network that
-    holds objects which cannot be compared. A stack evaluates its parts by :meth:`evaluate`,
-    and so only the outermost transform remembers.
+    ``with_cache``. The last call is found by the identity of its tensors, as in torch:
+    ``log_abs_det_jacobian(x, y)`` after ``y = t(x)`` costs no second pass, and ``t.inv(y)`` no
+    inversion. A write to ``x``, ``y`` or a parameter, and another mode, end the memory. With
+    gradients a second ``t(x)`` and a second log-determinant are computed anew, so that two losses
+    of one ``x`` have a graph each. There is no memory under hooks on saved tensors
+    (``torch.utils.checkpoint``), nor for a network that holds objects which cannot be compared. A
+    stack evaluates its parts by :meth:`evaluate`, and so only the outermost transform remembers.
     """
 
     bijective = True
@@ -53,8 +51,6 @@ class CachedTransform:
     _memory: "_Memory | None" = None
     _cache_size: int
     _inv: Any
-    _call: Callable[[Tensor], Tensor]
-    _inverse: Callable[[Tensor], Tensor]
 
     def __init__(self, *arguments: Any, cache_size: int = 1) -> None:
         super().__init__(*arguments, cache_size=check_cache_size(cache_size))  # pyright: ignore[reportCallIssue]
@@ -113,8 +109,14 @@ class CachedTransform:
         evaluation = self.evaluate_pair(x, y)
         return _without_mcmc(evaluation) if evaluation.drawn_by else evaluation
 
-    def log_det_at(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log-determinant of the evaluation at a pair."""
+    def _call(self, x: Tensor) -> Tensor:
+        return self.evaluation(x=x).y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.evaluation(y=y).x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``log|det dy/dx|`` at a pair, with the batch of ``x`` and of a context."""
         if x is None or y is None:
             # None is no wish for an evaluation at the other end.
             check_dense(x, "x")

@@ -34,16 +34,6 @@ class ConditionedIResNet(BlockTransform):
         super().__init__(block, cache_size=cache_size)
         self.register_buffer("context", context, persistent=False)
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.evaluation(x=x).y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.evaluation(y=y).x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log|det dy/dx|`` at ``x``, with the batch of ``x`` and the context."""
-        return self.log_det_at(x, y)
-
     def check(self, x: Tensor, name: str) -> Tensor:
         return self.block.check(x, self.context, name)[0]
 

@@ -110,16 +110,6 @@ class LinearAutoregressive(CachedTransform, TransformModule):
         for learned in (self.shift, self.log_scale, self.weight):
             learned.zero_()
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.evaluation(x=x).y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.evaluation(y=y).x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.log_det_at(x, y)
-
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one event."""

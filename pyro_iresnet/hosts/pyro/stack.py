@@ -135,16 +135,6 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
         # A stack of modules alone has no settings beside theirs.
         return self._slots is not None
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.evaluation(x=x).y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.evaluation(y=y).x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.log_det_at(x, y)
-
     def evaluate(self, x: Tensor) -> Evaluation:
         parts, ends = self.parts, self._ends()
         if not parts:

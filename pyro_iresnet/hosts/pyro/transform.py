@@ -98,16 +98,6 @@ class IResNet(BlockTransform):
         torch.Size([3])
     """
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.evaluation(x=x).y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.evaluation(y=y).x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.log_det_at(x, y)
-
     def evaluate(self, x: Tensor) -> Evaluation:
         return self.block.evaluate(x)
 
@@ -138,16 +128,6 @@ class InverseIResNet(BlockTransform):
 
     def settings(self) -> dict[str, Any]:
         return {"direction": "inverse"}
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.evaluation(x=x).y
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.evaluation(y=y).x
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log|det dy/dx|`` at ``x``, shape ``(*batch,)``."""
-        return self.log_det_at(x, y)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         return self.block.evaluate_inverse(x).inverted()
