@@ -56,8 +56,7 @@ class BlockOptions:
     Arguments:
         block: ``"residual"``, ``"cayley"``, or a callable that makes a :class:`Block` of a
             contraction, such as a subclass of ``Block``.
-        hidden_dims: the widths of the hidden layers; default two of twice the number of
-            coordinates, at least 64 and at most 512.
+        hidden_dims: the widths of the hidden layers; by default as in :class:`DenseContraction`.
         lipschitz: the bound of ``Lip(g)``, in (0, 1). Near 1 a block bends more, and its inverse
             takes more steps.
         activation: an :class:`Activation` class, or a callable that makes an activation; by default

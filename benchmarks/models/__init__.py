@@ -1,1 +1,1 @@
-"""Flows of this project: variants, prototypes, and flows trained before a measurement."""
+"""Flows of this project, trained before a measurement."""

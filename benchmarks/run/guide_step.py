@@ -13,7 +13,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -22,7 +21,7 @@ import pyro
 import torch
 import typer
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoGuide, AutoIAFNormal, AutoNormalizingFlow
+from pyro.infer.autoguide import AutoGuide
 from pyro.optim import ClippedAdam
 
 from pyro_iresnet import AutoIResNet
@@ -31,7 +30,7 @@ from pyro_iresnet.demo.eight_schools import model as eight_schools
 from ..harness import guide_timer
 from ..harness.report import Fast, Threads, Write, publish, table
 from ..harness.steps import Timed, table_of, timed
-from ..models.variants import SPLINE, of_pyro
+from ..peers.pyro_guides import SPLINES, MakeGuide, autoregressive_guides
 from ..targets.hierarchical import hierarchical
 from ..targets.posteriors import PARTICLES, funnel
 
@@ -44,12 +43,8 @@ Against = Annotated[
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of each process.")]
 Starts = Annotated[int, typer.Option(min=1, help="Fresh processes of each checkout, in turn.")]
 
-OURS, SPLINES, IAF = "AutoIResNet", "spline autoregressive (2) + affine", "AutoIAFNormal (3)"
-GUIDES: dict[str, Callable[[Callable[[], None]], AutoGuide]] = {
-    OURS: AutoIResNet,
-    SPLINES: partial(AutoNormalizingFlow, init_transform_fn=of_pyro()[SPLINE]),
-    IAF: partial(AutoIAFNormal, hidden_dim=[64], num_transforms=3),
-}
+OURS = "AutoIResNet"
+GUIDES: dict[str, MakeGuide] = {OURS: AutoIResNet, **autoregressive_guides()}
 # Models, and the goal of a step over one of the spline guide.
 MODELS = {
     "eight schools, D = 10": (eight_schools, 1.0),

@@ -54,11 +54,11 @@ class Sine(Elementwise):
         torch.Size([16])
     """
 
-    def __init__(self, frequencies: tuple[float, float] = (0.3, 30.0)) -> None:
+    def __init__(self, frequencies: tuple[float, float] = (0.3, 12.0)) -> None:
         super().__init__()
         if not isinstance(frequencies, tuple | list) or len(frequencies) != 2:
             raise ArgumentTypeError(
-                f"Expected frequencies to be two numbers, such as (0.3, 30.0); got {frequencies!r}."
+                f"Expected frequencies to be two numbers, such as (0.3, 12.0); got {frequencies!r}."
             )
         low, high = (check_positive(f, "a limit of frequencies") for f in frequencies)
         if not 1e-30 <= low < high <= 1e30:
@@ -137,7 +137,7 @@ SIN = Sin()
 
 # The highest frequency times the number of coordinates, and the limits of the highest frequency.
 PRODUCT = 180.0
-MOST, LEAST = 30.0, 2.0
+MOST, LEAST = 12.0, 2.0
 # The most that the lowest frequency is, and the most over the highest.
 LOWEST, RATIO = 0.3, 0.05
 
@@ -147,7 +147,7 @@ def auto_activation(dim: int) -> Callable[[], Activation]:
 
     The default is a :class:`Sine` with frequencies from a to b:
 
-    .. math:: b = \min(\max(180 / D, 2), 30), \qquad a = \min(0.3, b / 20)
+    .. math:: b = \min(\max(180 / D, 2), 12), \qquad a = \min(0.3, b / 20)
 
     The more coordinates, the more rows a frequency needs. So high frequencies overfit a table of
     many columns.
@@ -161,7 +161,7 @@ def auto_activation(dim: int) -> Callable[[], Activation]:
 
     Example:
         >>> auto_activation(2)().frequencies
-        (0.3, 30.0)
+        (0.3, 12.0)
         >>> auto_activation(64)().frequencies
         (0.140625, 2.8125)
     """

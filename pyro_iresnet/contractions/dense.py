@@ -12,6 +12,9 @@ from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Affine
 from .sequential import Perceptron, widths_behind
 
+# Up to this size the log-determinant is exact in training (``auto_logdet``). Above, two hidden layers
+# have an exact trace, which three have not.
+FEW = 8
 # The last layer at the start, relative to torch's own.
 START = 0.1
 
@@ -30,8 +33,8 @@ class DenseContraction(Perceptron):
 
     Arguments:
         dim: the number of coordinates of ``x``.
-        hidden_dims: the widths of the hidden layers; default two of ``2 * dim``, at least 64 and at
-            most 512. An empty sequence makes ``g`` linear.
+        hidden_dims: the widths of the hidden layers; default three of 48 up to 8 coordinates, and
+            two of ``2 * dim``, at least 64 and at most 512, above. An empty sequence makes ``g`` linear.
         context_dim: the size of the context, or None.
         lipschitz: ``L``, in (0, 1).
         activation: an :class:`Activation` class, or a callable that makes one; called once for each
@@ -72,7 +75,7 @@ class DenseContraction(Perceptron):
         super().__init__((dim,), context_dim, lipschitz, norm)
         self.dim = dim
         if hidden_dims is None:
-            hidden_dims = 2 * [min(max(64, 2 * dim), 512)]
+            hidden_dims = 3 * [48] if dim <= FEW else 2 * [min(max(64, 2 * dim), 512)]
         hidden = check_dims(hidden_dims, "hidden_dims")
         activation = auto_activation(dim) if activation is None else activation
         self.activations = make_activations(activation, hidden)

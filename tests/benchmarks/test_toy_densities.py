@@ -24,11 +24,11 @@ from benchmarks.harness.toy_training import (
     seen_as,
     train,
 )
-from benchmarks.peers.toy_flows import BUDGET, TOLERANCE, flows, variants
+from benchmarks.peers.toy_flows import BUDGET, TOLERANCE, flows
 from benchmarks.run import toy_densities as comparison
 from benchmarks.targets.toy_data import toys
 
-ALL = flows() | variants()
+ALL = comparison.every_flow()
 MOONS = toys()["moons"]
 
 

@@ -127,7 +127,7 @@ def test_spreads_over_units():
 
 @pytest.mark.parametrize(
     ("dim", "limits"),
-    [(1, (0.3, 30)), (6, (0.3, 30)), (30, (0.3, 6)), (60, (0.15, 3)), (999, (0.1, 2))],
+    [(1, (0.3, 12)), (6, (0.3, 12)), (30, (0.3, 6)), (60, (0.15, 3)), (999, (0.1, 2))],
 )
 def test_range_follows_dimension(dim, limits):
     for activation in DenseContraction(dim, [8, 8]).activations:
@@ -257,7 +257,7 @@ def test_refuses_one_sine_for_two_layers():
 
 def test_one_unit_starts_in_the_middle():
     (frequency,) = DenseContraction(2, [1]).activations[0].frequency.tolist()
-    assert frequency == pytest.approx((0.3 * 30.0) ** 0.5)
+    assert frequency == pytest.approx((0.3 * 12.0) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

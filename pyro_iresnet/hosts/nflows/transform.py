@@ -22,8 +22,8 @@ class IResNetTransform(SavedSettings, Transform):
 
     Arguments:
         features: the number of coordinates.
-        hidden_features: the width of two hidden layers, or a sequence of widths; default
-            ``2 * features``, at least 64 and at most 512.
+        hidden_features: the width of two hidden layers, or a sequence of widths; by default as in
+            :class:`DenseContraction`.
         context_features: the size of the context, or None.
         options: ``block``, ``lipschitz``, ``activation``, ``norm``, ``coordinates``, ``logdet`` and
             ``solver`` as in :class:`BlockOptions`, and ``options``, a record to start from.

@@ -23,8 +23,7 @@ def iresnet(
 
     Arguments:
         input_dim: the number of coordinates.
-        hidden_dims: the widths of the hidden layers; default two of ``2 * input_dim``, at least 64
-            and at most 512.
+        hidden_dims: the widths of the hidden layers; by default as in :class:`DenseContraction`.
         options: ``block``, ``lipschitz``, ``activation``, ``norm``, ``coordinates``, ``logdet`` and
             ``solver`` as in :class:`BlockOptions`, and ``options``, a record to start from.
 
