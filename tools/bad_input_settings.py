@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 
 import pyro_iresnet as ir
@@ -23,6 +24,8 @@ from pyro_iresnet import (
     operators,
     options,
     solvers,
+    tables,
+    training,
 )
 from pyro_iresnet.hosts import nflows
 from pyro_iresnet.hosts import pyro as in_pyro
@@ -41,6 +44,8 @@ NAMESPACES = (
     ".operators",
     ".diagnostics",
     ".options",
+    ".tables",
+    ".training",
 )
 Recipe = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -75,6 +80,18 @@ class Halved(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * x.tanh()
+
+
+def estimator(**given: Any) -> tables.DensityEstimator:
+    """Make a density estimator, and check the arguments as ``fit`` does."""
+    made = tables.DensityEstimator(**given)
+    made.check_parameters()
+    return made
+
+
+estimator.__signature__ = inspect.signature(  # pyright: ignore[reportFunctionMemberAccess]
+    tables.DensityEstimator
+)
 
 
 def builders() -> dict[str, Recipe]:
@@ -153,6 +170,29 @@ def builders() -> dict[str, Recipe]:
         "auto_solver": (solvers.auto_solver, {"event_size": 3}),
         "auto_linear_solve": (operators.auto_linear_solve, {"event_size": 3}),
         "ByMode": (ir.ByMode, {"train": ir.Exact(), "evaluate": ir.Exact()}),
+        "Real": (tables.Real, {"low": 0.0, "high": 10.0}),
+        "Integer": (tables.Integer, {"low": 0, "high": 10}),
+        "Category": (tables.Category, {"labels": ("a", "b")}),
+        "HeavyTailed": (tables.HeavyTailed, {}),
+        "DensityEstimator": (
+            estimator,
+            {
+                "columns": {},
+                "num_blocks": 1,
+                "hidden_features": 4,
+                "options": options.BlockOptions(),
+                "max_steps": 1,
+                "batch_size": 16,
+                "learning_rate": 0.01,
+                "validation_fraction": 0.1,
+                "patience": 1.0,
+                "trainer": {},
+                "progress": False,
+            },
+        ),
+        "FlowModule": (training.FlowModule, {"flow": nflows.iresnet_flow(2, 1)}),
+        "GuideModule": (training.GuideModule, {"model": model, "guide": AutoDelta(model)}),
+        "TenthAverage": (training.TenthAverage, {}),
         "Hard": (norms.Hard, {"norm": norms.Gram()}),
     }
     for space in (norms, activations, logdet, solvers, coordinates, operators, blocks):

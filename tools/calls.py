@@ -66,7 +66,8 @@ class Limit:
 
 LIMITS = {
     Row.BLOCK: Limit(110, files=25),
-    Row.INVERSE: Limit(312, files=36),
+    # With the sine of the default; the number of iterations decides.
+    Row.INVERSE: Limit(317, files=36),
     Row.NFLOWS: Limit(82),
     Row.STACK: Limit(786),
 }
@@ -133,9 +134,9 @@ def works() -> dict[Row, tuple[Work, str]]:
     """Make one batch of work for each row, with the folder whose calls count."""
     torch.manual_seed(0)
     x = torch.randn(64, 2)
-    block = ir.iresnet(2)
-    in_nflows = ir.IResNetTransform(2)
-    stack = ir.iresnet_stack(2, num_blocks=8)
+    block = ir.iresnet(2, [64, 64])
+    in_nflows = ir.IResNetTransform(2, 64)
+    stack = ir.iresnet_stack(2, 8, [64, 64])
     stack(torch.randn(100, 2))
     base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
     flow = dist.TransformedDistribution(base, [stack.inv])

@@ -139,7 +139,7 @@ SIN = Sin()
 PRODUCT = 180.0
 MOST, LEAST = 12.0, 2.0
 # The most that the lowest frequency is, and the most over the highest.
-LOWEST, RATIO = 0.3, 0.05
+LOWEST, RATIO = 0.3, 0.1
 
 
 def auto_activation(dim: int) -> Callable[[], Activation]:
@@ -147,7 +147,7 @@ def auto_activation(dim: int) -> Callable[[], Activation]:
 
     The default is a :class:`Sine` with frequencies from a to b:
 
-    .. math:: b = \min(\max(180 / D, 2), 12), \qquad a = \min(0.3, b / 20)
+    .. math:: b = \min(\max(180 / D, 2), 12), \qquad a = \min(0.3, b / 10)
 
     The more coordinates, the more rows a frequency needs. So high frequencies overfit a table of
     many columns.
@@ -163,7 +163,7 @@ def auto_activation(dim: int) -> Callable[[], Activation]:
         >>> auto_activation(2)().frequencies
         (0.3, 12.0)
         >>> auto_activation(64)().frequencies
-        (0.140625, 2.8125)
+        (0.28125, 2.8125)
     """
     dim = check_positive_int(dim, "dim")
     high = min(max(PRODUCT / dim, LEAST), MOST)

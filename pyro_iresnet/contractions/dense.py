@@ -12,8 +12,8 @@ from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Affine
 from .sequential import Perceptron, widths_behind
 
-# Up to this size the log-determinant is exact in training (``auto_logdet``). Above, two hidden layers
-# have an exact trace, which three have not.
+# Up to this size the log-determinant is exact in training (``auto_logdet``). Above, a network of
+# two hidden layers has an exact trace, a deeper one has not.
 FEW = 8
 # The last layer at the start, relative to torch's own.
 START = 0.1
@@ -34,7 +34,8 @@ class DenseContraction(Perceptron):
     Arguments:
         dim: the number of coordinates of ``x``.
         hidden_dims: the widths of the hidden layers; default three of 48 up to 8 coordinates, and
-            two of ``2 * dim``, at least 64 and at most 512, above. An empty sequence makes ``g`` linear.
+            two of ``2 * dim``, at least 64 and at most 512, above. An empty sequence makes ``g``
+            linear.
         context_dim: the size of the context, or None.
         lipschitz: ``L``, in (0, 1).
         activation: an :class:`Activation` class, or a callable that makes one; called once for each

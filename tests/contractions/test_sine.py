@@ -127,7 +127,7 @@ def test_spreads_over_units():
 
 @pytest.mark.parametrize(
     ("dim", "limits"),
-    [(1, (0.3, 12)), (6, (0.3, 12)), (30, (0.3, 6)), (60, (0.15, 3)), (999, (0.1, 2))],
+    [(1, (0.3, 12)), (6, (0.3, 12)), (30, (0.3, 6)), (60, (0.3, 3)), (999, (0.2, 2))],
 )
 def test_range_follows_dimension(dim, limits):
     for activation in DenseContraction(dim, [8, 8]).activations:

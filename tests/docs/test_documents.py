@@ -20,6 +20,7 @@ DOCUMENTS = (
     "docs/installation.md",
     "docs/expressive-power.md",
     "docs/guides.md",
+    "docs/how-to/table.md",
     "docs/how-to/estimator.md",
     "docs/how-to/solver.md",
     "docs/how-to/speed.md",
@@ -48,7 +49,8 @@ def run(name, fences="python"):
 
 @pytest.mark.filterwarnings("ignore::pyro_iresnet.diagnostics.KHatWarning")
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_runs_examples(name):
+def test_runs_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run(name)
 
 
@@ -183,6 +185,8 @@ def test_readme_quotes_results(row):
 
 # Public namespaces. Of a namespace without __all__: the classes and functions that it documents.
 NAMESPACES = (
+    "tables",
+    "training",
     "",
     "activations",
     "blocks",

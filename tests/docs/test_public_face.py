@@ -112,6 +112,8 @@ def test_namespaces():
         "norms",
         "operators",
         "solvers",
+        "tables",
+        "training",
     ):
         module = importlib.import_module(f"pyro_iresnet.{name}")
         assert len(module.__all__) == len(set(module.__all__))

@@ -1,4 +1,4 @@
-"""Recipe of ``docs/sbi.md``, and a training with sbi."""
+"""Examples of ``docs/sbi.md``, and a training with sbi."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,6 @@ NPE = pytest.importorskip("sbi.inference").NPE
 
 PAGE = Path(__file__).parents[2] / "docs" / "sbi.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-
-
-def build_iresnet(*args, **options):
-    """Run the recipe of the page, word for word."""
-    names = {}
-    exec(compile(EXAMPLES[0], "docs/sbi.md, the recipe", "exec"), names)
-    return names["build_iresnet"](*args, **options)
 
 
 def fitted(prior, theta, x, build_fn, *, epochs, rate, batch):

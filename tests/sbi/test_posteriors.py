@@ -2,13 +2,16 @@
 
 import copy
 import math
-from functools import partial
 
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from .recipe import build_iresnet, draw, fitted
+pytest.importorskip("sbi", reason="needs the extra sbi")
+
+from pyro_iresnet.sbi import iresnet_builder
+
+from .recipe import draw, fitted
 
 BoxUniform = pytest.importorskip("sbi.utils").BoxUniform
 diagnostics = pytest.importorskip("sbi.diagnostics")
@@ -46,7 +49,7 @@ def linear(_as_sbi_has_it):
     torch.manual_seed(0)
     prior = MultivariateNormal(torch.zeros(3), torch.eye(3))
     theta = prior.sample((20_000,))
-    build_fn = partial(build_iresnet, num_blocks=3, hidden_features=32)
+    build_fn = iresnet_builder(num_blocks=3, hidden_features=32)
     epochs = [25, 10, 10]
     return fitted(prior, theta, measured(theta), build_fn, epochs=epochs, rate=5e-3, batch=500)
 
@@ -125,7 +128,7 @@ def moons(_as_sbi_has_it):
     torch.manual_seed(0)
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     theta = prior.sample((50_000,))
-    build_fn = partial(build_iresnet, num_blocks=6)
+    build_fn = iresnet_builder(num_blocks=6)
     epochs = [25, 12, 12]
     return fitted(prior, theta, two_moons(theta), build_fn, epochs=epochs, rate=5e-3, batch=250)
 

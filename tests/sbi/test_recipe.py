@@ -1,16 +1,20 @@
-"""Recipe of ``docs/sbi.md`` in sbi's NPE."""
+"""The estimator for sbi's NPE, and the examples of ``docs/sbi.md``."""
 
 import copy
 import math
 import pickle
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from .recipe import EXAMPLES, NPE, build_iresnet, draw, fitted
+pytest.importorskip("sbi", reason="needs the extra sbi")
+
+from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.sbi import iresnet_builder
+
+from .recipe import EXAMPLES, NPE, draw, fitted
 
 BoxUniform = pytest.importorskip("sbi.utils").BoxUniform
 
@@ -28,9 +32,20 @@ def test_runs_examples():
     assert names["samples"].shape == (100, 5, 2)
 
 
+def test_pickles():
+    build = pickle.loads(pickle.dumps(iresnet_builder(2, hidden_features=8)))
+    net = build(torch.randn(20, 2), torch.randn(20, 3))
+    assert net.condition_shape == (3,)
+
+
+def test_refuses_series_without_embedding():
+    with pytest.raises(ArgumentError, match="embedding_net"):
+        iresnet_builder()(torch.randn(20, 2), torch.randn(20, 3, 4))
+
+
 def test_ignores_two_rows():
     theta, x = 5 + 3 * torch.randn(500, 2), torch.randn(500, 3)
-    net = build_iresnet(theta, x)
+    net = iresnet_builder()(theta, x)
     start = copy.deepcopy(net.state_dict())
     net.log_prob(theta[None, :2], condition=x[:2])  # as sbi does before training
     assert all(torch.equal(value, start[name]) for name, value in net.state_dict().items())
@@ -44,10 +59,10 @@ def test_ignores_units():
     theta, x = torch.randn(500, 2), torch.randn(500, 3)
     units, location = torch.tensor([1e-4, 1e4]), torch.tensor([1e-3, -1e5])
     torch.manual_seed(1)
-    plain = build_iresnet(theta, x).loss(theta, x)
+    plain = iresnet_builder()(theta, x).loss(theta, x)
     torch.manual_seed(1)
     other_theta, other_x = location + units * theta, 1e6 * x
-    scaled = build_iresnet(other_theta, other_x).loss(other_theta, other_x)
+    scaled = iresnet_builder()(other_theta, other_x).loss(other_theta, other_x)
     torch.testing.assert_close(scaled, plain + units.log().sum(), atol=1e-3, rtol=1e-3)
 
 
@@ -61,8 +76,8 @@ def quick(_as_sbi_has_it):
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((400,))
     x = theta[:, None] + 0.5 * torch.randn(400, 4, 2)
-    build_fn = partial(
-        build_iresnet, num_blocks=2, hidden_features=16, embedding_net=copy.deepcopy(SERIES)
+    build_fn = iresnet_builder(
+        num_blocks=2, hidden_features=16, embedding_net=copy.deepcopy(SERIES)
     )
     return fitted(prior, theta, x, build_fn, epochs=[3], rate=5e-3, batch=100), theta, x
 
@@ -132,7 +147,7 @@ def test_gradients(quick):
 
 def test_second_round():
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
-    build_fn = partial(build_iresnet, num_blocks=2, hidden_features=16)
+    build_fn = iresnet_builder(num_blocks=2, hidden_features=16)
     inference = NPE(prior, density_estimator=build_fn, show_progress_bars=False)
     observed = torch.tensor([0.2, -0.3])
     proposal = prior

@@ -1,0 +1,103 @@
+"""File of a fitted estimator: a header line with a checksum, then tensors and plain types."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArgumentError
+from .columns import Category, Column, HeavyTailed, Integer, Real
+from .context import ContextColumn
+from .encoding import FittedColumn
+
+MAGIC = b"pyro-iresnet table model "
+# The number of the format, which grows with every change that older versions cannot read.
+FORMAT = 1
+KINDS: dict[str, type[Column]] = {k.__name__: k for k in (Category, HeavyTailed, Integer, Real)}
+
+
+def write(path: Path, content: dict[str, Any], version: str) -> None:
+    """Write a file in one move: a crash leaves the file of before, or none."""
+    body = io.BytesIO()
+    torch.save(content, body)
+    payload = body.getvalue()
+    header = {"format": FORMAT, "version": version, "sha256": hashlib.sha256(payload).hexdigest()}
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + json.dumps(header).encode() + b"\n" + payload)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of :func:`write`, or raise for another, a newer, a cut or a changed one."""
+    if not path.is_file():
+        raise ArgumentError(f"Expected a file to load; there is none at {path}.")
+    with path.open("rb") as file:
+        first, payload = file.readline(), file.read()
+    try:
+        if not first.startswith(MAGIC):
+            raise ValueError
+        header = json.loads(first.removeprefix(MAGIC))
+        number, version, digest = header["format"], header["version"], header["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"Expected a file of DensityEstimator.save; {path} is another kind of file."
+        ) from error
+    if number > FORMAT:
+        raise ArgumentError(
+            f"Expected a file of format {FORMAT} or older; {path} has format {number}, of version "
+            f"{version}. Install that version."
+        )
+    if hashlib.sha256(payload).hexdigest() != digest:
+        raise ArgumentError(
+            f"Expected {path} as it was saved; its checksum differs, so it was cut or changed. "
+            "Copy it again."
+        )
+    try:
+        return torch.load(io.BytesIO(payload), weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ArgumentError(f"Expected tensors and plain types in {path}; {error}.") from error
+
+
+def to_plain(kind: Column) -> dict[str, Any]:
+    """Return a kind of column as plain types."""
+    settings = {f.name: getattr(kind, f.name) for f in fields(kind)}  # pyright: ignore[reportArgumentType]
+    return {"kind": type(kind).__name__, **settings}
+
+
+def from_plain(content: dict[str, Any]) -> Column:
+    """Make the kind of :func:`to_plain`."""
+    settings = dict(content)
+    return KINDS[settings.pop("kind")](**settings)
+
+
+def columns_to_plain(columns: tuple[FittedColumn, ...]) -> list[dict[str, Any]]:
+    """Return fitted columns as plain types."""
+    return [vars(column) | {"kind": to_plain(column.kind)} for column in columns]
+
+
+def columns_from_plain(content: list[dict[str, Any]]) -> tuple[FittedColumn, ...]:
+    """Make the columns of :func:`columns_to_plain`."""
+    return tuple(FittedColumn(kind=from_plain(c.pop("kind")), **c) for c in map(dict, content))
+
+
+def context_to_plain(columns: tuple[ContextColumn, ...] | None) -> list[dict[str, Any]] | None:
+    """Return the columns of a context as plain types."""
+    return None if columns is None else [asdict(column) for column in columns]
+
+
+def context_from_plain(content: list[dict[str, Any]] | None) -> tuple[ContextColumn, ...] | None:
+    """Make the columns of :func:`context_to_plain`."""
+    return None if content is None else tuple(ContextColumn(**c) for c in content)

@@ -1,0 +1,298 @@
+"""The fit of a flow to the rows of a table: kinds of columns, options, and training."""
+
+import contextlib
+import logging
+import math
+import signal
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from torch import nn
+
+from ..errors import ArgumentError
+from ..norms import Cholesky
+from ..options import BlockOptions
+from ..training import FlowModule, TenthAverage
+from .columns import Category, Column, Values
+from .data import RandomBatches, TableBatches
+from .encoding import FittedColumn
+from .recognition import recognised
+from .rows import Rows, some
+
+# Rows by which kinds are recognised and moments are taken.
+SAMPLE = 200_000
+# The least rows for each column without more damping.
+FEW_ROWS = 100
+# Steps between two checks of the held-out rows, at least and at most.
+OFTEN, SELDOM = 20, 500
+# Steps without a better score that every training may take.
+LEAST_PATIENCE = 200
+CLIP = 10.0
+# Rows from which ActNorms start.
+START = 2000
+# The prefix of the parameters of the flow in a checkpoint of FlowModule.
+PREFIX = "parts.0."
+# A covariance of standardised columns below this share of the largest is rounding.
+RANK = 1e-10
+
+
+def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedColumn]:
+    """Recognise the kinds of the columns that are not declared, and fit all, or raise."""
+    unknown = [name for name in declared if name not in rows.names]
+    if unknown:
+        raise ArgumentError(
+            f"Expected columns to name columns of the table, {some(rows.names)}; got "
+            f"{some(unknown)}."
+        )
+    sample = sample_of(rows.values)
+    least, most, integer = _ends(rows.values)
+    found = []
+    for i, (name, dtype, labels) in enumerate(
+        zip(rows.names, rows.dtypes, rows.labels, strict=True)
+    ):
+        values = sample[:, i]
+        # The ends are those of all rows, beside the sample.
+        seen = np.append(values, [least[i], most[i]]) if len(sample) < len(rows.values) else values
+        if labels is not None:
+            kind = Category(labels)
+        elif name in declared:
+            kind = declared[name]
+            _check_declared(kind, rows.values[:, i], name)
+        else:
+            _check_varies(least[i], most[i], name, is_integer=bool(integer[i]))
+            kind = recognised(seen, is_integer=bool(integer[i]))
+        found.append(FittedColumn.of(name, kind, dtype, values))
+    _check_independent(found, sample)
+    return found
+
+
+def sample_of(values: Values) -> Values:
+    """Return evenly spaced rows, at most ``SAMPLE`` or so."""
+    return np.array(values[:: max(1, len(values) // SAMPLE)])
+
+
+def checks_of(rows: int, batch_size: int, max_steps: int) -> tuple[int, int]:
+    """Return the number of checks, and the steps between two: about a pass through the rows."""
+    between = min(max(rows // batch_size, OFTEN), SELDOM)
+    checks = max(1, max_steps // between)
+    return checks, max_steps // checks
+
+
+def options_for(rows: int, dim: int) -> BlockOptions:
+    """Return the options for a table: more damping and no learned scale if the rows are few."""
+    if rows >= FEW_ROWS * dim:
+        return BlockOptions()
+    return BlockOptions(norm=Cholesky(damping=1.0), coordinates=None)
+
+
+def _ends(values: Values) -> tuple[Values, Values, np.ndarray]:
+    """Return the smallest and the largest value of each column, and True for integers."""
+    least, most, integer = [], [], []
+    for start in range(0, len(values), SAMPLE):
+        part = values[start : start + SAMPLE]
+        least.append(part.min(0))
+        most.append(part.max(0))
+        integer.append((part == np.floor(part)).all(0))
+    return np.min(least, 0), np.max(most, 0), np.all(integer, 0)
+
+
+def _check_declared(kind: Column, values: Values, name: str) -> None:
+    outside = np.flatnonzero(~kind.allowed(values))
+    if len(outside):
+        raise ArgumentError(
+            f"Expected values of the column {name!r} that {kind} holds; got "
+            f"{values[outside[0]]:g} in the row {outside[0] + 1}, counted from 1, and "
+            f"{len(outside)} such rows in all. Declare other limits, or drop the rows."
+        )
+
+
+def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> None:
+    resolution = 8 * np.finfo(np.float64).eps * max(abs(least), abs(most))
+    if not is_integer and most - least <= resolution:
+        raise ArgumentError(
+            f"Expected columns that vary; {name!r} is {least:g} in every row. Drop it."
+        )
+
+
+def _check_independent(columns: list[FittedColumn], values: Values) -> None:
+    """Raise if a column of real numbers is a linear function of others."""
+    real = [i for i, c in enumerate(columns) if not c.kind.is_integer]
+    if len(real) < 2 or len(values) <= len(real):
+        return
+    x = values[:, real]
+    x = (x - x.mean(0)) / x.std(0)
+    sizes, directions = np.linalg.eigh(x.T @ x / len(x))
+    if sizes[0] > RANK * sizes[-1]:
+        return
+    names = [columns[i].name for i, w in zip(real, directions[:, 0], strict=True) if abs(w) > 1e-3]
+    raise ArgumentError(
+        f"Expected columns without a linear relation; {some(names)} have one, as copies, sums and "
+        "shares do, and the density is infinite. Drop one of them."
+    )
+
+
+@dataclass
+class History(Callback):
+    """Course of a training.
+
+    Arguments:
+        slope: the mean of log |dz/dx|, nats, which the losses of the flow lack.
+        steps: the steps at which the held-out rows were scored.
+        train, validation: the losses, nats in the units of the table; of training the last batch.
+    """
+
+    slope: float
+    steps: list[int] = field(default_factory=list)
+    train: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Keep the losses of a check."""
+        self.steps.append(trainer.global_step)
+        self.train.append(self._loss(trainer, "train_loss"))
+        self.validation.append(self._loss(trainer, "val_loss"))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the fields as plain types."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def _loss(self, trainer: lightning.Trainer, name: str) -> float:
+        return float(trainer.callback_metrics[name]) - self.slope
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw both losses against the steps."""
+        if ax is None:
+            _, ax = plt.subplots()
+        ax.plot(self.steps, self.train, label="training")
+        ax.plot(self.steps, self.validation, label="held out")
+        best = int(np.argmin(self.validation))
+        ax.plot(self.steps[best], self.validation[best], "o", label="kept")
+        ax.set(xlabel="step", ylabel="nats a row")
+        ax.legend()
+        return ax
+
+
+class Patience(Callback):
+    """Stop when the best score lies too far back, in proportion to the steps before.
+
+    Arguments:
+        share: the steps without a better score, over the steps before the best.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share, self.best, self.best_step = share, math.inf, 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Compare the score with the best."""
+        score, step = float(trainer.callback_metrics["val_loss"]), trainer.global_step
+        if score < self.best:
+            self.best, self.best_step = score, step
+        waited = step - self.best_step
+        trainer.should_stop |= waited > LEAST_PATIENCE + self.share * self.best_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+
+def train(
+    flow: nn.Module,
+    batches: RandomBatches,
+    held_out: np.ndarray,
+    *,
+    checks: int,
+    learning_rate: float,
+    patience: float,
+    options: dict[str, Any],
+    progress: bool,
+    folder: Path,
+) -> History:
+    """Train a flow, keep the best average of its weights, and return the course.
+
+    Arguments:
+        flow: the flow, trained in place.
+        batches: the batches of an epoch, which ends with a check.
+        held_out: the positions of the rows of the check.
+        checks: the most checks.
+        learning_rate, patience, progress: as in :class:`DensityEstimator`.
+        options: of the trainer, over those of here.
+        folder: an empty folder for checkpoints.
+    """
+    start = torch.randint(len(batches.where), (min(len(batches.where), START),)).numpy()
+    with torch.no_grad():
+        # ActNorms start from many rows.
+        cast(Any, flow).log_prob(*batches.batch(np.sort(batches.where[start])))
+    checked = TableBatches(batches, held_out)
+    history = History(checked.slope)
+    best = ModelCheckpoint(
+        folder / "checkpoints", "best", monitor="val_loss", save_weights_only=True
+    )
+    shown = [RichProgressBar()] if progress else []
+    callbacks = [TenthAverage(), history, best, Patience(patience), *shown]
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": checks,
+        "gradient_clip_val": CLIP,
+        "logger": False,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "enable_progress_bar": progress,
+        "log_every_n_steps": batches.count,
+        "default_root_dir": folder,
+        **options,
+        "callbacks": [*callbacks, *options.get("callbacks", [])],
+    }
+    module = FlowModule(flow, learning_rate=learning_rate)
+    with _in_silence():
+        trainer = lightning.Trainer(**settings)
+        with _interruptible(trainer):
+            trainer.fit(module, checked)
+    if not best.best_model_path:
+        raise ArgumentError(
+            "Expected training to reach its first check; it was interrupted before. Call fit again."
+        )
+    kept = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    flow.load_state_dict({name.removeprefix(PREFIX): v for name, v in kept.items()})
+    return history
+
+
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Keep Lightning from advice on devices and workers."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*(num_workers|GPU available)")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
+    """Return from a training that Ctrl-C stops, where Lightning would leave the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+    finally:
+        # Lightning ignores further Ctrl-C from the first one on.
+        signal.signal(signal.SIGINT, handler)

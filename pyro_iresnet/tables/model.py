@@ -1,0 +1,151 @@
+"""A flow with the encoding of its table: scores, draws, and plain types to save."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from nflows.flows import Flow
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..hosts.nflows import conditional_iresnet_flow, iresnet_flow
+from ..options import BlockOptions
+from . import files
+from .columns import Values
+from .context import ContextColumn, encoded_context
+from .encoding import TableEncoding
+from .reading import source_of
+from .rows import fixed
+
+# Rows in one evaluation.
+CHUNK = 10_000
+# Points at which the density of an integer is averaged over its interval.
+DRAWS = 32
+
+
+class TableModel:
+    """Density of the rows of a table.
+
+    Arguments:
+        encoding: the map between rows of numbers and rows of the flow.
+        context: the columns of the context; None for no context.
+        is_array: True if the columns have no names of their own.
+        num_blocks, hidden_features, options: of the flow.
+    """
+
+    def __init__(
+        self,
+        encoding: TableEncoding,
+        context: tuple[ContextColumn, ...] | None,
+        num_blocks: int,
+        hidden_features: int | Sequence[int] | None,
+        options: BlockOptions,
+        *,
+        is_array: bool,
+    ) -> None:
+        self.encoding, self.context, self.is_array = encoding, context, is_array
+        self.num_blocks, self.hidden_features = num_blocks, hidden_features
+        self.options = options
+        dim = len(encoding.columns)
+        make: dict[str, Any] = {"hidden_features": hidden_features, "options": options}
+        if context is None:
+            self.flow: Flow = iresnet_flow(dim, num_blocks, **make)
+        else:
+            size = sum(column.size for column in context)
+            self.flow = conditional_iresnet_flow(dim, size, num_blocks, **make)
+
+    def rows(self, table: Any) -> Values:
+        """Read rows that have the columns of the fit."""
+        source = source_of(table)
+        parts = source.parts()
+        names = not self.is_array
+        return np.concatenate([fixed(p, self.encoding.columns, source, names=names) for p in parts])
+
+    def encoded_context(self, context: Any, count: int | None = None) -> Values | None:
+        """Read and encode a context of ``count`` rows, or raise if there should be none."""
+        if (context is None) != (self.context is None):
+            has, got = ("a", "none") if context is None else ("no", "one")
+            raise ArgumentError(
+                f"Expected {has} context, as in fit; got {got}. Pass context= to fit and to every "
+                "call after, or to none."
+            )
+        if self.context is None:
+            return None
+        source = source_of(context, "context")
+        found = [fixed(part, self.context, source, names=True) for part in source.parts()]
+        values = encoded_context(self.context, np.concatenate(found))
+        if count is not None:
+            check_as_many(count, len(values))
+        return values
+
+    def scores(self, rows: Values, context: Values | None) -> Values:
+        """Return the log-density of each row of numbers, given the encoded context."""
+        found = np.full(len(rows), -np.inf)
+        inside = np.flatnonzero(self.encoding.allowed(rows))
+        size = max(1, CHUNK // len(self.encoding.points(DRAWS)))
+        for start in range(0, len(inside), size):
+            where = inside[start : start + size]
+            part = None if context is None else context[where]
+            found[where] = self._log_prob(torch.from_numpy(rows[where]), part).numpy()
+        return found
+
+    @torch.no_grad()
+    def draw(self, count: int, context: Values | None) -> pd.DataFrame:
+        """Draw ``count`` rows, for each row of the encoded context."""
+        if context is None:
+            sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+            drawn = [self.flow.sample(size) for size in sizes]
+        else:
+            parts = torch.from_numpy(context).split(max(1, CHUNK // count))
+            drawn = [self.flow.sample(count, part).flatten(0, 1) for part in parts]
+        return self.encoding.frame(self.encoding.decode(torch.cat(drawn)))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the model as tensors and plain types."""
+        return {
+            "num_blocks": self.num_blocks,
+            "hidden_features": self.hidden_features,
+            "options": self.options.to_json(),
+            "columns": files.columns_to_plain(self.encoding.columns),
+            "covariance": self.encoding.covariance,
+            "context": files.context_to_plain(self.context),
+            "is_array": self.is_array,
+            "state_dict": self.flow.state_dict(),
+        }
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> Self:
+        """Make the model of :meth:`to_plain`."""
+        columns = files.columns_from_plain(content["columns"])
+        model = cls(
+            TableEncoding(columns, content["covariance"]),
+            files.context_from_plain(content["context"]),
+            content["num_blocks"],
+            content["hidden_features"],
+            BlockOptions.from_json(content["options"]),
+            is_array=content["is_array"],
+        )
+        model.flow.double().load_state_dict(content["state_dict"])
+        model.flow.eval()
+        return model
+
+    @torch.no_grad()
+    def _log_prob(self, rows: Tensor, context: Values | None) -> Tensor:
+        points = self.encoding.points(DRAWS)
+        noisy = rows.repeat_interleave(len(points), 0)
+        z, slope = self.encoding.encode(noisy, points.repeat(len(rows), 1))
+        given = None
+        if context is not None:
+            given = torch.from_numpy(context).repeat_interleave(len(points), 0)
+        log_prob = (self.flow.log_prob(z, given) + slope).reshape(len(rows), len(points))
+        return log_prob.logsumexp(1) - np.log(len(points))
+
+
+def check_as_many(rows: int, context: int) -> None:
+    """Raise unless there is a row of context for each row of the table."""
+    if rows != context:
+        raise ArgumentError(
+            f"Expected a row of context for each row of X; got {context} and {rows}."
+        )

@@ -1,0 +1,186 @@
+"""Reading of tables: frames, arrays and files, in parts of some thousand rows."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+from ..errors import ArgumentError, ArgumentTypeError
+
+# Rows read at once.
+PART = 100_000
+DELIMITERS = (",", ";", "\t", "|")
+# Texts for a cell without a value; in a first row they count neither as names nor as numbers.
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Table that can be read more than once, in parts.
+
+    Arguments:
+        label: the name of the table in errors.
+        parts: yields the rows in order, ``PART`` or fewer at once.
+        is_array: True if the columns have no names of their own.
+    """
+
+    label: str
+    parts: Callable[[], Iterator[pd.DataFrame]]
+    is_array: bool = False
+
+
+def source_of(table: Any, name: str = "X") -> Source:
+    """Return the source of a table, or raise if it is none.
+
+    Arguments:
+        table: a pandas DataFrame, a 2-D array, or the path of a ``.csv``, ``.parquet`` or ``.npy``
+            file.
+        name: the name of the argument, for errors.
+    """
+    if isinstance(table, str | os.PathLike):
+        return _of_file(Path(table))
+    if isinstance(table, pd.DataFrame):
+        return Source(name, lambda: _in_parts(table))
+    if isinstance(table, pd.Series):
+        return Source(name, lambda: _in_parts(table.to_frame()))
+    if hasattr(table, "toarray"):
+        raise ArgumentTypeError(
+            f"Expected {name} to be a dense table; got the sparse {type(table).__name__}. Pass "
+            f"{name}.toarray()."
+        )
+    try:
+        array = np.asarray(table)
+    except (ValueError, TypeError) as error:
+        raise ArgumentTypeError(f"Expected {name} to be a table; {error}.") from error
+    return _of_array(array, name)
+
+
+def _of_array(array: np.ndarray, label: str) -> Source:
+    if array.ndim != 2:
+        hint = f" Reshape {label} to (n, 1) or (1, D)." if array.ndim == 1 else ""
+        raise ArgumentError(
+            f"Expected {label} to be a table of shape (n, D); got shape {array.shape}.{hint}"
+        )
+    if array.dtype.kind == "c":
+        raise ArgumentError(
+            f"Expected {label} to hold real numbers; Complex data not supported. Pass real and "
+            "imaginary parts as two columns."
+        )
+    frame = pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
+    # An array of mixed objects has numbers in some columns.
+    frame = frame.infer_objects()
+    return Source(label, lambda: _in_parts(frame), is_array=True)
+
+
+def _in_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for start in range(0, max(1, len(frame)), PART):
+        yield frame.iloc[start : start + PART]
+
+
+def _of_file(path: Path) -> Source:
+    if not path.is_file():
+        raise ArgumentError(f"Expected a file to read; there is none at {path}.")
+    match path.suffix.lower():
+        case ".csv":
+            return Source(str(path), lambda: _csv_parts(path))
+        case ".parquet":
+            return Source(str(path), lambda: _parquet_parts(path))
+        case ".npy":
+            return _of_array(_array_in(path), str(path))
+        case _:
+            raise ArgumentError(f"Expected a .csv, .parquet or .npy file; got {path}.")
+
+
+def _array_in(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ArgumentError(
+            f"Expected an array of numbers in {path}, as numpy.save writes it; could not read one."
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise ArgumentError(f"Expected one array in {path}; got a zip of arrays.")
+    return array
+
+
+def _parquet_parts(path: Path) -> Iterator[pd.DataFrame]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PART):
+                yield batch.to_pandas()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ArgumentError(f"Expected a parquet table in {path}; {error}.") from error
+
+
+def _csv_parts(path: Path) -> Iterator[pd.DataFrame]:
+    try:
+        with warnings.catch_warnings():
+            # Pandas warns if a row is longer than the header, when cells would be lost.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            cells, delimiter = _first_row(path)
+            header = _is_header(cells, path)
+            with pd.read_csv(
+                path,
+                sep=delimiter,
+                header=0 if header else None,
+                index_col=False,
+                skipinitialspace=True,
+                chunksize=PART,
+            ) as parts:
+                for part in parts:
+                    yield part if header else part.rename(columns="x{}".format)
+    except ArgumentError:
+        raise
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise ArgumentError(f"Expected a table in {path}; {error}.") from error
+
+
+def _first_row(path: Path) -> tuple[list[str], str]:
+    """Return the cells of the first row, and the delimiter that makes the most of them."""
+    found = []
+    for delimiter in DELIMITERS:
+        row = pd.read_csv(
+            path, sep=delimiter, header=None, nrows=1, dtype=str, keep_default_na=False
+        )
+        found.append((row.iloc[0].tolist(), delimiter))
+    cells, delimiter = max(found, key=lambda each: len(each[0]))
+    # Pandas would give copies other names.
+    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if twice and all(map(_is_text, cells)):
+        raise ArgumentError(
+            f"Expected a name of its own for every column of {path}; given twice: "
+            f"{', '.join(twice)}."
+        )
+    return cells, delimiter
+
+
+def _is_header(cells: list[str], path: Path) -> bool:
+    """Return True if the first row names the columns: all text, or the numbers 0, 1, 2, ..."""
+    if [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
+        return True
+    said = [cell for cell in cells if cell.strip().lower() not in MISSING]
+    text = [_is_text(cell) for cell in said]
+    if any(text) and not all(text):
+        odd = said[text.index(True)]
+        raise ArgumentError(
+            f"Expected the first row of {path} to be all names or all numbers; got both, "
+            f"{odd.strip()!r} among them. Add a header row, or mend the cell."
+        )
+    return bool(text) and all(text)
+
+
+def _is_text(cell: str) -> bool:
+    if cell.strip().lower() in ("true", "false"):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False

@@ -1,0 +1,130 @@
+"""Lightning module of a density estimator."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lightning
+import torch
+from pyro.distributions import ConditionalTransformedDistribution
+from torch import Tensor, nn
+from torch.distributions import TransformedDistribution
+
+from .._modules import modules_of, outermost
+from ..blocks import pack_blocks
+from ..errors import ArgumentError, ArgumentTypeError, check_int, check_positive
+from .non_finite import check_loss
+from .randomness import FollowsTorchSeed
+
+Batch = Tensor | Sequence[Tensor]
+OfPyro = TransformedDistribution | ConditionalTransformedDistribution
+
+
+class FlowModule(FollowsTorchSeed, lightning.LightningModule):
+    r"""Training of a flow by maximum likelihood: the mean of :math:`-\log p(x \mid c)`.
+
+    Adam at a constant learning rate behind a linear warm-up. Average the weights in place of a
+    schedule (:class:`TenthAverage`), and clip gradients in the trainer. A batch is ``x``, ``(x,)``
+    or ``(x, context)``. ``train_loss`` and ``val_loss`` are logged, in nats.
+
+    Blocks of one shape are packed, which makes a step faster and leaves the state dict as it is.
+
+    Arguments:
+        flow: an nflows ``Flow`` or another module with a ``log_prob``, or a
+            ``TransformedDistribution`` of Pyro, conditional or not, of which the modules among the
+            transforms are trained.
+        learning_rate: the rate after the warm-up.
+        warmup: the number of steps over which the rate grows.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+        NonFiniteLossError: in training, for a loss that is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from lightning import Trainer
+        >>> from torch.utils.data import DataLoader
+        >>> from pyro_iresnet import iresnet_flow
+        >>> from pyro_iresnet.training import FlowModule, TenthAverage
+        >>> flow = iresnet_flow(2, num_blocks=2)
+        >>> trainer = Trainer(
+        ...     max_steps=2,
+        ...     gradient_clip_val=10.0,
+        ...     callbacks=[TenthAverage()],
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(FlowModule(flow), DataLoader(torch.randn(64, 2), batch_size=32))
+        >>> flow.eval().log_prob(torch.zeros(1, 2)).shape
+        torch.Size([1])
+    """
+
+    def __init__(
+        self, flow: nn.Module | OfPyro, *, learning_rate: float = 5e-3, warmup: int = 100
+    ) -> None:
+        super().__init__()
+        is_density = isinstance(flow, nn.Module) and callable(getattr(flow, "log_prob", None))
+        if not is_density and not isinstance(flow, OfPyro):
+            raise ArgumentTypeError(
+                "Expected flow to be a module with a log_prob, such as iresnet_flow(2), or a "
+                f"TransformedDistribution of Pyro; got {type(flow).__name__}."
+            )
+        pack_blocks(flow)
+        self.learning_rate = check_positive(learning_rate, "learning_rate")
+        self.warmup = check_warmup(warmup)
+        # A distribution is no module: its parameters live in its transforms.
+        self.density: tuple[Any] = (flow,)
+        self.parts = nn.ModuleList(outermost(modules_of(flow)))
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Return the log-density of each row of a batch, nats."""
+        x, *context = [batch] if isinstance(batch, Tensor) else batch
+        (flow,) = self.density
+        if not isinstance(flow, OfPyro):
+            return flow.log_prob(x, *context)
+        if isinstance(flow, ConditionalTransformedDistribution):
+            flow = flow.condition(*context)
+        # The transforms remember their last call, with the parameters of then.
+        cast(Any, flow).clear_cache()
+        return flow.log_prob(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        log_prob = self.log_prob(batch)
+        loss = -log_prob.mean()
+        check_loss(self, loss, log_prob)
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of a batch of validation."""
+        log_prob = self.log_prob(batch)
+        self.log(
+            "val_loss", -log_prob.mean(), prog_bar=True, sync_dist=True, batch_size=len(log_prob)
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam and the warm-up."""
+        adam = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+        return warmed_up(adam, self.warmup)
+
+
+def check_warmup(steps: int) -> int:
+    """Return the number of steps, or raise unless it is an integer of at least 0."""
+    number = check_int(steps, "warmup")
+    if number < 0:
+        raise ArgumentError(f"Expected warmup to be at least 0; got {number}.")
+    return number
+
+
+def warmed_up(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """Return the optimiser with a linear warm-up, as Lightning expects the two."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / max(1, steps))
+    )
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+    }

@@ -1,0 +1,119 @@
+"""Lightning module of variational inference."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from ..errors import ArgumentTypeError, check_instance, check_positive
+from .flow_module import check_warmup, warmed_up
+from .non_finite import check_loss
+from .randomness import FollowsTorchSeed
+
+
+class GuideModule(FollowsTorchSeed, lightning.LightningModule):
+    """Training of a Pyro guide by the ELBO.
+
+    A batch holds the arguments of the model: a tensor, a tuple or list of arguments, or a dict of
+    keywords. For a model without arguments take batches of ``()``, such as
+    ``DataLoader([()] * steps, batch_size=None)``. ``train_loss`` is logged, in nats.
+
+    Arguments:
+        model: the model.
+        guide: a guide that is a module, such as any autoguide.
+        example: arguments of the model, with which the guide is set up.
+        loss: the loss of Pyro; default ``Trace_ELBO()``.
+        learning_rate: the rate of Adam after the warm-up.
+        warmup: the number of steps over which the rate grows.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+        NonFiniteLossError: in training, for a loss that is NaN or infinite.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from lightning import Trainer
+        >>> from torch.utils.data import DataLoader
+        >>> from pyro_iresnet import AutoIResNet
+        >>> from pyro_iresnet.training import GuideModule
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        >>> guide = AutoIResNet(model, num_blocks=2)
+        >>> trainer = Trainer(
+        ...     max_steps=2,
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(GuideModule(model, guide), DataLoader([()] * 2, batch_size=None))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: nn.Module,
+        example: Sequence[Any] = (),
+        *,
+        loss: ELBO | None = None,
+        learning_rate: float = 1e-2,
+        warmup: int = 100,
+    ) -> None:
+        super().__init__()
+        if not callable(model):
+            raise ArgumentTypeError(f"Expected model to be a function or a module; got {model!r}.")
+        if not isinstance(example, list | tuple):
+            raise ArgumentTypeError(
+                "Expected example to be a tuple of arguments of the model, such as (x,); got "
+                f"{type(example).__name__}."
+            )
+        if loss is not None:
+            check_instance(loss, ELBO, "loss", "Trace_ELBO()")
+        if not isinstance(guide, nn.Module):
+            raise ArgumentTypeError(
+                "Expected guide to be a module, such as AutoIResNet(model); got "
+                f"{type(guide).__name__}."
+            )
+        # A model that is a module is trained too, as pyro.infer.SVI does.
+        self.model, self.guide = model, guide
+        self.loss: Any = Trace_ELBO() if loss is None else loss
+        self.learning_rate = check_positive(learning_rate, "learning_rate")
+        self.warmup = check_warmup(warmup)
+        guide(*example)
+        self._check_parameters(example)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        args, keywords = ((), batch) if isinstance(batch, dict) else (_arguments(batch), {})
+        loss = self.loss.differentiable_loss(self.model, self.guide, *args, **keywords)
+        check_loss(self, loss, None)
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam and the warm-up."""
+        return warmed_up(torch.optim.Adam(self.parameters(), lr=self.learning_rate), self.warmup)
+
+    def _check_parameters(self, example: Sequence[Any]) -> None:
+        """Raise if the model or the guide has a parameter outside its modules."""
+        with poutine.trace(param_only=True) as capture, torch.no_grad():
+            self.loss.loss(self.model, self.guide, *example)
+        known = {id(p) for p in self.parameters()}
+        sites: dict[str, Any] = dict(capture.trace.nodes)
+        for name, site in sites.items():
+            if site["type"] == "param" and id(site["value"].unconstrained()) not in known:
+                raise ArgumentTypeError(
+                    f"Expected parameters of modules; got pyro.param({name!r}), which Lightning "
+                    "does not see. Make it a PyroParam of a PyroModule."
+                )
+
+
+def _arguments(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, list | tuple) else (batch,)

@@ -1,0 +1,118 @@
+"""Reading of files: delimiters, headers, parts, and faults."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("lightning", reason="needs the extra train")
+
+from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
+from pyro_iresnet.tables import Category
+from pyro_iresnet.tables import reading as module
+from pyro_iresnet.tables.reading import source_of
+from pyro_iresnet.tables.rows import read
+
+
+def table_of(text, tmp_path, name="x.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return pd.concat(source_of(path).parts())
+
+
+LINES = [f"{i},{i * i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_delimiters(mark, tmp_path):
+    text = "\n".join(["a,b", *LINES]).replace(",", mark)
+    frame = table_of(text, tmp_path)
+    assert list(frame.columns) == ["a", "b"]
+    assert frame["b"].tolist() == [i * i for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        ("a,b", ["a", "b"]),
+        ('"a, of x","b"', ["a, of x", "b"]),
+        ("0,1", ["0", "1"]),
+        ("7,8", ["x0", "x1"]),
+    ],
+)
+def test_headers(first, names, tmp_path):
+    frame = table_of("\n".join([first, *LINES]), tmp_path)
+    assert [str(name) for name in frame.columns] == names
+    assert len(frame) == 12 + (first == "7,8")
+
+
+def test_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 5)
+    frame = pd.DataFrame({"a": np.arange(12.0), "b": list("xyxyxyxyxyxz")})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet")
+    for given in (frame, tmp_path / "x.csv", tmp_path / "x.parquet"):
+        source = source_of(given)
+        assert max(map(len, source.parts())) == 5
+        rows = read(source, {}, tmp_path / "scratch")
+        assert rows.labels == (None, ("x", "y", "z"))
+        assert (rows.values[:, 0] == np.arange(12)).all()
+        assert rows.values[-1, 1] == 2
+
+
+def test_labels_of_numbers(tmp_path):
+    source = source_of(pd.DataFrame({"a": [3, 1, 3, 1, 7] * 3}))
+    rows = read(source, {"a": Category()}, tmp_path / "scratch")
+    assert rows.labels == ((1, 3, 7),)
+    assert rows.values[:5, 0].tolist() == [1, 0, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "Expected a table"),
+        ("a,1\n1,2\n", "both, 'a' among them"),
+        ("a,b\n1,2,3\n", "Expected a table"),
+        ("a,a\n1,2\n", "given twice: a"),
+        (",b\n1,2\n", "Expected a name for every column"),
+    ],
+)
+def test_refuses_text(text, words, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ArgumentError, match=words):
+        read(source_of(path), {}, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.npy"])
+def test_refuses_broken_files(name, tmp_path):
+    (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(ArgumentError, match="Expected a"):
+        list(source_of(tmp_path / name).parts())
+
+
+def test_refuses_a_type_that_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 5)
+    (tmp_path / "x.csv").write_text("a\n" + "1\n" * 7 + "one\n" * 5)
+    with pytest.raises(ArgumentError, match="numbers in the column 'a'"):
+        read(source_of(tmp_path / "x.csv"), {}, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ("none.csv", ArgumentError, "there is none"),
+        (np.zeros(3), ArgumentError, "Reshape"),
+        (np.zeros((2, 2, 2)), ArgumentError, "shape"),
+        (np.zeros((2, 2), complex), ArgumentError, "Complex"),
+        ([[1.0, 2.0], [3.0]], ArgumentTypeError, "a table"),
+    ],
+)
+def test_refuses_things(given, error, words):
+    with pytest.raises(error, match=words):
+        source_of(given)
+
+
+def test_refuses_an_ending(tmp_path):
+    (tmp_path / "x.xlsx").write_text("")
+    with pytest.raises(ArgumentError, match=r"\.csv, \.parquet or \.npy"):
+        source_of(tmp_path / "x.xlsx")

@@ -1,0 +1,185 @@
+"""Lightning modules: flows and guides train, stop at faults, and resume."""
+
+import json
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="needs the extra train")
+
+import pyro
+import pyro.distributions as dist
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from pyro.distributions import ConditionalTransformedDistribution, TransformedDistribution
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.nn import PyroModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_iresnet import (
+    AutoIResNet,
+    Roulette,
+    conditional_iresnet_flow,
+    conditional_iresnet_stack,
+    iresnet_flow,
+    iresnet_stack,
+)
+from pyro_iresnet.errors import ArgumentTypeError
+from pyro_iresnet.training import FlowModule, GuideModule, NonFiniteLossError, TenthAverage
+
+SMALL = {"num_blocks": 1}
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.found.append(float(outputs["loss"]))
+
+
+def trainer(tmp_path, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults = {"accelerator": "cpu", "enable_checkpointing": False, "default_root_dir": tmp_path}
+    return Trainer(**{**quiet, **defaults, **options})
+
+
+def points(count=64):
+    return torch.randn(count, 2) * 3 + 5
+
+
+def densities():
+    base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+    stack = iresnet_stack(2, 1, [8])
+    conditional = conditional_iresnet_stack(2, 1, 1, [8])
+    return {
+        "nflows": (iresnet_flow(2, 1, hidden_features=8), False),
+        "nflows, conditional": (conditional_iresnet_flow(2, 1, 1, hidden_features=8), True),
+        "Pyro": (TransformedDistribution(base, [stack.inv]), False),
+        "Pyro, conditional": (ConditionalTransformedDistribution(base, [conditional]), True),
+    }
+
+
+@pytest.mark.parametrize("name", ["nflows", "nflows, conditional", "Pyro", "Pyro, conditional"])
+def test_density_improves(name, tmp_path):
+    flow, conditional = densities()[name]
+    x = points()
+    data = TensorDataset(x, torch.randn(64, 1)) if conditional else TensorDataset(x)
+    module = FlowModule(flow, learning_rate=0.05, warmup=1)
+    before = module.log_prob(data.tensors).mean()
+    losses = Losses()
+    trainer(tmp_path, max_steps=20, callbacks=[losses]).fit(module, DataLoader(data, batch_size=64))
+    assert module.log_prob(data.tensors).mean() > before + 0.2
+    assert losses.found[-1] < losses.found[0]
+
+
+def test_guide_improves(tmp_path):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = points()
+    module = GuideModule(
+        model, AutoIResNet(model, num_blocks=1, init="plain"), (x,), learning_rate=0.05
+    )
+    losses = Losses()
+    rows = DataLoader([(x,)] * 60, batch_size=None)
+    trainer(tmp_path, max_steps=60, callbacks=[losses]).fit(module, rows)
+    assert sum(losses.found[-10:]) < sum(losses.found[:10])
+
+
+def test_guide_refuses_loose_parameters():
+    def model():
+        scale = pyro.param("scale", torch.tensor(1.0))
+        pyro.sample("z", dist.Normal(0.0, scale.exp()))
+
+    with pytest.raises(ArgumentTypeError, match=r"pyro.param\('scale'\)"):
+        GuideModule(model, AutoDiagonalNormal(model))
+
+
+def test_trains_the_model_too(tmp_path):
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            z = pyro.sample("z", dist.Normal(self.shift, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    model, x = Model(), torch.tensor(4.0)
+    module = GuideModule(model, AutoDiagonalNormal(model), (x,), learning_rate=0.1, warmup=1)
+    trainer(tmp_path, max_steps=20).fit(module, DataLoader([(x,)] * 20, batch_size=None))
+    assert model.shift > 0.5
+
+
+def test_average(tmp_path):
+    """Compare with the weights k^9 of the steps."""
+
+    class Kept(Callback):
+        def __init__(self):
+            self.values = []
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            self.values.append(next(pl_module.parameters()).detach().clone())
+
+    torch.manual_seed(0)
+    module, kept = FlowModule(iresnet_flow(2, 1, hidden_features=4), warmup=1), Kept()
+    fit = trainer(tmp_path, max_steps=40, callbacks=[kept, TenthAverage()])
+    fit.fit(module, DataLoader(points(16), batch_size=16))
+    mean = kept.values[0]
+    for count, value in enumerate(kept.values[1:], 1):
+        mean = mean + (value - mean) / (1 + 0.1 * count)
+    assert torch.allclose(next(module.parameters()), mean)
+
+
+@pytest.mark.parametrize("estimator", [None, Roulette()])
+def test_resumes_to_the_same_losses(tmp_path, estimator):
+    def made(folder, **options):
+        torch.manual_seed(0)
+        flow = iresnet_flow(3, 1, hidden_features=4, logdet=estimator)
+        x = torch.randn(32, 3)
+        losses = Losses()
+        last = ModelCheckpoint(folder, save_last=True)
+        fit = trainer(
+            folder,
+            enable_checkpointing=True,
+            callbacks=[losses, TenthAverage(), last],
+            **options,
+        )
+        rows = DataLoader(x, batch_size=8, shuffle=True)
+        return fit, FlowModule(flow), rows, losses
+
+    fit, module, rows, whole = made(tmp_path / "whole", max_epochs=4)
+    fit.fit(module, rows)
+    fit, other, rows, first = made(tmp_path / "parts", max_epochs=2)
+    fit.fit(other, rows)
+    fit, other, rows, second = made(tmp_path / "parts", max_epochs=4)
+    torch.manual_seed(99)
+    fit.fit(other, rows, ckpt_path=tmp_path / "parts" / "last.ckpt", weights_only=False)
+    assert first.found + second.found == whole.found
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_stops_at_a_bad_row(tmp_path):
+    x = points(16)
+    x[[3, 5]] = math.nan
+    fit = trainer(tmp_path, max_steps=5, enable_checkpointing=True)
+    with pytest.raises(NonFiniteLossError, match=r"\[3, 5\]") as caught:
+        fit.fit(FlowModule(iresnet_flow(2, 1, between=None)), DataLoader(x, batch_size=16))
+    assert caught.value.rows == [3, 5]
+    assert json.loads(caught.value.path.read_text()) == {"step": 0, "rows": [3, 5]}
+
+
+@pytest.mark.parametrize("flow", [torch.nn.Linear(2, 2), dist.Normal(0.0, 1.0), "flow"])
+def test_refuses_other_things(flow):
+    with pytest.raises(ArgumentTypeError, match="flow"):
+        FlowModule(flow)
+
+
+def test_refuses_a_guide_that_is_no_module():
+    with pytest.raises(ArgumentTypeError, match="AutoIResNet"):
+        GuideModule(lambda: None, lambda: None)
