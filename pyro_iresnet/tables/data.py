@@ -41,6 +41,8 @@ class RandomBatches(IterableDataset[Batch]):
     ) -> None:
         self.rows, self.context, self.where, self.encoding = rows, context, where, encoding
         self.size, self.count = size, count
+        # The positions of the rows of the last batch.
+        self.drawn = where[:0]
 
     def __len__(self) -> int:
         return self.count
@@ -49,7 +51,8 @@ class RandomBatches(IterableDataset[Batch]):
         for _ in range(self.count):
             drawn = torch.randint(len(self.where), (self.size,)).numpy()
             # Rows of a file are read in its order.
-            yield self.batch(np.sort(self.where[drawn]))
+            self.drawn = np.sort(self.where[drawn])
+            yield self.batch(self.drawn)
 
     def batch(self, where: np.ndarray) -> Batch:
         """Return the encoded rows at some positions, with their context if there is one."""

@@ -28,9 +28,10 @@ from .columns import Column, Values
 from .context import encoded_context, fitted_context
 from .data import RandomBatches
 from .encoding import TableEncoding
-from .fit import History, checks_of, fitted_columns, options_for, sample_of, train
+from .fit import History, checks_of, options_for, train
 from .model import TableModel, check_as_many
 from .reading import source_of
+from .recognition import fitted_columns, sample_of
 from .rows import Rows, read
 
 # Held-out rows whose scores set a threshold.

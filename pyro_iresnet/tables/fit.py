@@ -1,11 +1,11 @@
-"""The fit of a flow to the rows of a table: kinds of columns, options, and training."""
+"""Training of a flow on the rows of a table."""
 
 import contextlib
 import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -24,15 +24,10 @@ from torch import nn
 from ..errors import ArgumentError
 from ..norms import Cholesky
 from ..options import BlockOptions
-from ..training import FlowModule, TenthAverage
-from .columns import Category, Column, Values
+from ..training import FlowModule, NonFiniteLossError, TenthAverage
 from .data import RandomBatches, TableBatches
-from .encoding import FittedColumn
-from .recognition import recognised
-from .rows import Rows, some
+from .rows import some
 
-# Rows by which kinds are recognised and moments are taken.
-SAMPLE = 200_000
 # The least rows for each column without more damping.
 FEW_ROWS = 100
 # Steps between two checks of the held-out rows, at least and at most.
@@ -44,43 +39,6 @@ CLIP = 10.0
 START = 2000
 # The prefix of the parameters of the flow in a checkpoint of FlowModule.
 PREFIX = "parts.0."
-# A covariance of standardised columns below this share of the largest is rounding.
-RANK = 1e-10
-
-
-def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedColumn]:
-    """Recognise the kinds of the columns that are not declared, and fit all, or raise."""
-    unknown = [name for name in declared if name not in rows.names]
-    if unknown:
-        raise ArgumentError(
-            f"Expected columns to name columns of the table, {some(rows.names)}; got "
-            f"{some(unknown)}."
-        )
-    sample = sample_of(rows.values)
-    least, most, integer = _ends(rows.values)
-    found = []
-    for i, (name, dtype, labels) in enumerate(
-        zip(rows.names, rows.dtypes, rows.labels, strict=True)
-    ):
-        values = sample[:, i]
-        # The ends are those of all rows, beside the sample.
-        seen = np.append(values, [least[i], most[i]]) if len(sample) < len(rows.values) else values
-        if labels is not None:
-            kind = Category(labels)
-        elif name in declared:
-            kind = declared[name]
-            _check_declared(kind, rows.values[:, i], name)
-        else:
-            _check_varies(least[i], most[i], name, is_integer=bool(integer[i]))
-            kind = recognised(seen, is_integer=bool(integer[i]))
-        found.append(FittedColumn.of(name, kind, dtype, values))
-    _check_independent(found, sample)
-    return found
-
-
-def sample_of(values: Values) -> Values:
-    """Return evenly spaced rows, at most ``SAMPLE`` or so."""
-    return np.array(values[:: max(1, len(values) // SAMPLE)])
 
 
 def checks_of(rows: int, batch_size: int, max_steps: int) -> tuple[int, int]:
@@ -95,52 +53,6 @@ def options_for(rows: int, dim: int) -> BlockOptions:
     if rows >= FEW_ROWS * dim:
         return BlockOptions()
     return BlockOptions(norm=Cholesky(damping=1.0), coordinates=None)
-
-
-def _ends(values: Values) -> tuple[Values, Values, np.ndarray]:
-    """Return the smallest and the largest value of each column, and True for integers."""
-    least, most, integer = [], [], []
-    for start in range(0, len(values), SAMPLE):
-        part = values[start : start + SAMPLE]
-        least.append(part.min(0))
-        most.append(part.max(0))
-        integer.append((part == np.floor(part)).all(0))
-    return np.min(least, 0), np.max(most, 0), np.all(integer, 0)
-
-
-def _check_declared(kind: Column, values: Values, name: str) -> None:
-    outside = np.flatnonzero(~kind.allowed(values))
-    if len(outside):
-        raise ArgumentError(
-            f"Expected values of the column {name!r} that {kind} holds; got "
-            f"{values[outside[0]]:g} in the row {outside[0] + 1}, counted from 1, and "
-            f"{len(outside)} such rows in all. Declare other limits, or drop the rows."
-        )
-
-
-def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> None:
-    resolution = 8 * np.finfo(np.float64).eps * max(abs(least), abs(most))
-    if not is_integer and most - least <= resolution:
-        raise ArgumentError(
-            f"Expected columns that vary; {name!r} is {least:g} in every row. Drop it."
-        )
-
-
-def _check_independent(columns: list[FittedColumn], values: Values) -> None:
-    """Raise if a column of real numbers is a linear function of others."""
-    real = [i for i, c in enumerate(columns) if not c.kind.is_integer]
-    if len(real) < 2 or len(values) <= len(real):
-        return
-    x = values[:, real]
-    x = (x - x.mean(0)) / x.std(0)
-    sizes, directions = np.linalg.eigh(x.T @ x / len(x))
-    if sizes[0] > RANK * sizes[-1]:
-        return
-    names = [columns[i].name for i, w in zip(real, directions[:, 0], strict=True) if abs(w) > 1e-3]
-    raise ArgumentError(
-        f"Expected columns without a linear relation; {some(names)} have one, as copies, sums and "
-        "shares do, and the density is infinite. Drop one of them."
-    )
 
 
 @dataclass
@@ -259,13 +171,13 @@ def train(
     module = FlowModule(flow, learning_rate=learning_rate)
     with _in_silence():
         trainer = lightning.Trainer(**settings)
-        with _interruptible(trainer):
+        with _interruptible(trainer), _rows_of(batches):
             trainer.fit(module, checked)
     if not best.best_model_path:
         raise ArgumentError(
             "Expected training to reach its first check; it was interrupted before. Call fit again."
         )
-    kept = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    kept = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     flow.load_state_dict({name.removeprefix(PREFIX): v for name, v in kept.items()})
     return history
 
@@ -282,6 +194,22 @@ def _in_silence() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _rows_of(batches: RandomBatches) -> Iterator[None]:
+    """Name the rows of the table in the error of a loss that is not finite."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        rows = [int(row) for row in batches.drawn[error.rows] + 1]
+        told = f"; its rows of the table, counted from 1, are {some(rows)}" if rows else ""
+        raise NonFiniteLossError(
+            f"Expected a finite loss; got one that is not at step {error.step}{told}. Look at "
+            "these rows, or take a smaller learning_rate.",
+            error.step,
+            rows,
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,15 +1,60 @@
-"""Recognition of the kind of a column from its values."""
+"""Kinds of the columns of a table: declared, or recognised from the values."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from .columns import Column, HeavyTailed, Integer, Real, Values
+from ..errors import ArgumentError
+from .columns import Category, Column, HeavyTailed, Integer, Real, Values
+from .encoding import FittedColumn
+from .rows import Rows, some
+
+# Rows by which kinds are recognised and moments are taken.
+SAMPLE = 200_000
+# A covariance of standardised columns below this share of the largest is rounding.
+RANK = 1e-10
 
 # Integers heap at an end: the least rows, their least share, and the least over the next value.
 ROWS, HEAP, EDGE = 10, 0.05, 0.5
 # Nats a row by which a normal fits better behind asinh than without.
 GAIN = 0.1
+
+
+def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedColumn]:
+    """Recognise the kinds of the columns that are not declared, and fit all, or raise."""
+    unknown = [name for name in declared if name not in rows.names]
+    if unknown:
+        raise ArgumentError(
+            f"Expected columns to name columns of the table, {some(rows.names)}; got "
+            f"{some(unknown)}."
+        )
+    sample = sample_of(rows.values)
+    least, most, integer = _ends(rows.values)
+    found = []
+    for i, (name, dtype, labels) in enumerate(
+        zip(rows.names, rows.dtypes, rows.labels, strict=True)
+    ):
+        values = sample[:, i]
+        # The ends are those of all rows, beside the sample.
+        seen = np.append(values, [least[i], most[i]]) if len(sample) < len(rows.values) else values
+        if labels is not None:
+            kind = Category(labels)
+        elif name in declared:
+            kind = declared[name]
+            _check_declared(kind, rows.values[:, i], name)
+            _check_varies(least[i], most[i], name, is_integer=kind.is_integer)
+        else:
+            _check_varies(least[i], most[i], name, is_integer=bool(integer[i]))
+            kind = recognised(seen, is_integer=bool(integer[i]))
+        found.append(FittedColumn.of(name, kind, dtype, values))
+    _check_independent(found, sample)
+    return found
+
+
+def sample_of(values: Values) -> Values:
+    """Return evenly spaced rows, at most ``SAMPLE`` or so."""
+    return np.array(values[:: max(1, len(values) // SAMPLE)])
 
 
 def recognised(values: Values, *, is_integer: bool) -> Column:
@@ -44,3 +89,49 @@ def recognised(values: Values, *, is_integer: bool) -> Column:
 def _heaps(values: Values, end: float, inside: float) -> bool:
     at_end, beside = int(np.sum(values == end)), int(np.sum(values == inside))
     return at_end >= max(ROWS, HEAP * len(values), EDGE * beside)
+
+
+def _ends(values: Values) -> tuple[Values, Values, np.ndarray]:
+    """Return the smallest and the largest value of each column, and True for integers."""
+    least, most, integer = [], [], []
+    for start in range(0, len(values), SAMPLE):
+        part = values[start : start + SAMPLE]
+        least.append(part.min(0))
+        most.append(part.max(0))
+        integer.append((part == np.floor(part)).all(0))
+    return np.min(least, 0), np.max(most, 0), np.all(integer, 0)
+
+
+def _check_declared(kind: Column, values: Values, name: str) -> None:
+    outside = np.flatnonzero(~kind.allowed(values))
+    if len(outside):
+        raise ArgumentError(
+            f"Expected values of the column {name!r} that {kind} holds; got "
+            f"{values[outside[0]]:g} in the row {outside[0] + 1}, counted from 1, and "
+            f"{len(outside)} such rows in all. Declare other limits, or drop the rows."
+        )
+
+
+def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> None:
+    resolution = 8 * np.finfo(np.float64).eps * max(abs(least), abs(most))
+    if not is_integer and most - least <= resolution:
+        raise ArgumentError(
+            f"Expected columns that vary; {name!r} is {least:g} in every row. Drop it."
+        )
+
+
+def _check_independent(columns: list[FittedColumn], values: Values) -> None:
+    """Raise if a column of real numbers is a linear function of others."""
+    real = [i for i, c in enumerate(columns) if not c.kind.is_integer]
+    if len(real) < 2 or len(values) <= len(real):
+        return
+    x = values[:, real]
+    x = (x - x.mean(0)) / x.std(0)
+    sizes, directions = np.linalg.eigh(x.T @ x / len(x))
+    if sizes[0] > RANK * sizes[-1]:
+        return
+    names = [columns[i].name for i, w in zip(real, directions[:, 0], strict=True) if abs(w) > 1e-3]
+    raise ArgumentError(
+        f"Expected columns without a linear relation; {some(names)} have one, as copies, sums and "
+        "shares do, and the density is infinite. Drop one of them."
+    )

@@ -205,6 +205,8 @@ REFUSED = {
     "missing": ({"a": [1.0, math.nan] * 10}, "in 10 rows.*2, 4, 6"),
     "infinite": ({"a": [1.0, math.inf] * 10}, "infinity.*2, 4"),
     "constant": ({"a": [1.5] * 20, "b": range(20)}, "'a' is 1.5 in every row"),
+    "negative constant": ({"a": [-1.5] * 20, "b": range(20)}, "'a' is -1.5 in every row"),
+    "declared constant": ({"declared": [1.5] * 20}, "'declared' is 1.5 in every row"),
     "copy": ({"a": np.arange(20) ** 0.5, "b": 2 * np.arange(20) ** 0.5}, "a, b have one"),
     "one row": ({"a": [1.0]}, "10 rows.*n_samples=1"),
     "names": ({"a": [f"name {i}" for i in range(40)]}, "40 labels in 40 rows"),
@@ -217,8 +219,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_tables(name):
     columns, words = REFUSED[name]
+    kinds = {"declared": Real()} if "declared" in columns else None
     with pytest.raises(IResNetError, match=words):
-        DensityEstimator(**SHORT).fit(pd.DataFrame(columns))
+        DensityEstimator(kinds, **SHORT).fit(pd.DataFrame(columns))
 
 
 def test_refuses_two_columns_of_one_name():
@@ -326,5 +329,7 @@ def test_refuses_no_file(tmp_path):
 
 def test_stops_at_a_loss_that_is_not_finite(table):
     torch.manual_seed(0)
-    with pytest.raises(NonFiniteLossError, match="step"):
+    with pytest.raises(NonFiniteLossError, match="rows of the table") as caught:
         DensityEstimator(**{**SHORT, "learning_rate": 1e200}).fit(table[["large", "tail"]])
+    assert caught.value.rows
+    assert set(caught.value.rows) <= set(range(1, len(table) + 1))
