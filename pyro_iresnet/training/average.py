@@ -28,6 +28,11 @@ class TenthAverage(WeightAveraging):
 
 @torch.no_grad()
 def _towards(means: Any, values: Any, count: Tensor | int) -> None:
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        means, values, 1 / (1 + 0.1 * float(count))
-    )
+    # The tensors of one call have one dtype; a mask or a counter has no mean.
+    if means[0].is_floating_point():
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            means, values, 1 / (1 + 0.1 * float(count))
+        )
+    else:
+        for mean, value in zip(means, values, strict=True):
+            mean.copy_(value)

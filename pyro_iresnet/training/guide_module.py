@@ -42,6 +42,7 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
         >>> from torch.utils.data import DataLoader
         >>> from pyro_iresnet import AutoIResNet
         >>> from pyro_iresnet.training import GuideModule
+        >>> pyro.clear_param_store()
         >>> def model():
         ...     pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         >>> guide = AutoIResNet(model, num_blocks=2)

@@ -135,6 +135,16 @@ def test_average(tmp_path):
     assert torch.allclose(next(module.parameters()), mean)
 
 
+def test_average_keeps_masks_and_counters(tmp_path):
+    flow = iresnet_flow(2, 1, hidden_features=4)
+    flow.register_buffer("mask", torch.tensor([True, False]))
+    flow.register_buffer("count", torch.tensor(7))
+    fit = trainer(tmp_path, max_steps=3, callbacks=[TenthAverage()])
+    fit.fit(FlowModule(flow), DataLoader(points(16), batch_size=16))
+    assert flow.mask.tolist() == [True, False]
+    assert flow.count == 7
+
+
 @pytest.mark.parametrize("estimator", [None, Roulette()])
 def test_resumes_to_the_same_losses(tmp_path, estimator):
     def made(folder, **options):
