@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .diagnostics import certificate
@@ -22,7 +23,7 @@ console = Console(stderr=True)
 
 Model = Annotated[Path, typer.Argument(help="A file that fit wrote.")]
 Context = Annotated[Path | None, typer.Option(help="A table of the context of each row.")]
-Seed = Annotated[int, typer.Option(help="Decides every random choice.", min=0)]
+Seed = Annotated[int, typer.Option(help="Decides every random choice.", min=0, max=2**63 - 1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 KINDS = "real, positive, heavy-tailed, integer, count, category, real:LOW:HIGH or integer:LOW:HIGH"
@@ -44,7 +45,7 @@ def fit(
     with _errors_as_exit():
         _check_folder(output)
         torch.manual_seed(seed)
-        kinds = dict(map(_declared, columns or []))
+        kinds = _kinds(columns or [])
         estimator = DensityEstimator(kinds or None, max_steps=steps, progress=not quiet)
         estimator.fit(table, context=context)
         estimator.save(output)
@@ -109,7 +110,7 @@ def inspect(model: Model) -> None:
         shown = Console()
         columns = Table("column", "kind", "dtype", title=str(model))
         for column in estimator.encoding_.columns:
-            columns.add_row(column.name, repr(column.kind), column.dtype)
+            columns.add_row(*map(escape, (column.name, repr(column.kind), column.dtype)))
         shown.print(columns)
         history = estimator.history_
         best = int(np.argmin(history.validation))
@@ -132,17 +133,27 @@ def demo(context: typer.Context) -> None:
     demo_app(context.args)
 
 
+def _kinds(columns: list[str]) -> dict[str, Column]:
+    found: dict[str, Column] = {}
+    for text in columns:
+        name, kind = _declared(text)
+        if name in found:
+            raise ArgumentError(f"Expected --columns once for each column; got {name!r} twice.")
+        found[name] = kind
+    return found
+
+
 def _declared(text: str) -> tuple[str, Column]:
     """Read NAME=KIND."""
     name, equals, told = text.rpartition("=")
     kind, *limits = told.split(":")
     try:
-        low, high = [float(x) if x else None for x in limits or ("", "")]
+        low, high = limits or ("", "")
         match kind:
             case "real":
-                return name, Real(low, high)
+                return name, Real(*(float(x) if x else None for x in (low, high)))
             case "integer":
-                return name, Integer(*(None if x is None else int(x) for x in (low, high)))
+                return name, Integer(*(int(x) if x else None for x in (low, high)))
             case "positive" | "count" | "heavy-tailed" | "category" if equals and not limits:
                 made = {
                     "positive": Real(low=0.0),

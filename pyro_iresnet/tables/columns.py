@@ -97,8 +97,14 @@ class _Limited(Column):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, check(value, name))
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ArgumentError(f"Expected low below high; got {self.low} and {self.high}.")
+        if self.low is not None and self.high is not None:
+            if not self.low < self.high:
+                raise ArgumentError(f"Expected low below high; got {self.low} and {self.high}.")
+            if not math.isfinite(self.high - self.low):
+                raise ArgumentError(
+                    f"Expected limits whose distance a double holds; got {self.low} and "
+                    f"{self.high}."
+                )
 
     def curve(self) -> Transform:
         match self.low, self.high:
@@ -226,7 +232,7 @@ class Category(Column):
     def __post_init__(self) -> None:
         if self.labels is None:
             return
-        kinds = str | bool | int | float
+        kinds = str | bool | int | float | np.generic
         if not isinstance(self.labels, list | tuple) or not all(
             isinstance(label, kinds) for label in self.labels
         ):
@@ -234,7 +240,9 @@ class Category(Column):
                 "Expected labels to be a tuple of text, numbers or True and False; got "
                 f"{self.labels!r}."
             )
-        object.__setattr__(self, "labels", tuple(self.labels))
+        # Scalars of NumPy are subclasses of float and str, and a file holds plain types only.
+        plain = [v.item() if isinstance(v, np.generic) else v for v in self.labels]
+        object.__setattr__(self, "labels", tuple(plain))
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise ArgumentError(
                 f"Expected labels to be two different ones or more; got {self.labels}."

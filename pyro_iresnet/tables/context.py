@@ -37,7 +37,7 @@ def fitted_context(rows: Rows) -> tuple[ContextColumn, ...]:
     for i, (name, labels) in enumerate(zip(rows.names, rows.labels, strict=True)):
         values = rows.values[:, i]
         mean, std = float(values.mean()), float(values.std())
-        if labels is None and std == 0:
+        if labels is None and std <= 8 * np.finfo(np.float64).eps * np.abs(values).max():
             raise ArgumentError(
                 f"Expected context columns that vary; {name!r} is {mean:g} in every row. Drop it."
             )

@@ -1,5 +1,6 @@
 """Encoding of a table: columns of any kind on one side, standardised real numbers on the other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,11 @@ from sklearn.covariance import ShrunkCovariance
 from sklearn.model_selection import GridSearchCV
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .columns import Category, Column, Values
 
+# Dtypes of categories, whose order may count.
+CATEGORY, ORDERED = "category", "category, ordered"
 # The distance of the noise to the ends of the unit interval.
 TINY = 2.0**-53
 # Weights of the identity in a covariance.
@@ -41,6 +45,15 @@ class FittedColumn:
     std: float
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value that the kind and the dtype hold."""
+        least, most = self.kind.range()
+        if self.kind.is_integer and self.labels is None:
+            low, high = _range_of(self.dtype)
+            return max(least, low), min(most, high)
+        return least, most
+
+    @property
     def labels(self) -> tuple[Any, ...] | None:
         """The labels of a :class:`Category`; None for numbers."""
         return self.kind.labels if isinstance(self.kind, Category) else None
@@ -48,11 +61,23 @@ class FittedColumn:
     @classmethod
     def of(cls, name: str, kind: Column, dtype: str, values: Values) -> "FittedColumn":
         """Fit a column to the values of the training rows, of which no two need differ."""
+        if not kind.is_integer and not dtype.lower().startswith("float"):
+            # Real numbers do not fit into a column of integers.
+            dtype = "float64"
         a, b = kind.origin(values)
         middles = torch.as_tensor(values) + 0.5 * kind.is_integer
         curve: Any = kind.curve()
         encoded = curve((middles - a) / b)
-        return cls(name, kind, dtype, a, b, float(encoded.mean()), float(encoded.std()))
+        mean, std = float(encoded.mean()), float(encoded.std())
+        if kind.is_integer and std == 0:
+            # A single value, whose noise has a scale of its own.
+            std = 1.0
+        if not (std > 0 and math.isfinite(std) and math.isfinite(mean)):
+            raise ArgumentError(
+                f"Expected numbers whose squares a double holds in the column {name!r}; got a "
+                f"scale of {std:g}. Change the unit."
+            )
+        return cls(name, kind, dtype, a, b, mean, std)
 
 
 class TableEncoding:
@@ -75,7 +100,7 @@ class TableEncoding:
             [getattr(c, name) for c in columns], dtype=torch.float64
         )
         self._a, self._b, self._mean, self._std = map(made, ("a", "b", "mean", "std"))
-        ends = torch.tensor([c.kind.range() for c in columns], dtype=torch.float64)
+        ends = torch.tensor([c.range for c in columns], dtype=torch.float64)
         self._least, self._most = ends.T
         self._is_integer = torch.tensor([c.kind.is_integer for c in columns])
         curves = [c.kind.curve() for c in columns]
@@ -140,13 +165,10 @@ class TableEncoding:
 
     def frame(self, rows: Tensor) -> pd.DataFrame:
         """Return rows of numbers as a table, with the labels and the dtypes of the columns."""
-        found = {}
-        for column, values in zip(self.columns, rows.numpy().T, strict=True):
-            if isinstance(column.kind, Category):
-                labels = pd.Series(column.kind.labels, dtype=_of_labels(column.dtype))
-                found[column.name] = labels.iloc[values.astype(int)].reset_index(drop=True)
-            else:
-                found[column.name] = pd.Series(values).astype(column.dtype)
+        found = {
+            column.name: _series(column, values)
+            for column, values in zip(self.columns, rows.numpy().T, strict=True)
+        }
         return pd.DataFrame(found)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -159,6 +181,37 @@ class TableEncoding:
         return torch.where(self._is_integer, rows.floor(), rows).clamp(self._least, self._most)
 
 
-def _of_labels(dtype: str) -> str:
-    """Return the dtype of labels; a list of categories has no name of its own."""
-    return dtype if dtype in ("bool", "boolean", "string", "str") else "object"
+def _series(column: FittedColumn, values: Values) -> pd.Series:
+    """Return numbers as a column of the table."""
+    if column.labels is not None:
+        at = values.astype(int)
+        if column.dtype in (CATEGORY, ORDERED):
+            return pd.Series(
+                pd.Categorical.from_codes(at, list(column.labels), ordered=column.dtype == ORDERED)
+            )
+        dtype = "object" if column.dtype == "object" else column.dtype
+        return pd.Series(column.labels, dtype=dtype).iloc[at].reset_index(drop=True)
+    if column.kind.is_integer:
+        if column.dtype.lower().startswith("float"):
+            return pd.Series(values).astype(column.dtype)
+        return pd.Series(values.astype(np.int64)).astype(column.dtype)
+    cast = pd.Series(values).astype(column.dtype)
+    if column.dtype.lower().startswith("float64"):
+        return cast
+    # A narrow dtype may round a sample to a limit, or beyond.
+    narrow = np.dtype(column.dtype.lower()).type
+    least, most = column.range
+    info = np.finfo(narrow)
+    low, high = max(narrow(least), info.min), min(narrow(most), info.max)
+    low = np.nextafter(low, narrow(np.inf)) if float(low) < least else low
+    high = np.nextafter(high, narrow(-np.inf)) if float(high) > most else high
+    return cast.clip(low, high).astype(column.dtype)
+
+
+def _range_of(dtype: str) -> tuple[float, float]:
+    """Return the smallest and the largest integer of a dtype that a double tells apart."""
+    try:
+        info = np.iinfo(dtype.lower().removesuffix("[pyarrow]"))
+    except (TypeError, ValueError):
+        return -(2.0**53), 2.0**53
+    return max(float(info.min), -(2.0**53)), min(float(info.max), 2.0**53)

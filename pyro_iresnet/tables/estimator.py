@@ -138,7 +138,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """
         self.check_parameters()
         with tempfile.TemporaryDirectory() as folder:
-            rows = read(source_of(X), self.columns or {}, Path(folder) / "rows")
+            kinds = {str(name): kind for name, kind in (self.columns or {}).items()}
+            rows = read(source_of(X), kinds, Path(folder) / "rows")
             given = None
             if context is not None:
                 given = read(source_of(context, "context"), {}, Path(folder) / "context")
@@ -192,7 +193,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         settings = self.get_params(deep=False) | {"trainer": None}
-        settings["columns"] = {n: files.to_plain(k) for n, k in (self.columns or {}).items()}
+        # A search over parameters sets scalars of NumPy.
+        settings = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
+        kinds = (self.columns or {}).items()
+        settings["columns"] = {str(n): files.to_plain(k) for n, k in kinds}
         settings["options"] = None if self.options is None else self.options.to_json()
         content = {
             "settings": settings,
@@ -256,13 +260,14 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     def _fit(self, rows: Rows, context: Rows | None, folder: Path) -> None:
         count, dim = rows.values.shape
-        columns = fitted_columns(rows, self.columns or {})
+        kinds = {str(name): kind for name, kind in (self.columns or {}).items()}
+        columns = fitted_columns(rows, kinds)
         fitted = None if context is None else fitted_context(context)
         model = TableModel(
             TableEncoding.of(columns, sample_of(rows.values)),
             fitted,
-            self.num_blocks,
-            self.hidden_features,
+            int(self.num_blocks),
+            widths(self.hidden_features),
             options_for(count, dim) if self.options is None else self.options,
             is_array=rows.is_array,
         )
@@ -270,7 +275,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         if context is not None and fitted is not None:
             encoded = encoded_context(fitted, context.values)
         order = torch.randperm(count).numpy()
-        number = max(1, round(self.validation_fraction * count))
+        number = min(max(1, round(self.validation_fraction * count)), count - 2)
         held_out, training = order[:number], order[number:]
         checks, between = checks_of(count, self.batch_size, self.max_steps)
         self.history_ = train(

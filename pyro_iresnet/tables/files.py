@@ -28,7 +28,7 @@ def write(path: Path, content: dict[str, Any], version: str) -> None:
     body = io.BytesIO()
     torch.save(content, body)
     payload = body.getvalue()
-    header = {"format": FORMAT, "version": version, "sha256": hashlib.sha256(payload).hexdigest()}
+    header = {"format": FORMAT, "version": version, "sha256": _digest(FORMAT, version, payload)}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -60,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
             f"Expected a file of format {FORMAT} or older; {path} has format {number}, of version "
             f"{version}. Install that version."
         )
-    if hashlib.sha256(payload).hexdigest() != digest:
+    if _digest(number, version, payload) != digest:
         raise ArgumentError(
             f"Expected {path} as it was saved; its checksum differs, so it was cut or changed. "
             "Copy it again."
@@ -69,6 +69,10 @@ def load(path: Path) -> dict[str, Any]:
         return torch.load(io.BytesIO(payload), weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ArgumentError(f"Expected tensors and plain types in {path}; {error}.") from error
+
+
+def _digest(number: int, version: str, payload: bytes) -> str:
+    return hashlib.sha256(f"{number} {version}\n".encode() + payload).hexdigest()
 
 
 def to_plain(kind: Column) -> dict[str, Any]:

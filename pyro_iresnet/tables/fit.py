@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -175,7 +176,8 @@ def train(
             trainer.fit(module, checked)
     if not best.best_model_path:
         raise ArgumentError(
-            "Expected training to reach its first check; it was interrupted before. Call fit again."
+            "Expected training to reach its first check of the held-out rows; it ended before. "
+            "Call fit again, with max_steps and trainer options that reach one."
         )
     kept = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     flow.load_state_dict({name.removeprefix(PREFIX): v for name, v in kept.items()})
@@ -216,11 +218,13 @@ def _rows_of(batches: RandomBatches) -> Iterator[None]:
 def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
     """Return from a training that Ctrl-C stops, where Lightning would leave the process."""
     handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
     try:
         yield
     except SystemExit:
         if not trainer.interrupted:
             raise
     finally:
-        # Lightning ignores further Ctrl-C from the first one on.
-        signal.signal(signal.SIGINT, handler)
+        # Lightning ignores further Ctrl-C from the first one on; only the main thread may mend it.
+        if is_main:
+            signal.signal(signal.SIGINT, handler)

@@ -61,7 +61,10 @@ class TableModel:
         source = source_of(table)
         parts = source.parts()
         names = not self.is_array
-        return np.concatenate([fixed(p, self.encoding.columns, source, names=names) for p in parts])
+        found = [fixed(p, self.encoding.columns, source, names=names) for p in parts]
+        if not any(map(len, found)):
+            raise ArgumentError(f"Expected rows in {source.label}; got 0 sample(s).")
+        return np.concatenate(found)
 
     def encoded_context(self, context: Any, count: int | None = None) -> Values | None:
         """Read and encode a context of ``count`` rows, or raise if there should be none."""
@@ -89,7 +92,8 @@ class TableModel:
             where = inside[start : start + size]
             part = None if context is None else context[where]
             found[where] = self._log_prob(torch.from_numpy(rows[where]), part).numpy()
-        return found
+        # Beyond the doubles of the encoding a density is 0.
+        return np.where(np.isnan(found), -np.inf, found)
 
     @torch.no_grad()
     def draw(self, count: int, context: Values | None) -> pd.DataFrame:

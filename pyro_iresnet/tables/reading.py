@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
+from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 
@@ -50,6 +51,10 @@ def source_of(table: Any, name: str = "X") -> Source:
         return Source(name, lambda: _in_parts(table))
     if isinstance(table, pd.Series):
         return Source(name, lambda: _in_parts(table.to_frame()))
+    if isinstance(table, np.ma.MaskedArray):
+        table = np.ma.filled(table.astype(float), np.nan)
+    if isinstance(table, Tensor):
+        table = table.detach().cpu().numpy()
     if hasattr(table, "toarray"):
         raise ArgumentTypeError(
             f"Expected {name} to be a dense table; got the sparse {type(table).__name__}. Pass "
@@ -63,10 +68,15 @@ def source_of(table: Any, name: str = "X") -> Source:
 
 
 def _of_array(array: np.ndarray, label: str) -> Source:
-    if array.ndim != 2:
+    if array.ndim != 2 and array.dtype.names is None:
         hint = f" Reshape {label} to (n, 1) or (1, D)." if array.ndim == 1 else ""
         raise ArgumentError(
             f"Expected {label} to be a table of shape (n, D); got shape {array.shape}.{hint}"
+        )
+    if array.dtype.names is not None:
+        raise ArgumentError(
+            f"Expected {label} to be a table of numbers; got a structured array. Pass "
+            f"pandas.DataFrame({label})."
         )
     if array.dtype.kind == "c":
         raise ArgumentError(
@@ -163,7 +173,7 @@ def _first_row(path: Path) -> tuple[list[str], str]:
 
 def _is_header(cells: list[str], path: Path) -> bool:
     """Return True if the first row names the columns: all text, or the numbers 0, 1, 2, ..."""
-    if [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
+    if len(cells) > 1 and [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
         return True
     said = [cell for cell in cells if cell.strip().lower() not in MISSING]
     text = [_is_text(cell) for cell in said]

@@ -1,5 +1,6 @@
 """Rows of a table as numbers, with labels by their position in a list."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .reading import Source
 EXACT = 2.0**53
 # The fewest rows of a fit.
 LEAST = 10
+COMMA = re.compile(r"[-+]?\d+,\d+")
 # More labels than this, most of them in one row, are names or badly read numbers.
 FEW_LABELS = 20
 
@@ -74,17 +76,26 @@ class _Reader:
     def __init__(self, source: Source, first: pd.DataFrame, declared: Mapping[str, object]) -> None:
         self.source, self.count = source, 0
         self.names = names_of(first, source.label)
-        self.dtypes = tuple(str(dtype) for dtype in first.dtypes)
+        self.dtypes = tuple(map(_name_of, first.dtypes))
         self.numbered: list[dict[Any, int] | None] = []
         for name, dtype in zip(self.names, first.dtypes, strict=True):
             given = declared.get(name)
-            is_label = isinstance(given, Category) or _holds_labels(dtype, name, source.label)
+            holds_labels = _holds_labels(dtype, name, source.label)
+            if holds_labels and given is not None and not isinstance(given, Category):
+                raise ArgumentError(
+                    f"Expected numbers in the column {name!r} of {source.label}, declared as "
+                    f"{given}; got {dtype}. Declare Category(), or make numbers of the column."
+                )
+            is_label = isinstance(given, Category) or holds_labels
             known = given.labels if isinstance(given, Category) else None
+            if known is None and isinstance(dtype, pd.CategoricalDtype):
+                # Categories have an order of their own.
+                used = set(first[first.columns[len(self.numbered)]].dropna())
+                known = [c for c in dtype.categories if c in used]
             self.numbered.append({v: i for i, v in enumerate(known or ())} if is_label else None)
-        self.fixed = [
-            isinstance(given := declared.get(name), Category) and given.labels is not None
-            for name in self.names
-        ]
+        self.fixed = [bool(numbered) for numbered in self.numbered]
+        # A later part may hold labels that look like numbers.
+        self.is_text = [_is_text(dtype) for dtype in first.dtypes]
 
     def numbers(self, part: pd.DataFrame) -> Values:
         """Return the numbers of a part, shape ``(n, D)``."""
@@ -101,8 +112,10 @@ class _Reader:
             if numbered is None:
                 found[:, i] = numbers(column, name, self.source.label, self.count)
                 continue
+            _check_labels(column, name, self.source.label)
+            if self.is_text[i]:
+                column = column.map(_as_text)
             if not self.fixed[i]:
-                _check_labels(column, name, self.source.label)
                 for label in column.unique():
                     numbered.setdefault(_plain(label), len(numbered))
             found[:, i] = positions(column, numbered, name, self.source.label)
@@ -122,6 +135,13 @@ class _Reader:
                     f"Expected labels in the column {self.names[i]!r} of {self.source.label} that "
                     f"repeat, or numbers; got {len(labels)} labels in {self.count} rows, such as "
                     f"{labels[0]!r}. Drop a column of names; write numbers with a decimal point."
+                )
+            commas = [v for v in labels if isinstance(v, str) and COMMA.fullmatch(v.strip())]
+            if commas:
+                raise ArgumentError(
+                    f"Expected numbers with a decimal point in the column {self.names[i]!r} of "
+                    f"{self.source.label}; got {commas[0]!r}. Read the table with "
+                    "pandas.read_csv(..., decimal=',')."
                 )
             order = sorted(range(len(labels)), key=lambda j: (str(type(labels[j])), labels[j]))
             place = np.empty(len(labels))
@@ -163,6 +183,9 @@ def fixed(part: pd.DataFrame, columns: Sequence[Any], source: Source, *, names: 
         if column.labels is None:
             found[:, i] = numbers(values, column.name, source.label, 0)
         else:
+            _check_labels(values, column.name, source.label)
+            if all(isinstance(label, str) for label in column.labels):
+                values = values.map(_as_text)
             numbered = {label: at for at, label in enumerate(column.labels)}
             found[:, i] = positions(values, numbered, column.name, source.label)
     return found
@@ -202,6 +225,13 @@ def check_present(column: pd.Series, name: str, label: str, before: int) -> None
 
 def numbers(column: pd.Series, name: str, label: str, before: int) -> Values:
     """Return a column of numbers as doubles, or raise."""
+    if column.dtype == object:
+        column = column.infer_objects()
+    if _holds_labels(column.dtype, name, label) and not pd.api.types.is_bool_dtype(column.dtype):
+        raise ArgumentError(
+            f"Expected numbers in the column {name!r} of {label}; got {column.dtype}, such as "
+            f"{column.iloc[0]!r}."
+        )
     try:
         found = column.to_numpy(dtype=np.float64)
     except (ValueError, TypeError) as error:
@@ -248,6 +278,23 @@ def _check_labels(column: pd.Series, name: str, label: str) -> None:
                 f"Expected text, numbers or True and False in the column {name!r} of {label}; got "
                 f"{kind.__name__}, and an argument must be a string or a number."
             )
+
+
+def _name_of(dtype: Any) -> str:
+    if isinstance(dtype, pd.CategoricalDtype):
+        return "category, ordered" if dtype.ordered else "category"
+    return str(dtype)
+
+
+def _is_text(dtype: Any) -> bool:
+    kinds = pd.api.types
+    is_text = kinds.is_string_dtype(dtype) or kinds.is_object_dtype(dtype)
+    return is_text and not isinstance(dtype, pd.CategoricalDtype) and not kinds.is_bool_dtype(dtype)
+
+
+def _as_text(value: Any) -> Any:
+    """Return a number as the text that a file has for it; True and False as they are."""
+    return value if isinstance(value, bool | np.bool_) else str(value)
 
 
 def _holds_labels(dtype: Any, name: str, label: str) -> bool:

@@ -84,6 +84,12 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
         (flow,) = self.density
         if not isinstance(flow, OfPyro):
             return flow.log_prob(x, *context)
+        is_conditional = isinstance(flow, ConditionalTransformedDistribution)
+        if is_conditional != bool(context):
+            wanted = "(x, context)" if is_conditional else "x or (x,)"
+            raise ArgumentError(
+                f"Expected batches of {wanted} for this flow; got {1 + len(context)} tensors."
+            )
         if isinstance(flow, ConditionalTransformedDistribution):
             flow = flow.condition(*context)
         # The transforms remember their last call, with the parameters of then.
