@@ -88,12 +88,15 @@ class _Reader:
                 )
             is_label = isinstance(given, Category) or holds_labels
             known = given.labels if isinstance(given, Category) else None
-            if known is None and isinstance(dtype, pd.CategoricalDtype):
-                # Categories have an order of their own.
-                used = set(first[first.columns[len(self.numbered)]].dropna())
-                known = [c for c in dtype.categories if c in used]
             self.numbered.append({v: i for i, v in enumerate(known or ())} if is_label else None)
         self.fixed = [bool(numbered) for numbered in self.numbered]
+        # Categories have an order of their own.
+        self.orders = [
+            {_plain(c): i for i, c in enumerate(dtype.categories)}
+            if isinstance(dtype, pd.CategoricalDtype)
+            else {}
+            for dtype in first.dtypes
+        ]
         # A later part may hold labels that look like numbers.
         self.is_text = [_is_text(dtype) for dtype in first.dtypes]
 
@@ -143,7 +146,11 @@ class _Reader:
                     f"{self.source.label}; got {commas[0]!r}. Read the table with "
                     "pandas.read_csv(..., decimal=',')."
                 )
-            order = sorted(range(len(labels)), key=lambda j: (str(type(labels[j])), labels[j]))
+            keys = [
+                (self.orders[i].get(label, len(labels)), str(type(label)), label)
+                for label in labels
+            ]
+            order = sorted(range(len(labels)), key=keys.__getitem__)
             place = np.empty(len(labels))
             place[order] = np.arange(len(labels))
             values[:, i] = place[values[:, i].astype(int)]

@@ -59,6 +59,14 @@ def test_parts(tmp_path, monkeypatch):
         assert rows.values[-1, 1] == 2
 
 
+def test_categories_of_a_later_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 5)
+    levels = pd.Categorical(list("mmmmmmlllhhh"), ["l", "m", "unused", "h"])
+    rows = read(source_of(pd.DataFrame({"a": levels})), {}, tmp_path / "scratch")
+    assert rows.labels == (("l", "m", "h"),)
+    assert rows.values[:, 0].tolist() == [1] * 6 + [0] * 3 + [2] * 3
+
+
 def test_labels_of_numbers(tmp_path):
     source = source_of(pd.DataFrame({"a": [3, 1, 3, 1, 7] * 3}))
     rows = read(source, {"a": Category()}, tmp_path / "scratch")
