@@ -1,7 +1,7 @@
 """The data of the demo, and the tables that users bring."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..tables.cells import some
+from ..tables.reading import is_header
 
 LEVELS = 17
 HELD_OUT_DIGITS = 297
-# Texts for a cell without a value; in a first row they count neither as names nor as numbers.
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_table(path: Path) -> Table:
     if constant:
         raise ArgumentError(
             f"Expected columns of {path} that vary; these are constant over the training rows: "
-            f"{_some(constant)}. Drop them."
+            f"{some(constant)}. Drop them."
         )
     # Double precision up to here, so that time stamps keep their seconds.
     dtype = torch.get_default_dtype()
@@ -135,14 +135,14 @@ def read_table(path: Path) -> pd.DataFrame:
     text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
     if text:
         raise ArgumentError(
-            f"Expected numbers in every column of {path}; these hold text: {_some(text)}. "
+            f"Expected numbers in every column of {path}; these hold text: {some(text)}. "
             "Drop or encode them."
         )
     bad = np.flatnonzero(~np.isfinite(frame.to_numpy(dtype=np.float64)).all(axis=1))
     if len(bad):
         raise ArgumentError(
             f"Expected a number in every cell of {path}; NaN or infinity in {len(bad)} of "
-            f"{len(frame)} rows, counted from 1 without the header: {_some(bad + 1)}. "
+            f"{len(frame)} rows, counted from 1 without the header: {some(bad + 1)}. "
             "Drop or fill them."
         )
     return frame
@@ -179,7 +179,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
             # Pandas warns if a row is longer than the header, when cells would be lost.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-            header = _is_header(first.iloc[0].tolist(), path)
+            header = is_header(first.iloc[0].tolist(), path)
             frame = pd.read_csv(
                 path, header=0 if header else None, index_col=False, skipinitialspace=True
             )
@@ -188,36 +188,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
             raise
         raise ArgumentError(f"Expected a table of numbers in {path}; {error}.") from error
     return frame if header else frame.rename(columns="column {}".format)
-
-
-def _is_header(cells: list[str], path: Path) -> bool:
-    """Return True if the first row names the columns: all text, or the numbers 0, 1, 2, ..."""
-    if [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
-        return True
-    said = [cell for cell in cells if cell.strip().lower() not in MISSING]
-    text = [_is_text(cell) for cell in said]
-    if any(text) and not all(text):
-        odd = said[text.index(True)]
-        raise ArgumentError(
-            f"Expected the first row of {path} to be all names or all numbers; got both, "
-            f"{odd.strip()!r} among them. Add a header row, or mend the cell."
-        )
-    return bool(text) and all(text)
-
-
-def _is_text(cell: str) -> bool:
-    if cell.strip().lower() in ("true", "false"):
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return True
-    return False
-
-
-def _some(items: Iterable[object]) -> str:
-    listed = [str(item) for item in items]
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
 
 def checkerboard(n: int) -> Tensor:

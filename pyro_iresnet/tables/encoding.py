@@ -14,10 +14,9 @@ from sklearn.model_selection import GridSearchCV
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .cells import CATEGORY, ORDERED
 from .columns import Category, Column, Values
 
-# Dtypes of categories, whose order may count.
-CATEGORY, ORDERED = "category", "category, ordered"
 # The distance of the noise to the ends of the unit interval.
 TINY = 2.0**-53
 # Weights of the identity in a covariance.
@@ -189,8 +188,7 @@ def _series(column: FittedColumn, values: Values) -> pd.Series:
             return pd.Series(
                 pd.Categorical.from_codes(at, list(column.labels), ordered=column.dtype == ORDERED)
             )
-        dtype = "object" if column.dtype == "object" else column.dtype
-        return pd.Series(column.labels, dtype=dtype).iloc[at].reset_index(drop=True)
+        return pd.Series(column.labels, dtype=column.dtype).iloc[at].reset_index(drop=True)
     if column.kind.is_integer:
         if column.dtype.lower().startswith("float"):
             return pd.Series(values).astype(column.dtype)

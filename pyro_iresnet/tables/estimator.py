@@ -144,7 +144,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             if context is not None:
                 given = read(source_of(context, "context"), {}, Path(folder) / "context")
                 check_as_many(len(rows.values), len(given.values))
-            self._fit(rows, given, Path(folder))
+            self._fit(rows, given, kinds, Path(folder))
         return self
 
     def score_samples(self, X: Any, context: Any = None) -> Values:
@@ -258,9 +258,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         for name, kind in (self.columns or {}).items():
             check_instance(kind, Column, f"columns[{name!r}]", "Real(low=0.0)")
 
-    def _fit(self, rows: Rows, context: Rows | None, folder: Path) -> None:
+    def _fit(
+        self, rows: Rows, context: Rows | None, kinds: Mapping[str, Column], folder: Path
+    ) -> None:
         count, dim = rows.values.shape
-        kinds = {str(name): kind for name, kind in (self.columns or {}).items()}
         columns = fitted_columns(rows, kinds)
         fitted = None if context is None else fitted_context(context)
         model = TableModel(

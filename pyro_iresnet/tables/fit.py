@@ -26,8 +26,8 @@ from ..errors import ArgumentError
 from ..norms import Cholesky
 from ..options import BlockOptions
 from ..training import FlowModule, NonFiniteLossError, TenthAverage
+from .cells import some
 from .data import RandomBatches, TableBatches
-from .rows import some
 
 # The least rows for each column without more damping.
 FEW_ROWS = 100

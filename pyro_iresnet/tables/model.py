@@ -87,11 +87,12 @@ class TableModel:
         """Return the log-density of each row of numbers, given the encoded context."""
         found = np.full(len(rows), -np.inf)
         inside = np.flatnonzero(self.encoding.allowed(rows))
-        size = max(1, CHUNK // len(self.encoding.points(DRAWS)))
+        points = self.encoding.points(DRAWS)
+        size = max(1, CHUNK // len(points))
         for start in range(0, len(inside), size):
             where = inside[start : start + size]
             part = None if context is None else context[where]
-            found[where] = self._log_prob(torch.from_numpy(rows[where]), part).numpy()
+            found[where] = self._log_prob(torch.from_numpy(rows[where]), part, points).numpy()
         # Beyond the doubles of the encoding a density is 0.
         return np.where(np.isnan(found), -np.inf, found)
 
@@ -136,8 +137,7 @@ class TableModel:
         return model
 
     @torch.no_grad()
-    def _log_prob(self, rows: Tensor, context: Values | None) -> Tensor:
-        points = self.encoding.points(DRAWS)
+    def _log_prob(self, rows: Tensor, context: Values | None, points: Tensor) -> Tensor:
         noisy = rows.repeat_interleave(len(points), 0)
         z, slope = self.encoding.encode(noisy, points.repeat(len(rows), 1))
         given = None

@@ -135,7 +135,7 @@ def _csv_parts(path: Path) -> Iterator[pd.DataFrame]:
             # Pandas warns if a row is longer than the header, when cells would be lost.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             cells, delimiter = _first_row(path)
-            header = _is_header(cells, path)
+            header = is_header(cells, path)
             with pd.read_csv(
                 path,
                 sep=delimiter,
@@ -171,7 +171,7 @@ def _first_row(path: Path) -> tuple[list[str], str]:
     return cells, delimiter
 
 
-def _is_header(cells: list[str], path: Path) -> bool:
+def is_header(cells: list[str], path: Path) -> bool:
     """Return True if the first row names the columns: all text, or the numbers 0, 1, 2, ..."""
     if len(cells) > 1 and [cell.strip() for cell in cells] == [str(i) for i in range(len(cells))]:
         return True

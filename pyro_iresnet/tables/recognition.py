@@ -6,9 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import ArgumentError
+from .cells import some
 from .columns import Category, Column, HeavyTailed, Integer, Real, Values
 from .encoding import FittedColumn
-from .rows import Rows, some
+from .rows import Rows
 
 # Rows by which kinds are recognised and moments are taken.
 SAMPLE = 200_000

@@ -1,7 +1,7 @@
 """Rows of a table as numbers, with labels by their position in a list."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError
+from .cells import (
+    as_text,
+    check_labels,
+    check_present,
+    dtype_name,
+    holds_labels,
+    is_text,
+    numbers,
+    plain,
+    positions,
+    some,
+)
 from .columns import Category, Values
 from .reading import Source
 
-# Integers beyond this number have no double of their own.
-EXACT = 2.0**53
 # The fewest rows of a fit.
 LEAST = 10
 COMMA = re.compile(r"[-+]?\d+,\d+")
@@ -76,29 +86,29 @@ class _Reader:
     def __init__(self, source: Source, first: pd.DataFrame, declared: Mapping[str, object]) -> None:
         self.source, self.count = source, 0
         self.names = names_of(first, source.label)
-        self.dtypes = tuple(map(_name_of, first.dtypes))
+        self.dtypes = tuple(map(dtype_name, first.dtypes))
         self.numbered: list[dict[Any, int] | None] = []
         for name, dtype in zip(self.names, first.dtypes, strict=True):
             given = declared.get(name)
-            holds_labels = _holds_labels(dtype, name, source.label)
-            if holds_labels and given is not None and not isinstance(given, Category):
+            has_labels = holds_labels(dtype, name, source.label)
+            if has_labels and given is not None and not isinstance(given, Category):
                 raise ArgumentError(
                     f"Expected numbers in the column {name!r} of {source.label}, declared as "
                     f"{given}; got {dtype}. Declare Category(), or make numbers of the column."
                 )
-            is_label = isinstance(given, Category) or holds_labels
+            is_label = isinstance(given, Category) or has_labels
             known = given.labels if isinstance(given, Category) else None
             self.numbered.append({v: i for i, v in enumerate(known or ())} if is_label else None)
         self.fixed = [bool(numbered) for numbered in self.numbered]
         # Categories have an order of their own.
         self.orders = [
-            {_plain(c): i for i, c in enumerate(dtype.categories)}
+            {plain(c): i for i, c in enumerate(dtype.categories)}
             if isinstance(dtype, pd.CategoricalDtype)
             else {}
             for dtype in first.dtypes
         ]
         # A later part may hold labels that look like numbers.
-        self.is_text = [_is_text(dtype) for dtype in first.dtypes]
+        self.is_text = [is_text(dtype) for dtype in first.dtypes]
 
     def numbers(self, part: pd.DataFrame) -> Values:
         """Return the numbers of a part, shape ``(n, D)``."""
@@ -115,12 +125,12 @@ class _Reader:
             if numbered is None:
                 found[:, i] = numbers(column, name, self.source.label, self.count)
                 continue
-            _check_labels(column, name, self.source.label)
+            check_labels(column, name, self.source.label)
             if self.is_text[i]:
-                column = column.map(_as_text)
+                column = column.map(as_text)
             if not self.fixed[i]:
                 for label in column.unique():
-                    numbered.setdefault(_plain(label), len(numbered))
+                    numbered.setdefault(plain(label), len(numbered))
             found[:, i] = positions(column, numbered, name, self.source.label)
         self.count += len(part)
         return found
@@ -190,9 +200,9 @@ def fixed(part: pd.DataFrame, columns: Sequence[Any], source: Source, *, names: 
         if column.labels is None:
             found[:, i] = numbers(values, column.name, source.label, 0)
         else:
-            _check_labels(values, column.name, source.label)
+            check_labels(values, column.name, source.label)
             if all(isinstance(label, str) for label in column.labels):
-                values = values.map(_as_text)
+                values = values.map(as_text)
             numbered = {label: at for at, label in enumerate(column.labels)}
             found[:, i] = positions(values, numbered, column.name, source.label)
     return found
@@ -218,106 +228,3 @@ def names_of(frame: pd.DataFrame, label: str) -> tuple[str, ...]:
             "that pandas writes. Name or drop them (to_csv(index=False))."
         )
     return names
-
-
-def check_present(column: pd.Series, name: str, label: str, before: int) -> None:
-    """Raise if a cell of a column is missing; ``before`` counts the rows of earlier parts."""
-    missing = np.flatnonzero(column.isna())
-    if len(missing):
-        raise ArgumentError(
-            f"Expected a value in every cell of {label}; NaN or nothing in the column {name!r} in "
-            f"{len(missing)} rows, counted from 1: {some(missing + before + 1)}. Drop or fill them."
-        )
-
-
-def numbers(column: pd.Series, name: str, label: str, before: int) -> Values:
-    """Return a column of numbers as doubles, or raise."""
-    if column.dtype == object:
-        column = column.infer_objects()
-    if _holds_labels(column.dtype, name, label) and not pd.api.types.is_bool_dtype(column.dtype):
-        raise ArgumentError(
-            f"Expected numbers in the column {name!r} of {label}; got {column.dtype}, such as "
-            f"{column.iloc[0]!r}."
-        )
-    try:
-        found = column.to_numpy(dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise ArgumentError(
-            f"Expected numbers in the column {name!r} of {label}; got {column.dtype}: {error}."
-        ) from error
-    infinite = np.flatnonzero(~np.isfinite(found))
-    if len(infinite):
-        raise ArgumentError(
-            f"Expected finite numbers in the column {name!r} of {label}; got infinity in the rows "
-            f"{some(infinite + before + 1)}, counted from 1. Drop or replace them."
-        )
-    if pd.api.types.is_integer_dtype(column.dtype) and bool((np.abs(found) > EXACT).any()):
-        raise ArgumentError(
-            f"Expected integers up to 2^53 in the column {name!r} of {label}, which a double "
-            "holds. Subtract a constant, or drop a column of identifiers."
-        )
-    return found
-
-
-def positions(column: pd.Series, numbered: Mapping[Any, int], name: str, label: str) -> Values:
-    """Return the positions of labels in their list, or raise for a label that is not there."""
-    found = column.map(lambda value: numbered.get(_plain(value), -1)).to_numpy(dtype=np.float64)
-    unknown = sorted({str(value) for value in column[found < 0]})
-    if unknown:
-        raise ArgumentError(
-            f"Expected labels among {some(list(numbered))} in the column {name!r} of {label}; got "
-            f"{some(unknown)}. Fit again with rows that have them, or drop the rows."
-        )
-    return found
-
-
-def some(items: Iterable[object]) -> str:
-    """Write up to ten items, and the number of the others."""
-    listed = [str(item) for item in items]
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
-
-
-def _check_labels(column: pd.Series, name: str, label: str) -> None:
-    """Raise if a label is neither text nor a number nor True or False."""
-    for kind in {type(value) for value in column}:
-        if not issubclass(kind, str | bool | int | float | np.generic):
-            raise ArgumentTypeError(
-                f"Expected text, numbers or True and False in the column {name!r} of {label}; got "
-                f"{kind.__name__}, and an argument must be a string or a number."
-            )
-
-
-def _name_of(dtype: Any) -> str:
-    if isinstance(dtype, pd.CategoricalDtype):
-        return "category, ordered" if dtype.ordered else "category"
-    return str(dtype)
-
-
-def _is_text(dtype: Any) -> bool:
-    kinds = pd.api.types
-    is_text = kinds.is_string_dtype(dtype) or kinds.is_object_dtype(dtype)
-    return is_text and not isinstance(dtype, pd.CategoricalDtype) and not kinds.is_bool_dtype(dtype)
-
-
-def _as_text(value: Any) -> Any:
-    """Return a number as the text that a file has for it; True and False as they are."""
-    return value if isinstance(value, bool | np.bool_) else str(value)
-
-
-def _holds_labels(dtype: Any, name: str, label: str) -> bool:
-    kinds = pd.api.types
-    if kinds.is_bool_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype):
-        return True
-    if kinds.is_numeric_dtype(dtype) and not kinds.is_complex_dtype(dtype):
-        return False
-    if kinds.is_string_dtype(dtype) or kinds.is_object_dtype(dtype):
-        return True
-    raise ArgumentError(
-        f"Expected numbers or labels in the column {name!r} of {label}; got {dtype}. Make a number "
-        "of it, such as the days since the first date."
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Return a label as a plain Python object, so that it can be compared and saved."""
-    return value.item() if isinstance(value, np.generic) else value
