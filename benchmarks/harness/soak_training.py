@@ -18,7 +18,7 @@ from torch.distributions import Transform
 from pyro_iresnet import AutoIResNet, iresnet_flow, iresnet_stack
 from pyro_iresnet._modules import modules_of
 from pyro_iresnet.blocks import Block
-from pyro_iresnet.demo.data import checkerboard
+from pyro_iresnet.demo.checkerboard import checkerboard
 
 from ..targets.posteriors import banana
 from .certified import check_inverse, promised, together

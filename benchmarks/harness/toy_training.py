@@ -3,6 +3,7 @@
 import base64
 import math
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict, TypeVar
@@ -182,10 +183,12 @@ def drawn(log_prob: Callable[[Tensor], Tensor]) -> str:
     density = torch.cat([log_prob(part).double().exp() for part in nodes.split(CHUNK)])
     # Half a percent of the nodes may be brighter than white: one spike does not hide the rest.
     levels = (density / density.quantile(0.995)).clamp(0, 1) * 255
-    return base64.b64encode(bytes(levels.round().to(torch.uint8).tolist())).decode()
+    shades = bytes(levels.round().to(torch.uint8).tolist())
+    return base64.b64encode(zlib.compress(shades, 9)).decode()
 
 
 def seen_as(grid: str) -> Tensor:
     """Decode a grid of :func:`drawn`, rows from the bottom up, in [0, 1]."""
-    levels = torch.tensor(list(base64.b64decode(grid)), dtype=torch.float32)
+    shades = zlib.decompress(base64.b64decode(grid))
+    levels = torch.tensor(list(shades), dtype=torch.float32)
     return levels.reshape(GRID, GRID).T / 255

@@ -2,25 +2,59 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import lightning
 import torch
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import ActNorm
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_iresnet import IResNetTransform
-from pyro_iresnet.demo.data import checkerboard, digits
-from pyro_iresnet.demo.fit import fit
+from pyro_iresnet.demo.checkerboard import checkerboard
 from pyro_iresnet.hosts.nflows import IResNetComposite
 from pyro_iresnet.norms import Norm
+from pyro_iresnet.training import FlowModule, TenthAverage
 
 from ..harness.runs import Runs
 from ..peers.contenders import GRAM, Work
+from ..targets.digits import digits
 
 BATCH = 256
+
+
+def train(flow: Flow, batch: Callable[[int], Tensor], *, steps: int, rate: float) -> None:
+    """Train a flow on fresh batches, and leave it in eval mode with the average of its weights."""
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        gradient_clip_val=10.0,
+        callbacks=[TenthAverage()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    batches = DataLoader(Batches(batch), batch_size=None)
+    trainer.fit(FlowModule(flow, learning_rate=rate), batches)
+    flow.eval()
+
+
+class Batches(IterableDataset[Tensor]):
+    """Endless batches of a source.
+
+    Arguments:
+        draw: draws a batch of a given size.
+    """
+
+    def __init__(self, draw: Callable[[int], Tensor]) -> None:
+        self.draw = draw
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            yield self.draw(BATCH)
 
 
 @dataclass(frozen=True)
@@ -31,8 +65,8 @@ class Recipe:
         name: the name of the data.
         work: the flow.
         lipschitz: the Lipschitz constant of each block.
-        steps: steps of Adam, under a one-cycle learning rate.
-        rate: the peak of the learning rate.
+        steps: steps of training.
+        rate: the learning rate.
         batch: draws a batch of a given size.
         norm: the norm of the weights.
     """
@@ -66,13 +100,8 @@ class Recipe:
         flow = self.untrained()
         with torch.no_grad():
             flow.log_prob(self.batch(2000))
-
-        def loss() -> Tensor:
-            return -flow.log_prob(self.batch(BATCH)).mean()
-
-        steps = self.steps if steps is None else steps
-        fit(f"a flow on the {self.name}", flow.parameters(), loss, steps=steps, lr=self.rate)
-        return flow.eval()
+        train(flow, self.batch, steps=self.steps if steps is None else steps, rate=self.rate)
+        return flow
 
     def saved(self, runs: Runs[str]) -> str:
         """Return the state dict of a trained flow as text, kept or made now."""
@@ -102,10 +131,5 @@ def on_digits(
     *, blocks: int = 6, lipschitz: float = 0.98, steps: int = 1500, norm: Norm = GRAM
 ) -> Recipe:
     """Make the recipe of blocks in 64 dimensions."""
-    data = digits()
-
-    def batch(size: int) -> Tensor:
-        return data.encode(data.train[torch.randint(0, len(data.train), (size,))])
-
     work = Work(64, (128, 128), blocks=blocks, actnorm=True)
-    return Recipe("digits", work, lipschitz, steps, rate=2e-3, batch=batch, norm=norm)
+    return Recipe("digits", work, lipschitz, steps, rate=2e-3, batch=digits().batch, norm=norm)

@@ -11,7 +11,6 @@ from normflows.flows.residual import iResBlock
 from torch import Tensor, nn
 
 from pyro_iresnet import Exact, IResNetTransform, Roulette, wrap
-from pyro_iresnet.demo.data import digits
 from pyro_iresnet.logdet import (
     Adaptive,
     LogDet,
@@ -25,6 +24,7 @@ from pyro_iresnet.operators import Linearization, LinearMap
 
 from ..harness.report import Fast, Threads, Write, publish, table
 from ..models.trained import BATCH, Recipe, on_digits
+from ..targets.digits import digits
 
 PUBLISHED_TERMS = 2
 

@@ -19,12 +19,13 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from pyro_iresnet.demo.data import checkerboard, digits
+from pyro_iresnet.demo.checkerboard import checkerboard
 
 from ..harness.report import Fast, Kept, Threads, Write, publish, table
 from ..harness.runs import Runs
 from ..peers import contenders
 from ..peers.contenders import Contender, Work
+from ..targets.digits import digits
 
 BATCH = 256
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
@@ -70,13 +71,7 @@ def tasks() -> list[Task]:
     """Make the tasks of the goals: the checkerboard, and the digits."""
     torch.manual_seed(0)
     board = checkerboard(5000)
-    table_of_digits = digits()
-    rows = torch.cat([table_of_digits.encode(table_of_digits.test) for _ in range(4)])
-
-    def batch_of_digits(size: int) -> Tensor:
-        chosen = torch.randint(0, len(table_of_digits.train), (size,))
-        return table_of_digits.encode(table_of_digits.train[chosen])
-
+    data = digits()
     return [
         Task(
             name="checkerboard",
@@ -91,8 +86,8 @@ def tasks() -> list[Task]:
         Task(
             name="digits",
             work=Work(64, (128, 128), blocks=4, actnorm=True),
-            batch=batch_of_digits,
-            held_out=rows,
+            batch=data.batch,
+            held_out=data.held_out(4),
             target=10.0,
             short=500,
             first=100,

@@ -61,6 +61,11 @@ def every_flow() -> dict[str, Callable[[], Contender]]:
     return flows() | activations() | layers_between()
 
 
+def bare(run: Run) -> Run:
+    """Return a run without its picture, which no page shows."""
+    return {**run, "grid": ""}
+
+
 @dataclass(frozen=True)
 class Study:
     """Runs of the comparison.
@@ -88,7 +93,9 @@ class Study:
         def nats(rate: float) -> float:
             name = f"rate / {data} / {flow} / {rate:g} / {self.rate_steps}"
             make = every_flow()[flow]
-            return self.runs.get(name, lambda: train(toy, make, rate, 0, plan, name=name))["steps"]
+            return self.runs.get(name, lambda: bare(train(toy, make, rate, 0, plan, name=name)))[
+                "steps"
+            ]
 
         return min(RATES, key=nats)
 
@@ -103,7 +110,12 @@ class Study:
         """Train and score one flow."""
         toy, make, rate = toys()[data], every_flow()[flow], self.rate(data, flow)
         name = f"{data} / {flow} / {rate:g} / {seed} / {self.plan.steps} / {self.plan.seconds:g}"
-        return self.runs.get(name, lambda: train(toy, make, rate, seed, self.plan, name=name))
+
+        def trained() -> Run:
+            found = train(toy, make, rate, seed, self.plan, name=name)
+            return found if seed == FIRST else bare(found)
+
+        return self.runs.get(name, trained)
 
     def seeds_of(self, flow: str) -> range:
         """Return the seeds of a flow."""

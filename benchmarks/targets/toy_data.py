@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_iresnet.demo.data import checkerboard
+from pyro_iresnet.demo.checkerboard import checkerboard
 
 CHUNK = 4000
 # Closer together than the noise of any curve is wide.

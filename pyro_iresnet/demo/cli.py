@@ -8,12 +8,10 @@ import pyro
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from ..errors import ArgumentError, IResNetError
 from . import checkerboard, density, eight_schools
-from .data import digits, load_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -23,9 +21,6 @@ STEPS = {"density": 1500, "checkerboard": 2000, "eight_schools": 1200}
 
 @app.command()
 def demo(
-    data: Annotated[
-        Path | None, typer.Option(help="A .csv or .npy table to model instead of the digits.")
-    ] = None,
     output: Annotated[Path, typer.Option(help="Where to write pictures and metrics.json.")] = Path(
         "demo-output"
     ),
@@ -39,7 +34,7 @@ def demo(
     # A pipe reports a width of 80, which would cut the table.
     console.width = max(console.width, WIDTH)
     try:
-        rows, files = run(console, data, output, seed, steps)
+        rows, files = run(console, output, seed, steps)
     except IResNetError as error:
         _say(console, f"Error: {error}")
         raise typer.Exit(2) from error
@@ -51,15 +46,12 @@ def demo(
 
 
 def run(
-    console: Console, data: Path | None, output: Path, seed: int, steps: int | None
+    console: Console, output: Path, seed: int, steps: int | None
 ) -> tuple[list[dict[str, Any]], list[Path]]:
     """Run the three parts, each from the same seed; return their rows and the files written."""
     pyro.set_rng_seed(seed)
-    table = digits() if data is None else load_table(data)
-    shape = f"{len(table.train)} rows to train, {len(table.test)} held out"
-    _say(console, f"{table.name}: {shape}; {table.features} columns, {', '.join(table.names[:8])}")
     _make_folder(output)
-    rows, files = density.run(table, steps or STEPS["density"], output)
+    rows, files = density.run(steps or STEPS["density"], output)
     pyro.set_rng_seed(seed)
     more, pictures = checkerboard.run(steps or STEPS["checkerboard"], output)
     rows, files = rows + more, files + pictures
@@ -80,7 +72,7 @@ def _make_folder(output: Path) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    # Without markup: brackets in a column or file name are the user's.
+    # Without markup: brackets in the name of a folder are the user's.
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -97,8 +89,8 @@ COLUMNS = {
 }
 
 
-def _table(rows: list[dict[str, Any]]) -> RichTable:
-    table = RichTable(
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
         title="Held-out negative log-likelihood, and guides of the eight schools",
         caption="Lower is better, but for the ELBO. KL is to the exact posterior; a k-hat above "
         "0.7 warns.",
@@ -109,6 +101,5 @@ def _table(rows: list[dict[str, Any]]) -> RichTable:
         table.add_column(heading, justify=justify, no_wrap=True)
     for row in rows:
         cells = [form.format(row[key]) if key in row else "" for key, (_, form) in COLUMNS.items()]
-        cells = [escape(cell) for cell in cells]
         table.add_row(*cells)
     return table

@@ -9,9 +9,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .data import Table
+Pixels = NDArray[Any]
 
 INK, BLUE, GREY = "#1f2933", "#2f6fb3", "#9aa5b1"
 STYLE: dict[Any, Any] = {
@@ -31,31 +32,19 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def samples_beside_data(table: Table, samples: Tensor, path: Path) -> None:
-    """Draw held-out rows on the left and samples of the flow on the right."""
-    # A dollar sign in a name must not start mathematics.
-    title = table.name.replace("$", r"\$")
-    names = [name.replace("$", r"\$") for name in table.names]
+def digits_beside_samples(data: Pixels, samples: Pixels, path: Path) -> None:
+    """Draw held-out digits on the left and samples of the flow on the right, 8x8 of each."""
     with mpl.rc_context(STYLE):
         figure = _figure(7.0, 3.7)
-        left, right = figure.subplots(1, 2)
-        left.set_title(f"{title}: data")
-        right.set_title(f"{title}: i-ResNet samples")
-        if table.image_shape is not None:
-            for axes, rows in ((left, table.test), (right, samples)):
-                axes.imshow(_mosaic(rows, table.image_shape), cmap="gray_r")
-                axes.set_axis_off()
-        elif table.features == 1:
-            low, high = float(table.test.min()), float(table.test.max())
-            bins = torch.linspace(low, high, 41).tolist()
-            for axes, rows, colour in ((left, table.test, GREY), (right, samples, BLUE)):
-                axes.hist(rows[:, 0].numpy(), bins=bins, density=True, color=colour)
-                axes.set(xlabel=names[0], ylabel="density")
-        else:
-            for axes, rows, colour in ((left, table.test[:500], GREY), (right, samples, BLUE)):
-                axes.plot(*rows[:, :2].T.numpy(), ".", color=colour, markersize=3)
-                axes.set(xlabel=names[0], ylabel=names[1])
-            right.set(xlim=left.get_xlim(), ylim=left.get_ylim())
+        for axes, rows, title in zip(
+            figure.subplots(1, 2),
+            (data, samples),
+            ("digits: data", "digits: i-ResNet samples"),
+            strict=True,
+        ):
+            axes.imshow(_mosaic(torch.tensor(rows)), cmap="gray_r")
+            axes.set_title(title)
+            axes.set_axis_off()
         _save(figure, path)
 
 
@@ -101,11 +90,9 @@ def tau_against_theta(truth: Tensor, draws: dict[str, Tensor], path: Path) -> No
         _save(figure, path)
 
 
-def _mosaic(rows: Tensor, shape: tuple[int, int], across: int = 8) -> Tensor:
-    height, width = shape
-    tiles = rows[: across**2].reshape(-1, across, height, width)
-    tiles = torch.nn.functional.pad(tiles, (1, 1, 1, 1))
-    return tiles.permute(0, 2, 1, 3).reshape(-1, across * (width + 2))
+def _mosaic(rows: Tensor) -> Tensor:
+    tiles = torch.nn.functional.pad(rows[:64].reshape(8, 8, 8, 8), (1, 1, 1, 1))
+    return tiles.permute(0, 2, 1, 3).reshape(80, 80)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -84,6 +84,11 @@ class TableBatches(lightning.LightningDataModule):
         self.validation: Any = [batch for batch, _ in encoded]
         self.slope = float(torch.cat([slope for _, slope in encoded]).mean())
 
+    def setup(self, stage: str) -> None:
+        """Share the rows of a step among the processes."""
+        if self.trainer is not None:
+            self.training.size = -(-self.training.size // self.trainer.world_size)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(self.training, batch_size=None)
 

@@ -19,6 +19,8 @@ from .columns import Category, Column, Values
 
 # The distance of the noise to the ends of the unit interval.
 TINY = 2.0**-53
+# Points of the unit interval.
+INSIDE = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
 # Weights of the identity in a covariance.
 SHRINKAGES = (1e-8, 1e-6, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -64,13 +66,11 @@ class FittedColumn:
             # Real numbers do not fit into a column of integers.
             dtype = "float64"
         a, b = kind.origin(values)
-        middles = torch.as_tensor(values) + 0.5 * kind.is_integer
+        # The moments of an integer are those of its interval, so a single value has a scale too.
+        noise = INSIDE if kind.is_integer else torch.zeros(1, dtype=torch.float64)
         curve: Any = kind.curve()
-        encoded = curve((middles - a) / b)
+        encoded = curve((torch.as_tensor(values)[:, None] + noise - a) / b)
         mean, std = float(encoded.mean()), float(encoded.std())
-        if kind.is_integer and std == 0:
-            # A single value, whose noise has a scale of its own.
-            std = 1.0
         if not (std > 0 and math.isfinite(std) and math.isfinite(mean)):
             raise ArgumentError(
                 f"Expected numbers whose squares a double holds in the column {name!r}; got a "

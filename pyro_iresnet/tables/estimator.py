@@ -151,7 +151,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """Return the log-density of each row, nats in the units of the table, shape ``(n,)``.
 
         A row outside the limits of a column has minus infinity. The probability of an integer
-        averages the density over 32 fixed points of its interval.
+        averages the density over 32 fixed points of its interval, over 8 above 16 columns.
         """
         check_is_fitted(self)
         rows = self.model_.rows(X)

@@ -181,6 +181,8 @@ def train(
         )
     kept = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     flow.load_state_dict({name.removeprefix(PREFIX): v for name, v in kept.items()})
+    # The first process removes the folder, so it waits for the others.
+    trainer.strategy.barrier()
     return history
 
 
@@ -192,7 +194,7 @@ def _in_silence() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*(num_workers|GPU available)")
+            warnings.filterwarnings("ignore", "(?s).*(num_workers|GPU available|treespec)")
             yield
     finally:
         log.setLevel(level)

@@ -21,8 +21,9 @@ from .rows import fixed
 
 # Rows in one evaluation.
 CHUNK = 10_000
-# Points at which the density of an integer is averaged over its interval.
-DRAWS = 32
+# Points at which the density of an integer is averaged over its interval, up to so many columns and
+# above, where a point costs more.
+FEW, DRAWS, DRAWS_ABOVE = 16, 32, 8
 
 
 class TableModel:
@@ -87,7 +88,7 @@ class TableModel:
         """Return the log-density of each row of numbers, given the encoded context."""
         found = np.full(len(rows), -np.inf)
         inside = np.flatnonzero(self.encoding.allowed(rows))
-        points = self.encoding.points(DRAWS)
+        points = self.encoding.points(DRAWS if rows.shape[1] <= FEW else DRAWS_ABOVE)
         size = max(1, CHUNK // len(points))
         for start in range(0, len(inside), size):
             where = inside[start : start + size]
