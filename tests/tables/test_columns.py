@@ -140,3 +140,14 @@ def test_refuses_limits(limit):
 def test_refuses_one_label():
     with pytest.raises(ArgumentError, match="two different"):
         Category(("a",))
+
+
+@pytest.mark.parametrize("kind", [Integer(low=0, high=16), Integer(low=0), Integer()], ids=repr)
+@pytest.mark.parametrize("rare", [0, 3])
+def test_scale_of_nearly_constant_integers(kind, rare):
+    # The mean of so many equal numbers is off by rounding.
+    values = np.zeros(1347)
+    values[:rare] = 1.0
+    z, _ = encoding(kind, values).encode(torch.from_numpy(values)[:, None])
+    assert 0.8 < float(z.std()) < 1.2
+    assert abs(float(z.mean())) < 0.2
