@@ -80,12 +80,13 @@ def peak_memory(function: Callable[..., object], *arguments: object) -> float:
 
 
 def _peak_of(function: Callable[..., object], arguments: tuple[object, ...]) -> float:
-    before = _high_water()
+    before = high_water()
     function(*arguments)
-    return _high_water() - before
+    return high_water() - before
 
 
-def _high_water() -> float:
+def high_water() -> float:
+    """Return the peak of the resident memory of this process, MiB."""
     # getrusage would count the memory that the parent had when it started this process.
     return _status("VmHWM") / 1024
 

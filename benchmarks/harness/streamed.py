@@ -1,7 +1,6 @@
 """One training on a table, in a process of its own: ``python -m benchmarks.harness.streamed``."""
 
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +15,10 @@ from pyro_iresnet import iresnet_flow
 from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.tables import DensityEstimator
 
+from .measure import high_water
+
 # Steps before the clock starts.
 WARM = 10
-MIB = 1024
 
 
 class Clock(lightning.Callback):
@@ -37,11 +37,6 @@ class Clock(lightning.Callback):
             self.spent = now[0] - self.start[0], now[1] - self.start[1]
 
 
-def peak() -> float:
-    """Return the peak of the resident memory of the process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
-
-
 def in_memory(table: Path, batch_size: int, steps: int) -> dict[str, float]:
     """Train the same flow on a tensor, by a loop of torch, and return its seconds."""
     columns = np.load(table)
@@ -53,20 +48,16 @@ def in_memory(table: Path, batch_size: int, steps: int) -> dict[str, float]:
     pack_blocks(flow)
     held = list(flow.parameters())
     optimizer = torch.optim.Adam(held, 5e-3, fused=True)
-    start = (0.0, 0.0)
+    start = 0.0
     for step in range(steps):
         if step == WARM:
-            start = time.process_time(), time.perf_counter()
+            start = time.process_time()
         loss = -flow.log_prob(rows[torch.randint(len(rows), (batch_size,))]).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(held, 10.0)
         optimizer.step()
-    return {
-        "cpu": time.process_time() - start[0],
-        "wall": time.perf_counter() - start[1],
-        "loss": float(loss),
-    }
+    return {"cpu": time.process_time() - start}
 
 
 def main(
@@ -78,7 +69,7 @@ def main(
     """Train on a file, and print the figures as JSON."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    before = peak()
+    before = high_water()
     if table.suffix == ".npy":
         print(json.dumps(in_memory(table, batch_size, steps)))
         return
@@ -89,15 +80,13 @@ def main(
     estimator = DensityEstimator(
         max_steps=steps, batch_size=batch_size, progress=False, trainer=options
     )
-    start = time.perf_counter()
     estimator.fit(table)
     found = {
         "cpu": clock.spent[0],
         "wall": clock.spent[1],
         "loss": estimator.history_.validation[-1],
-        "whole": time.perf_counter() - start,
         "before": before,
-        "peak": peak(),
+        "peak": high_water(),
     }
     print(json.dumps(found), flush=True)
 

@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-import typer.testing
 
 from benchmarks.run import gpu
 
-
-def run(*options):
-    app = typer.Typer()
-    app.command()(gpu.main)
-    return typer.testing.CliRunner().invoke(app, list(options))
+from .reduced import cells, run
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +16,13 @@ def _float32():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 @pytest.mark.parametrize("options", [(), ("--fast",), ("--write",)])
 def test_says_no_device(options):
-    result = run(*options)
+    result = run(gpu.main, *options)
     assert result.exit_code == 1
     assert "No CUDA device was found" in result.output
 
 
 def test_no_full_run_on_processor():
-    result = run("--device", "cpu", "--write")
+    result = run(gpu.main, "--device", "cpu", "--write")
     assert result.exit_code == 1
     assert "--fast" in result.output
 
@@ -35,9 +30,9 @@ def test_no_full_run_on_processor():
 @pytest.mark.slow
 def test_reduced_run(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    result = run("--device", "cpu", "--fast", "--write")
+    result = run(gpu.main, "--device", "cpu", "--fast", "--write")
     assert result.exit_code == 0, result.output
-    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
+    rows = cells(result.output)
     times = [float(row[1]) for row in rows if row[1].strip()[0].isdigit()]
     assert len(times) == 3 + 3 + 2
     assert min(times) > 0

@@ -5,7 +5,6 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
-import typer.testing
 from pyro.poutine import condition, trace
 
 pytest.importorskip("normflows", reason="needs the extra bench")
@@ -13,6 +12,8 @@ pytest.importorskip("normflows", reason="needs the extra bench")
 from benchmarks.run import guide_step
 from benchmarks.targets.hierarchical import hierarchical
 from pyro_iresnet import AutoIResNet
+
+from .reduced import cells, run
 
 
 @pytest.mark.parametrize(("varying", "dim"), [(3, 20), (8, 40)])
@@ -39,11 +40,9 @@ def test_particles_do_not_mix():
 @pytest.mark.slow
 def test_ratios_to_checkout():
     """Time this checkout against itself."""
-    app = typer.Typer()
-    app.command()(guide_step.main)
-    result = typer.testing.CliRunner().invoke(app, ["--fast", "--against", str(guide_step.HERE)])
+    result = run(guide_step.main, "--fast", "--against", str(guide_step.HERE))
     assert result.exit_code == 0, result.output
-    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
+    rows = cells(result.output)
     ratios = [row for row in rows if "over the other checkout" in row[0]]
     assert len(ratios) == 2
     goals = [row for row in rows if "<=" in row[-1]]

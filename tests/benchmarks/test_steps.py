@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-import typer.testing
 
 pytest.importorskip("normflows", reason="needs the extra bench")
 
@@ -26,6 +25,8 @@ from benchmarks.peers import contenders
 from benchmarks.peers.contenders import Work
 from benchmarks.run import training_step as script
 from pyro_iresnet.norms import Cholesky
+
+from .reduced import cells, run
 
 WORK = Work(9, (16,), blocks=2)
 
@@ -103,11 +104,9 @@ def test_saved_flow(tmp_path):
 
 @pytest.mark.slow
 def test_script():
-    app = typer.Typer()
-    app.command()(script.main)
-    result = typer.testing.CliRunner().invoke(app, ["--fast"])
+    result = run(script.main, "--fast")
     assert result.exit_code == 0, result.output
-    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
+    rows = cells(result.output)
     goals = [row for row in rows if "<=" in row[-1]]
     # Two dimensions, two norms, packed and not; and the trained flow.
     assert len(goals) == 9

@@ -3,13 +3,14 @@
 import math
 
 import pytest
-import typer.testing
 
 pytest.importorskip("zuko", reason="needs the extra bench")
 pytest.importorskip("statsmodels", reason="needs the extra bench")
 
 from benchmarks.run import tables as comparison
 from benchmarks.targets.tables import tables
+
+from .reduced import cells, run
 
 
 @pytest.mark.parametrize("name", tables())
@@ -20,11 +21,9 @@ def test_tables_are_complete(name):
 
 
 def test_reduced_run():
-    app = typer.Typer()
-    app.command()(comparison.main)
-    result = typer.testing.CliRunner().invoke(app, ["--fast"])
+    result = run(comparison.main, "--fast")
     assert result.exit_code == 0, result.output
-    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
+    rows = cells(result.output)
     found = [row for row in rows if row[0].strip() in comparison.FEW]
     assert len(found) == 3 * len(comparison.FEW)
     for row in found:

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-import typer.testing
 
 pytest.importorskip("normflows", reason="needs the extra bench")
 pytest.importorskip("zuko", reason="needs the extra bench")
@@ -27,6 +26,8 @@ from benchmarks.harness.toy_training import (
 from benchmarks.peers.toy_flows import BUDGET, TOLERANCE, activations, flows
 from benchmarks.run import toy_densities as comparison
 from benchmarks.targets.toy_data import toys
+
+from .reduced import cells, run
 
 ALL = comparison.every_flow()
 MOONS = toys()["moons"]
@@ -165,9 +166,7 @@ def test_picture_orientation(tmp_path):
 
 
 def test_refuses_unknown_names():
-    app = typer.Typer()
-    app.command()(comparison.main)
-    result = typer.testing.CliRunner().invoke(app, ["--data", "stars"])
+    result = run(comparison.main, "--data", "stars")
     assert result.exit_code == 2
     assert "stars" in result.output
 
@@ -177,13 +176,11 @@ def test_reduced_run():
     """Run every flow on two data sets, and write no results."""
     page = RESULTS / "toy_densities.md"
     before = page.read_text()
-    app = typer.Typer()
-    app.command()(comparison.main)
-    result = typer.testing.CliRunner().invoke(app, ["--fast", "--write"])
+    result = run(comparison.main, "--fast", "--write")
     assert result.exit_code == 0, result.output
     assert "10 steps of 20,000" in result.output
     assert page.read_text() == before
-    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("|")]
+    rows = cells(result.output)
     of_data = [row for row in rows if row[0].strip() in comparison.FEW and len(row) > 4]
     gaps = [[float(cell.strip().strip("*")) for cell in row[2:]] for row in of_data]
     sizes = [len(flows()), 1 + len(activations())]
