@@ -33,11 +33,13 @@ class Plan:
         steps: steps of training, for the comparison at equal steps.
         seconds: seconds of the processor, for the comparison at equal time.
         points: number of points for the score, the same for every flow.
+        limit: seconds of the processor that end a training before its steps are done.
     """
 
     steps: int
     seconds: float
     points: int
+    limit: float = math.inf
 
 
 class Run(TypedDict):
@@ -103,7 +105,7 @@ class Average:
 def train(
     toy: Toy, make: Callable[[], Contender], rate: float, seed: int, plan: Plan, *, name: str
 ) -> Run:
-    """Train with Adam at a constant rate until both the steps and the seconds are used up.
+    """Train with Adam at a constant rate until the steps and the seconds are used up, or the limit.
 
     Arguments:
         toy: gives fresh points for each step.
@@ -126,7 +128,7 @@ def train(
     curve: list[tuple[int, float, float]] = []
     grid, step, spent = "", 0, 0.0
     with tqdm(total=plan.steps, desc=name, unit="step", mininterval=10) as progress:
-        while step < plan.steps or spent < plan.seconds:
+        while (step < plan.steps or spent < plan.seconds) and spent < plan.limit:
             start, before = time.process_time(), spent
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / WARMUP)
@@ -147,7 +149,7 @@ def train(
                 curve.append(
                     (step, spent, average.inside(lambda x=few: -mean_log_prob(contender, x)))
                 )
-            if step == plan.steps:
+            if step == plan.steps or spent >= plan.limit:
                 nats["steps"] = average.inside(lambda: -mean_log_prob(contender, points))
                 grid = average.inside(lambda: drawn(contender.log_prob))
             if before < plan.seconds <= spent:

@@ -18,6 +18,8 @@ RANK = 1e-10
 
 # Integers heap at an end: the least rows, their least share, and the least over the next value.
 ROWS, HEAP, EDGE = 10, 0.05, 0.5
+# The distance to each end of the unit interval that shares come within.
+MARGIN = 0.05
 # Nats a row by which a normal fits better behind asinh than without.
 GAIN = 0.1
 
@@ -62,8 +64,8 @@ def recognised(values: Values, *, is_integer: bool) -> Column:
     """Choose the kind of a column of numbers.
 
     Integers have a limit at an end where they heap, as ratings do, and the limit 0 if none is
-    negative. Other numbers lie between 0 and 1 if all do and cover half of the interval, else above
-    0 if all do. The rest is heavy-tailed if a normal fits better behind asinh.
+    negative. Other numbers lie between 0 and 1 if all do and some lie near each end, else above 0 if
+    all do. The rest is heavy-tailed if a normal fits better behind asinh.
     """
     low, high = float(values.min()), float(values.max())
     if is_integer:
@@ -74,7 +76,7 @@ def recognised(values: Values, *, is_integer: bool) -> Column:
         if lower is None and low >= 0:
             lower = 0
         return Integer(lower, upper)
-    if low > 0 and high < 1 and high - low > 0.5:
+    if 0 < low < MARGIN and 1 - MARGIN < high < 1:
         return Real(0.0, 1.0)
     if low > 0:
         return Real(low=0.0)

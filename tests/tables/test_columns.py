@@ -105,6 +105,9 @@ def test_correlated_columns_become_uncorrelated():
         (NORMAL, False, Real()),
         (np.exp(NORMAL), False, Real(low=0.0)),
         (RNG.beta(2, 2, 500), False, Real(0.0, 1.0)),
+        # Near one end only: the next row may lie beyond 1.
+        (RNG.uniform(0.01, 0.94, 500), False, Real(low=0.0)),
+        (RNG.uniform(0.06, 0.99, 500), False, Real(low=0.0)),
         (RNG.standard_t(1.5, 2000), False, HeavyTailed()),
         (RNG.poisson(4, 500), True, Integer(low=0)),
         (RNG.integers(1, 6, 500), True, Integer(1, 5)),
