@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .blocks import CayleyBlock, ResidualBlock
 from .cached import cached
-from .contractions import ConvContraction, DenseContraction, DenseNetContraction, wrap
+from .contractions import ConvContraction, DenseContraction, wrap
 from .diagnostics import certificate, logdet_with_error
 from .errors import ContractionError, InversionError, IResNetError
 from .hosts.pyro import (
@@ -24,7 +24,6 @@ from .hosts.pyro import (
     actnorm,
     conditional_iresnet,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_stack,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "ContractionError",
     "ConvContraction",
     "DenseContraction",
-    "DenseNetContraction",
     "Exact",
     "FixedPoint",
     "IResNet",
@@ -63,7 +61,6 @@ __all__ = [
     "conditional_iresnet",
     "conditional_iresnet_flow",
     "conditional_iresnet_stack",
-    "implicit_stack",
     "iresnet",
     "iresnet_flow",
     "iresnet_stack",

@@ -16,7 +16,6 @@ from pyro_iresnet import (
     ConditionalIResNet,
     ConvContraction,
     DenseContraction,
-    DenseNetContraction,
     FixedPoint,
     InverseIResNet,
     IResNet,
@@ -26,14 +25,12 @@ from pyro_iresnet import (
     actnorm,
     conditional_iresnet,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_stack,
     wrap,
 )
 from pyro_iresnet.activations import (
     ELU,
-    CLipSwish,
     GroupSort,
     LeakyReLU,
     LipSwish,
@@ -44,7 +41,7 @@ from pyro_iresnet.activations import (
 from pyro_iresnet.contractions import SequentialContraction, SumContraction
 from pyro_iresnet.contractions.dense import START
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
-from pyro_iresnet.hosts.pyro import ConditionalStack
+from pyro_iresnet.hosts.pyro import ConditionalStack, Stack
 from pyro_iresnet.norms import (
     Cholesky,
     Gram,
@@ -115,20 +112,20 @@ def dense(dim=DIM, hidden_dims=(8, 7), activation=LipSwish, **options):
     return trained(DenseContraction(dim, hidden_dims, activation=activation, **options))
 
 
-def densenet(dim=DIM, hidden_dims=(8, 7), **options):
-    return trained(DenseNetContraction(dim, hidden_dims, **options))
-
-
 def conv(channels=2, hidden_channels=(4, 3), **options):
     return trained(ConvContraction((channels, 3, 4), hidden_channels, **options))
 
 
 def sequence(lipschitz=0.97):
-    return SequentialContraction(*(make(lipschitz=lipschitz**0.5) for make in (dense, densenet)))
+    return SequentialContraction(
+        *(dense(lipschitz=lipschitz**0.5, norm=norm) for norm in (Cholesky(), Gram()))
+    )
 
 
 def total(lipschitz=0.97):
-    return SumContraction(dense(lipschitz=0.4 * lipschitz), densenet(lipschitz=0.6 * lipschitz))
+    return SumContraction(
+        dense(lipschitz=0.4 * lipschitz), dense(lipschitz=0.6 * lipschitz, norm=Gram())
+    )
 
 
 def total_of_images(lipschitz=0.97):
@@ -180,7 +177,6 @@ ACTIVATIONS = {
 
 # Activations of several entries at once.
 OTHER_ACTIVATIONS = {
-    "clipswish": CLipSwish,
     "maxmin": MaxMin,
     "groupsort": partial(GroupSort, 4),
 }
@@ -213,17 +209,10 @@ CONTRACTIONS = {
         f"dense_{n}": partial(dense, hidden_dims=(8, 12), activation=a)
         for n, a in OTHER_ACTIVATIONS.items()
     },
-    "densenet": densenet,
-    "densenet_linear": partial(densenet, hidden_dims=()),
-    "densenet_one_hidden": partial(densenet, hidden_dims=(8,)),
-    "densenet_three_hidden": partial(densenet, hidden_dims=(6, 9, 8)),
-    "densenet_clipswish": partial(densenet, activation=CLipSwish),
-    "densenet_sine": partial(densenet, activation=Sine),
-    "densenet_maxmin": partial(densenet, hidden_dims=(8, 6), activation=MaxMin),
     "conv_linear": partial(conv, hidden_channels=()),
     "conv_zeros": conv,
     "conv_circular": partial(conv, padding="circular"),
-    "conv_deep": partial(conv, hidden_channels=(4, 3, 4), activation=CLipSwish),
+    "conv_deep": partial(conv, hidden_channels=(4, 3, 4), activation=Tanh),
     "conv_sine": partial(conv, activation=Sine),
     **{f"conv_{n}": partial(conv, norm=s) for n, s in CERTIFIED_NORMS.items()},
     "sequence": sequence,
@@ -246,19 +235,16 @@ SOLVERS = {
 CONDITIONAL = {
     "conditional_dense": partial(dense, context_dim=CONTEXT),
     "conditional_linear": partial(dense, hidden_dims=(), context_dim=CONTEXT),
-    "conditional_clipswish": partial(dense, activation=CLipSwish, context_dim=CONTEXT),
     "conditional_maxmin": partial(
         dense, hidden_dims=(8, 6), activation=MaxMin, context_dim=CONTEXT
     ),
     "conditional_sine": partial(dense, activation=Sine, context_dim=CONTEXT),
-    "conditional_densenet": partial(densenet, context_dim=CONTEXT),
-    "conditional_densenet_linear": partial(densenet, hidden_dims=(), context_dim=CONTEXT),
     "conditional_conv": partial(conv, context_dim=CONTEXT),
     "conditional_conv_sine": partial(conv, activation=Sine, context_dim=CONTEXT),
     "conditional_conv_linear": partial(conv, hidden_channels=(), context_dim=CONTEXT),
-    "conditional_sequence": lambda: SequentialContraction(dense(context_dim=CONTEXT), densenet()),
+    "conditional_sequence": lambda: SequentialContraction(dense(context_dim=CONTEXT), dense()),
     "conditional_sum": lambda: SumContraction(
-        dense(lipschitz=0.4), densenet(lipschitz=0.5, context_dim=CONTEXT)
+        dense(lipschitz=0.4), dense(lipschitz=0.5, context_dim=CONTEXT)
     ),
     "conditional_wrapped": lambda: wrap(SineNet(DIM, CONTEXT), lipschitz=0.9, context_dim=CONTEXT),
 }
@@ -319,7 +305,7 @@ PYRO_TRANSFORMS = {
     "wrapped": lambda: IResNet(ResidualBlock(wrap(SineNet(DIM), lipschitz=0.9))),
     "actnorm": lambda: spread(actnorm(DIM)),
     "stack": lambda: spread(iresnet_stack(DIM, 2, [8, 8])),
-    "implicit": lambda: spread(implicit_stack(DIM, 2, [8, 8])),
+    "alternating": lambda: spread(Stack([IResNet(block()), actnorm(DIM), InverseIResNet(block())])),
     "default": lambda: iresnet(DIM),
     **{
         name: lambda options=options: IResNet(bent(block(**options)))
@@ -346,7 +332,6 @@ def mixed():
 
 CONDITIONAL_TRANSFORMS = {
     "block": conditional,
-    "densenet": partial(conditional, "conditional_densenet"),
     "wrapped": partial(conditional, "conditional_wrapped"),
     "in_coordinates": lambda: conditional(**COORDINATES["asinh_triangular"]),
     "inverse": lambda: conditional().inv,

@@ -104,10 +104,6 @@ def builders() -> dict[str, Recipe]:
             {"input_dim": 2, "context_dim": 2, "hidden_dims": [4]},
         ),
         "iresnet_stack": (ir.iresnet_stack, {"input_dim": 2, "num_blocks": 1, "hidden_dims": [4]}),
-        "implicit_stack": (
-            ir.implicit_stack,
-            {"input_dim": 2, "num_blocks": 1, "hidden_dims": [4]},
-        ),
         "conditional_iresnet_stack": (
             ir.conditional_iresnet_stack,
             {"input_dim": 2, "context_dim": 2, "num_blocks": 1, "hidden_dims": [4]},
@@ -132,14 +128,13 @@ def builders() -> dict[str, Recipe]:
         "ResidualBlock": (ir.ResidualBlock, {"contraction": dense()}),
         "CayleyBlock": (ir.CayleyBlock, {"contraction": dense()}),
         "DenseContraction": (ir.DenseContraction, {"dim": 2, "hidden_dims": [4]}),
-        "DenseNetContraction": (ir.DenseNetContraction, {"dim": 2, "hidden_dims": [4]}),
         "ConvContraction": (
             ir.ConvContraction,
             {"event_shape": [1, 4, 4], "hidden_channels": [2]},
         ),
         "SequentialContraction": (contractions.SequentialContraction, {}),
         "SumContraction": (contractions.SumContraction, {}),
-        "FiLM": (contractions.FiLM, {"context_dim": 2, "widths": [(4, 4)]}),
+        "FiLM": (contractions.FiLM, {"context_dim": 2, "widths": [4, 4]}),
         "wrap": (ir.wrap, {"module": nn.Tanh(), "lipschitz": 0.5}),
         "BlockOptions": (options.BlockOptions, {}),
         "cached": (ir.cached, {"flow": block()}),
@@ -250,7 +245,6 @@ WITHOUT = {
     "DENSE": "a number",
     **dict.fromkeys(
         [
-            "Append",
             "Chain",
             "Convolution",
             "Dense",

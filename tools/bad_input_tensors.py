@@ -112,7 +112,7 @@ def calls() -> dict[str, Call]:
     free = ("one number", "a number", "None")
     found["solve: atol"] = Call(lambda a: solvers.solve(g0, y, atol=a), {"atol": atol}, True, free)
     parts = contractions.SequentialContraction, contractions.SumContraction
-    for g in (dense(), ir.DenseNetContraction(3, [8]), *[p(dense(lipschitz=0.4)) for p in parts]):
+    for g in (dense(), *[p(dense(lipschitz=0.4)) for p in parts]):
         found[type(g).__name__] = Call(g, {"x": x})
         found[f"{type(g).__name__}: linearize"] = Call(
             lambda x, g=g: g.linearize(x).value, {"x": x}
@@ -123,11 +123,9 @@ def calls() -> dict[str, Call]:
         ("ActNorm", ir.actnorm(3).eval()),
         ("LinearAutoregressive", in_pyro.LinearAutoregressive(3)),
         ("iresnet_stack", ir.iresnet_stack(3, 1, [8]).eval()),
-        ("implicit_stack", ir.implicit_stack(3, 2, [8]).eval()),
     ):
-        both = name == "implicit_stack"
         plain = name in ("ActNorm", "LinearAutoregressive")
-        found[name] = Call(t, {"x": x}, both or name == "InverseIResNet")
+        found[name] = Call(t, {"x": x}, name == "InverseIResNet")
         found[f"{name}: inv"] = Call(
             lambda y, t=t: t.inv(y), {"y": y}, not plain and name != "InverseIResNet"
         )

@@ -1,4 +1,4 @@
-"""Flows of the report's tables, and three of this project, at one number of parameters.
+"""Flows of the report's tables, and that of this project, at one number of parameters.
 
 All run from data to noise behind an ActNorm that standardises the data. The width of each flow
 gives as many parameters as :func:`iresnet` has.
@@ -17,7 +17,6 @@ from nflows.transforms import (
     AdditiveCouplingTransform,
     AffineCouplingTransform,
     CompositeTransform,
-    InverseTransform,
     LULinear,
     MaskedAffineAutoregressiveTransform,
     PiecewiseRationalQuadraticCDF,
@@ -29,14 +28,12 @@ from torch import Tensor, nn
 
 from pyro_iresnet import (
     DenseContraction,
-    DenseNetContraction,
     IResNetTransform,
     ResidualBlock,
 )
 from pyro_iresnet.activations import (
     ELU,
     Activation,
-    CLipSwish,
     LeakyReLU,
     LipSwish,
     MaxMin,
@@ -47,7 +44,6 @@ from pyro_iresnet.contractions import Contraction
 from pyro_iresnet.coordinates import DiagonalScale
 from pyro_iresnet.hosts.interleave import interleave
 from pyro_iresnet.hosts.nflows import IResNetComposite
-from pyro_iresnet.norms import Cholesky
 
 from .contenders import Contender, Work, normflows_residual, of_nflows
 
@@ -63,8 +59,6 @@ def flows() -> dict[str, Callable[[], Contender]]:
     """Return the makers of the flows, by name."""
     return {
         "i-ResNet": iresnet,
-        "i-DenseNet": _fitting(_densenet, range(8, 129)),
-        "implicit stack": implicit,
         "NICE": _fitting(_nice, range(8, 129)),
         "MADE": _fitting(_made, range(32, 257)),
         "MAF": _fitting(_maf, range(8, 129)),
@@ -78,7 +72,7 @@ def flows() -> dict[str, Callable[[], Contender]]:
 
 def activations() -> dict[str, Callable[[], Contender]]:
     """Return the makers of the i-ResNet with other activations than its default, by name."""
-    others = (LipSwish, CLipSwish, MaxMin, LeakyReLU, ELU, Tanh)
+    others = (LipSwish, MaxMin, LeakyReLU, ELU, Tanh)
     return {kind.__name__: _fitting(partial(_iresnet_of, kind), range(8, 65)) for kind in others}
 
 
@@ -156,16 +150,6 @@ def _lu() -> Transform:
 
 def _elementwise_spline() -> Transform:
     return PiecewiseRationalQuadraticCDF([DIM], num_bins=8, tails="linear", tail_bound=3.0)
-
-
-def implicit() -> Contender:
-    """Make a flow of the same blocks, every other one inverted."""
-    return _ours([_dense, lambda: InverseTransform(_dense())] * (BLOCKS // 2))
-
-
-def _densenet(width: int) -> Contender:
-    dense = partial(DenseNetContraction, DIM, [width, width], norm=Cholesky())
-    return _ours([lambda: _block(dense())] * BLOCKS)
 
 
 def _masks() -> list[Tensor]:

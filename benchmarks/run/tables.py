@@ -187,9 +187,7 @@ def body(study: Study) -> str:
 `pyro_iresnet.tables`: {told}. A fifth of the rows is held out, {study.splits} splits, which chose \
 nothing. `DensityEstimator` has its defaults. NSF and MAF (`zuko`, three transforms) have about as \
 many parameters, and the same early stopping and average of the weights, at the rate {RATE:g}. The \
-mixture has the number of components of the smallest BIC. Infinite nats: the training rows of a \
-column lie between 0 and 1, so the column is recognised as a share, and a held-out row has 1.06. \
-`columns={{"worst compactness": Real(low=0.0)}}` lets the row in.
+mixture has the number of components of the smallest BIC.
 
 ## Held-out nats a row, medians over the splits
 

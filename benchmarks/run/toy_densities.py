@@ -1,7 +1,7 @@
 """Comparison of flows on eight toy densities, at equal steps and in equal time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Annotated
@@ -23,8 +23,8 @@ OURS, SPLINE = "i-ResNet", "spline flow"
 # The flows of several seeds. The others have one: they are far behind, and a seed of FFJORD takes
 # hours.
 SEVERAL = (OURS, SPLINE, "Real NVP")
-# The choice of a learning rate: seconds of the processor that end a run, which FFJORD alone comes to,
-# and the most points of its score.
+# The choice of a learning rate: seconds of the processor that end a run, to which FFJORD alone
+# comes, and the most points of its score.
 RATE_SECONDS, RATE_POINTS = 60.0, 10_000
 # Seed 0 chooses the learning rates, and defaults were chosen on seeds 0 and 1.
 FIRST = 2
@@ -48,6 +48,15 @@ DISTANCES = {
 }
 # A density with edges and one without.
 FEW = ("checkerboard", "8 gaussians")
+# Stands for a run that was not made.
+MISSING: Run = {
+    "parameters": 0,
+    "rate": 0.0,
+    "steps": math.nan,
+    "clock": math.nan,
+    "curve": [],
+    "grid": "",
+}
 # Nats that show in a picture.
 DRIFT = 0.1
 PICTURE = RESULTS / "toy_densities.png"
@@ -57,6 +66,7 @@ Seconds = Annotated[float, typer.Option(help="Of the processor, at equal time.")
 RateSteps = Annotated[int, typer.Option(help="To choose each learning rate.")]
 Seeds = Annotated[int, typer.Option(help="Of the i-ResNet, the spline flow, Real NVP.")]
 Flows = Annotated[list[str] | None, typer.Option(help="Make the runs of these, no table.")]
+Finished = Annotated[bool, typer.Option(help="Show the runs of the log, and make none.")]
 Data = Annotated[list[str] | None, typer.Option(help="Only these data sets.")]
 
 
@@ -98,9 +108,8 @@ class Study:
         def nats(rate: float) -> float:
             name = f"rate / {data} / {flow} / {rate:g} / {self.rate_steps}"
             make = every_flow()[flow]
-            return self.runs.get(name, lambda: bare(train(toy, make, rate, 0, plan, name=name)))[
-                "steps"
-            ]
+            run = self.runs.get(name, lambda: bare(train(toy, make, rate, 0, plan, name=name)))
+            return math.inf if run is MISSING else run["steps"]
 
         return min(RATES, key=nats)
 
@@ -127,29 +136,37 @@ class Study:
         return range(FIRST, FIRST + (self.seeds if flow in SEVERAL else 1))
 
     def gap(self, data: str, flow: str, protocol: str) -> float:
-        """Return the median over the seeds, nats above the entropy."""
+        """Return the median over the seeds, nats above the entropy; NaN if a run is missing."""
         runs = [self.run(data, flow, seed) for seed in self.seeds_of(flow)]
+        if MISSING in runs:
+            return math.nan
         found = [best_of(run, self.plan)[protocol] for run in runs]
         return median(found) - self.entropy(toys()[data])
 
+    def finished(self, names: Iterable[str]) -> list[str]:
+        """List the flows of which at least one data set has all runs."""
+        return [n for n in names if any(not math.isnan(self.gap(d, n, "steps")) for d in self.data)]
 
-def won(study: Study, flow: str, protocol: str) -> int:
-    """Count the data sets on which the i-ResNet is better than a flow."""
-    return sum(study.gap(d, OURS, protocol) < study.gap(d, flow, protocol) for d in study.data)
+
+def won(study: Study, flow: str, protocol: str) -> str:
+    """Count the data sets on which the i-ResNet is better than a flow, of those with all runs."""
+    pairs = [(study.gap(d, OURS, protocol), study.gap(d, flow, protocol)) for d in study.data]
+    known = [(ours, other) for ours, other in pairs if not math.isnan(ours + other)]
+    return f"{sum(ours < other for ours, other in known)} of {len(known)}"
 
 
 def goals(study: Study) -> str:
     """Make the table of the goals."""
     after = {"steps": f"{study.plan.steps:,} steps", "clock": f"{study.plan.seconds:g} s"}
-    of = len(study.data)
     rows = [
         [
             f"{after[protocol]}: better than {flow}",
-            f"{won(study, flow, protocol)} of {of}",
+            won(study, flow, protocol),
             f">= {least} of {len(toys())}",
         ]
         for protocol, least_of in GOALS.items()
         for flow, least in least_of.items()
+        if study.finished([flow])
     ]
     rows += [
         [
@@ -163,12 +180,16 @@ def goals(study: Study) -> str:
     return table(["the i-ResNet", "measured", "goal"], rows)
 
 
-def compared(study: Study, protocol: str, names: list[str]) -> str:
+def compared(study: Study, protocol: str, names: Iterable[str]) -> str:
     """Make the table of nats above the entropy, a row for each data set."""
-    rows = []
+    rows, names = [], study.finished(names)
     for data in study.data:
         gaps = [study.gap(data, flow, protocol) for flow in names]
-        told = [f"**{gap:.3f}**" if gap == min(gaps) else f"{gap:.3f}" for gap in gaps]
+        best = min(gap for gap in gaps if not math.isnan(gap))
+        told = [
+            "-" if math.isnan(gap) else f"**{gap:.3f}**" if gap == best else f"{gap:.3f}"
+            for gap in gaps
+        ]
         rows.append([data, f"{study.entropy(toys()[data]):.3f}", *told])
     return table(["", "entropy", *names], rows)
 
@@ -177,15 +198,7 @@ def at_full_length(study: Study) -> str:
     """Show the flows and data sets of which the log has a run of full length."""
     if study.plan.steps == STEPS:
         return ""
-    missing: Run = {
-        "parameters": 0,
-        "rate": 0.0,
-        "steps": math.nan,
-        "clock": math.nan,
-        "curve": [],
-        "grid": "",
-    }
-    kept = Runs(study.runs.path, missing=missing)
+    kept = Runs(study.runs.path, missing=MISSING)
     short = replace(study, seeds=1)
     whole = replace(short, plan=replace(study.plan, steps=STEPS), runs=kept)
     rows = [
@@ -197,7 +210,7 @@ def at_full_length(study: Study) -> str:
         ]
         for data in study.data
         for flow in (OURS, SPLINE)
-        if whole.run(data, flow, FIRST)["curve"]
+        if whole.run(data, flow, FIRST) is not MISSING
     ]
     if not rows:
         return ""
@@ -212,7 +225,7 @@ def drifted(study: Study) -> str:
     """Name the flows whose picture, taken at the end, differs from the scored checkpoint."""
     found = []
     for data in study.data:
-        for flow in flows():
+        for flow in study.finished(flows()):
             run = study.run(data, flow, FIRST)
             lost = run["steps"] - best_of(run, study.plan)["steps"]
             if lost > DRIFT:
@@ -228,8 +241,9 @@ def drifted(study: Study) -> str:
 def described(study: Study) -> str:
     """Make the table of the size, the learning rate and the speed of each flow."""
     rows = []
-    for flow in flows():
+    for flow in study.finished(flows()):
         found = [study.run(data, flow, FIRST) for data in study.data]
+        found = [run for run in found if run is not MISSING]
         speeds = [1000 * run["curve"][-1][1] / run["curve"][-1][0] for run in found if run["curve"]]
         speed = median(speeds) if speeds else math.nan
         rates = sorted({run["rate"] for run in found})
@@ -255,7 +269,7 @@ def shortened(study: Study) -> str:
 
 def tables(study: Study) -> str:
     """Write the whole page."""
-    plan, names = study.plan, list(flows())
+    plan = study.plan
     several = f"{', '.join(SEVERAL[:-1])} and {SEVERAL[-1]}"
     seeds = (
         "One seed"
@@ -267,11 +281,11 @@ one seed for the others"
 
 Every flow has as many parameters as the i-ResNet within a tenth, ActNorms between its layers, \
 and for each data set the best of the learning rates {RATES}, chosen after \
-{study.rate_steps:,} steps of seed 0, which is not reported. Adam at a constant rate behind a \
+{study.rate_steps:,} steps of seed 0, which is not reported, or after {RATE_SECONDS:g} seconds, to \
+which FFJORD alone comes. Adam at a constant rate behind a \
 warm-up of {WARMUP} steps, gradients clipped at {CLIP:g}, fresh batches of {BATCH}, parameters \
-averaged over about the last tenth of the steps. {seeds}; one thread. Both protocols are read off \
-the same \
-runs, as the best checkpoint so far, scored on {plan.points:,} fresh points with exact \
+averaged over about the last tenth of the steps. {seeds}; one thread. `-` stands for runs that \
+were not made. Both protocols are read off the same runs, as the best checkpoint so far, scored on {plan.points:,} fresh points with exact \
 log-determinants (FFJORD's to the tolerance of its ODE, below 1e-4 nats). Entropies are of the \
 same points, by the exact densities of `benchmarks/targets/toy_data.py`. Seconds are those of the \
 processor; the runs were made one by one, with other work on the machine.
@@ -283,16 +297,15 @@ FFJORD moves its points for as long as it needs, at many times the seconds of a 
 
 ## {plan.steps:,} steps: nats above the entropy
 
-{compared(study, "steps", names)}
+{compared(study, "steps", flows())}
 
 ## {plan.seconds:g} seconds of the processor: nats above the entropy
 
-{compared(study, "clock", names)}
+{compared(study, "clock", flows())}
 
 ## Activations, {plan.steps:,} steps: nats above the entropy
 
-The i-ResNet has `Sine` by default. A `CLipSwish` doubles the inputs of the next layer, so its \
-layers are narrower. One seed, but for the i-ResNet.
+The i-ResNet has `Sine` by default. One seed, but for the i-ResNet.
 
 {compared(study, "steps", [OURS, *activations()])}
 
@@ -315,7 +328,7 @@ exact.{drifted(study)}"""
 
 def picture(study: Study) -> dict[str, dict[str, str]]:
     """Return grids by data set and flow, the exact grids first, Glow beside the i-ResNet."""
-    names = [OURS, "Glow", *(name for name in flows() if name not in (OURS, "Glow"))]
+    names = study.finished([OURS, "Glow", *(n for n in flows() if n not in (OURS, "Glow"))])
     return {
         data: {"data": drawn(toys()[data].log_prob)}
         | {flow: study.run(data, flow, FIRST)["grid"] for flow in names}
@@ -334,6 +347,7 @@ def main(
     seeds: Seeds = SEEDS,
     flow: Flows = None,
     data: Data = None,
+    finished: Finished = False,
 ) -> None:
     """Compare flows on eight toy densities, at equal steps and in equal time."""
     torch.set_num_threads(threads)
@@ -342,10 +356,12 @@ def main(
             raise typer.BadParameter(f"{name} is one of {list(known)}; got {sorted(unknown)}.")
     options = f"--steps {steps} --seconds {seconds:g} --rate-steps {rate_steps} --seeds {seeds}"
     options += "".join(f" --data '{name}'" for name in data or [])
+    options += " --finished" * finished
     plan, chosen = Plan(steps, seconds, POINTS), tuple(data or toys())
     if fast:
         plan, rate_steps, seeds, chosen, options = Plan(10, 0.1, 500), 2, 1, FEW, "--fast"
-    study = Study(Runs(log), Runs(log), plan, rate_steps, seeds, chosen)
+    runs = Runs(log, missing=MISSING if finished else None)
+    study = Study(runs, Runs(log), plan, rate_steps, seeds, chosen)
     if flow:
         for seed in range(FIRST, FIRST + seeds):
             for toy in chosen:

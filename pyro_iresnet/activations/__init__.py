@@ -4,12 +4,11 @@ from .base import Activation, Elementwise, Factors, make_activations
 from .elementwise import ELU, LeakyReLU, Tanh
 from .sine import Sine, auto_activation
 from .sorting import GroupSort, MaxMin
-from .swish import CLipSwish, LipSwish
+from .swish import LipSwish
 
 __all__ = [
     "ELU",
     "Activation",
-    "CLipSwish",
     "Elementwise",
     "Factors",
     "GroupSort",

@@ -29,7 +29,6 @@ class Activation(HasSettings, nn.Module, ABC):
 
     Attributes:
         bound: the largest stretch, proven; belongs to the class, not learned.
-        signs: factors of the input. The results for several signs stand side by side.
 
     Raises:
         ArgumentError: by :meth:`follow`: a width that the activation cannot follow.
@@ -49,7 +48,6 @@ class Activation(HasSettings, nn.Module, ABC):
     """
 
     bound: float = 1.0
-    signs: tuple[float, ...] = (1.0,)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -106,7 +104,7 @@ class Activation(HasSettings, nn.Module, ABC):
         Override this method if the scales are learned: a network then puts the scales into its
         weights, which are fewer numbers than a batch.
         """
-        return Factors(self, None, None, self.bound, self.signs)
+        return Factors(self, None, None, self.bound)
 
 
 def _is_abstract(method: Any) -> bool:
@@ -180,14 +178,13 @@ class _ValueAndSlope(Function):
 
 
 class Factors(NamedTuple):
-    r"""An activation as :math:`\phi(x) = b\,\psi(a s x)`, for each of its signs s.
+    r"""An activation as :math:`\phi(x) = b\,\psi(a x)`.
 
     Arguments:
-        core: :math:`\psi`, without parameters, and with one sign.
+        core: :math:`\psi`, without parameters.
         inner: :math:`a`, a scalar, or a vector with one entry for each packed module; None for 1.
         outer: :math:`b`, as ``inner``.
-        bound: the largest stretch of the core, over all signs together.
-        signs: the values of s.
+        bound: the largest stretch of the core.
         by_unit: True if :math:`a` and :math:`b` have one entry for each unit, in a last dimension.
     """
 
@@ -195,25 +192,20 @@ class Factors(NamedTuple):
     inner: Tensor | None
     outer: Tensor | None
     bound: float
-    signs: tuple[float, ...] = (1.0,)
     by_unit: bool = False
 
-    def fold(self, v: Tensor, dim: int = 0) -> Tensor:
-        """Return ``v`` times ``a`` and each of the signs, side by side along ``dim``.
-
-        ``v`` is a weight, a bias or a shift before the activation, with its units along ``dim``.
-        """
-        if self.inner is not None:
-            if self.inner.dtype != v.dtype:
-                raise _other_dtype(self.inner, v)
-            behind = v.dim() - (dim % v.dim() + 1 if self.by_unit else self.inner.dim())
-            v = self.inner.reshape(*self.inner.shape, *behind * (1,)) * v
-        return v if len(self.signs) == 1 else torch.cat([sign * v for sign in self.signs], dim)
+    def fold_shift(self, shift: Tensor) -> Tensor:
+        """Return a shift before the activation, shape ``(*batch, units)``, times ``a``."""
+        if self.inner is None:
+            return shift
+        if self.inner.dtype != shift.dtype:
+            raise _other_dtype(self.inner, shift)
+        return self.inner * shift
 
     def fold_layer(
         self, weight: Tensor, bias: Tensor, before: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return a normalized weight and a bias with ``a`` and the signs.
+        """Return a normalized weight and a bias with ``a``.
 
         The weight has a scale that is one number already, from its norm.
 
@@ -231,10 +223,6 @@ class Factors(NamedTuple):
             if self.by_unit:
                 weight = inner.reshape(*inner.shape, *(weight.dim() - bias.dim()) * (1,)) * weight
             bias = (inner if inner.dim() in (0, bias.dim()) else inner[:, None]) * bias
-        if len(self.signs) > 1:
-            units = bias.dim() - 1
-            weight = torch.cat([sign * weight for sign in self.signs], units)
-            bias = torch.cat([sign * bias for sign in self.signs], units)
         return weight, bias
 
 

@@ -1,13 +1,12 @@
-"""The smooth activations of residual flows: LipSwish, and its concatenated form."""
+"""LipSwish, the smooth activation of residual flows."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .._torch import is_compiling
-from ..errors import ArgumentError, check_dense, check_positive, check_tensor
-from ..operators import Chain, Dense, Diagonal, LinearMap
-from .base import Activation, Curved, Elementwise, Factors
+from ..errors import check_dense, check_positive
+from .base import Curved, Elementwise, Factors
 
 
 class LipSwish(Elementwise):
@@ -62,64 +61,6 @@ class LipSwish(Elementwise):
         least = max(1e-12, torch.finfo(self.raw_beta.dtype).tiny)
         beta = functional.softplus(self.raw_beta).clamp(min=least)
         return Factors(SILU, beta, 1 / (1.1 * beta), SiLU.bound)
-
-
-class CLipSwish(Activation):
-    r"""The concatenation of swish at :math:`x` and at :math:`-x`, which doubles the width.
-
-    .. math:: \phi(x) = \big(x\,\sigma(\beta x),\; -x\,\sigma(-\beta x)\big) / 1.1044
-
-    Let p and q be the slopes of swish at :math:`\pm \beta x`. Then :math:`p + q = 1` and
-    :math:`p \le 1.09984`, so the stretch :math:`\sqrt{p^2 + q^2}` is at most 1.10437, and the two
-    parts never saturate together. More of the Lipschitz budget arrives than through
-    :class:`LipSwish`, at twice the columns of the next layer.
-
-    Arguments:
-        beta: the initial value of the learned :math:`\beta`, as in :class:`LipSwish`.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.
-
-    References:
-        Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz, Tomczak and Bhulai, 2021).
-
-    Example:
-        >>> import torch
-        >>> CLipSwish()(torch.zeros(5, 8)).shape
-        torch.Size([5, 16])
-    """
-
-    signs = (1.0, -1.0)
-
-    def __init__(self, beta: float = 1.0) -> None:
-        super().__init__()
-        self.swish = LipSwish(beta)
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_tensor(x, (-1,), None, "x")
-        return SHARE * self.swish(_both(x))
-
-    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
-        if event_dim != 1:
-            raise ArgumentError(f"Expected events of one dimension for {self}; got {event_dim}.")
-        value, slope = self.swish.value_and_slope(_both(x))
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        copies = Dense(torch.cat([sign * eye for sign in self.signs]))
-        return SHARE * value, Chain((copies, Diagonal(SHARE * slope)))
-
-    def factors(self) -> Factors:
-        one = self.swish.factors()
-        share = self.swish.raw_beta.new_tensor(SHARE)
-        outer = share if one.outer is None else share * one.outer
-        return one._replace(outer=outer, bound=one.bound / SHARE, signs=self.signs)
-
-
-# LipSwish at x and -x together stretches by 1.1044 / 1.1, and CLipSwish itself by 1.
-SHARE = 1.1 / 1.1044
-
-
-def _both(x: Tensor) -> Tensor:
-    return torch.cat([x, -x], -1)
 
 
 class SiLU(Curved):

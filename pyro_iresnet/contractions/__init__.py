@@ -4,7 +4,6 @@ from .base import Contraction
 from .composite import SequentialContraction, SumContraction
 from .conv import ConvContraction
 from .dense import DenseContraction
-from .densenet import Append, DenseNetContraction
 from .film import FiLM, Modulation
 from .layers import Activate, Affine, Conv, Gate, Layer
 from .sequential import LayeredContraction, Perceptron, RawWeight
@@ -14,12 +13,10 @@ from .wrap import Wrapped, wrap
 __all__ = [
     "Activate",
     "Affine",
-    "Append",
     "Contraction",
     "Conv",
     "ConvContraction",
     "DenseContraction",
-    "DenseNetContraction",
     "FiLM",
     "Gate",
     "Layer",

@@ -11,7 +11,7 @@ from ..errors import ArgumentError, check_dims
 from ..norms import Gram, Norm
 from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Conv
-from .sequential import Perceptron, widths_behind
+from .sequential import Perceptron
 
 PADDINGS = ("zeros", "circular")
 
@@ -79,16 +79,14 @@ class ConvContraction(Perceptron):
         self.padding = padding
         self.affine = partial(Conv, circular=padding == "circular")
         self.activations = make_activations(activation, hidden, Elementwise, len(shape))
-        behind = widths_behind(self.activations, hidden)
         sides = [3, *[1] * (len(hidden) - 1), 3] if hidden else [3]
         self.layers = nn.ModuleList(
             nn.Conv2d(n_in, n_out, side)
             for n_in, n_out, side in zip(
-                (channels, *behind), (*hidden, channels), sides, strict=True
+                (channels, *hidden), (*hidden, channels), sides, strict=True
             )
         )
-        modulated = list(zip(hidden, behind, strict=True)) or [(channels, channels)]
-        self.conditioner = make_conditioner(conditioner, context_dim, modulated)
+        self.conditioner = make_conditioner(conditioner, context_dim, hidden or (channels,))
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "padding": self.padding}

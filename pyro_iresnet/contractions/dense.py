@@ -10,7 +10,7 @@ from ..errors import check_dims, check_positive_int
 from ..norms import Cholesky, Norm
 from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Affine
-from .sequential import Perceptron, widths_behind
+from .sequential import Perceptron
 
 # Up to this size the log-determinant is exact in training (``auto_logdet``). Above, a network of
 # two hidden layers has an exact trace, a deeper one has not.
@@ -29,7 +29,7 @@ class DenseContraction(Perceptron):
     the biases of the hidden layers and gates their outputs, see :class:`FiLM`: neither changes the
     constant in ``x``. The network does not begin with an activation, so that one product gives the
     exact trace of its Jacobian (up to two hidden layers, with activations that act on every entry
-    by itself or :class:`CLipSwish`).
+    by itself).
 
     Arguments:
         dim: the number of coordinates of ``x``.
@@ -80,8 +80,7 @@ class DenseContraction(Perceptron):
         hidden = check_dims(hidden_dims, "hidden_dims")
         activation = auto_activation(dim) if activation is None else activation
         self.activations = make_activations(activation, hidden)
-        behind = widths_behind(self.activations, hidden)
-        pairs = zip((dim, *behind), (*hidden, dim), strict=True)
+        pairs = zip((dim, *hidden), (*hidden, dim), strict=True)
         layers = [nn.Linear(n_in, n_out) for n_in, n_out in pairs]
         with torch.no_grad():
             # A block starts near the identity, so that a guide starts near its base: the first
@@ -89,8 +88,7 @@ class DenseContraction(Perceptron):
             layers[-1].weight.mul_(START)
             layers[-1].bias.zero_()
         self.layers = nn.ModuleList(layers)
-        modulated = list(zip(hidden, behind, strict=True)) or [(dim, dim)]
-        self.conditioner = make_conditioner(conditioner, context_dim, modulated)
+        self.conditioner = make_conditioner(conditioner, context_dim, hidden or (dim,))
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, lipschitz={self.lipschitz}, norm={self.norm}"

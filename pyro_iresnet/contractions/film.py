@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._settings import HasSettings
-from ..errors import ArgumentError, ArgumentTypeError, check_dims, check_positive_int
+from ..errors import ArgumentTypeError, check_dims, check_positive_int
 
 
 class Modulation(NamedTuple):
@@ -35,16 +35,16 @@ class FiLM(HasSettings, nn.Module):
     Arguments:
         context_dim: the size of the context, an integer of at least 1; else :class:`ArgumentError`
             or :class:`ArgumentTypeError`.
-        widths: the widths of each layer, before the activation and behind it.
+        widths: the width of each layer, likewise.
         hidden_dims: the widths of the embedding network, likewise; none for the context itself.
 
     Raises:
-        ArgumentError, ArgumentTypeError: ``context_dim`` or one of ``hidden_dims`` is no integer of
-            at least 1.
+        ArgumentError, ArgumentTypeError: ``context_dim``, or one of ``widths`` or ``hidden_dims``,
+            is no integer of at least 1.
 
     Example:
         >>> import torch
-        >>> shift, gate = FiLM(3, [(8, 8)])(torch.randn(5, 3))[0]
+        >>> shift, gate = FiLM(3, [8])(torch.randn(5, 3))[0]
         >>> shift.shape, bool((gate < 1).all())
         (torch.Size([5, 8]), True)
     """
@@ -52,19 +52,19 @@ class FiLM(HasSettings, nn.Module):
     def __init__(
         self,
         context_dim: int,
-        widths: Sequence[tuple[int, int]],
+        widths: Sequence[int],
         hidden_dims: Sequence[int] = (64,),
     ) -> None:
         super().__init__()
         self.context_dim = check_positive_int(context_dim, "context_dim")
-        pairs = _pairs(widths)
+        widths = check_dims(widths, "widths", "(64, 64)")
         dims = (self.context_dim, *check_dims(hidden_dims, "hidden_dims of the FiLM"))
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(dims):
             layers += [nn.Linear(n_in, n_out), nn.SiLU()]
         self.embedding = nn.Sequential(*layers)
-        self.shifts = nn.ModuleList(nn.Linear(dims[-1], n, bias=False) for n, _ in pairs)
-        self.gates = nn.ModuleList(nn.Linear(dims[-1], n) for _, n in pairs)
+        self.shifts = nn.ModuleList(nn.Linear(dims[-1], n, bias=False) for n in widths)
+        self.gates = nn.ModuleList(nn.Linear(dims[-1], n) for n in widths)
         with torch.no_grad():
             for gate in self.gates:
                 gate.get_parameter("weight").mul_(0.1)
@@ -77,27 +77,14 @@ class FiLM(HasSettings, nn.Module):
         return [Modulation(shift(e), torch.sigmoid(gate(e))) for shift, gate in pairs]
 
 
-def _pairs(widths: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Return the widths of each layer, or raise."""
-    if isinstance(widths, str) or not isinstance(widths, Sequence):
-        raise ArgumentTypeError(
-            f"Expected widths to be a sequence of pairs such as [(64, 64)]; got {widths!r}."
-        )
-    pairs = [check_dims(pair, f"widths[{i}]", "(64, 64)") for i, pair in enumerate(widths)]
-    for i, pair in enumerate(pairs):
-        if len(pair) != 2:
-            raise ArgumentError(f"Expected widths[{i}] to be a pair; got {pair}.")
-    return pairs
-
-
 # sigma(3) = 0.95
 OPEN = 3.0
 
-MakeConditioner = Callable[[int, Sequence[tuple[int, int]]], FiLM]
+MakeConditioner = Callable[[int, Sequence[int]], FiLM]
 
 
 def make_conditioner(
-    make: MakeConditioner, context_dim: int | None, widths: Sequence[tuple[int, int]]
+    make: MakeConditioner, context_dim: int | None, widths: Sequence[int]
 ) -> FiLM | None:
     """Make the conditioner of a network, or return None for a network without a context."""
     example = "FiLM, or functools.partial(FiLM, hidden_dims=(128, 128))"

@@ -65,9 +65,9 @@ class Affine(Layer):
     """:math:`W h + b + s`, with a shift s from a context.
 
     Arguments:
-        weight: the normalized weight, before signs and scales of units; its norm is the bound.
-        matrix: ``W``, with scales and signs.
-        bias: ``b``, with scales and signs.
+        weight: the normalized weight, before scales of units; its norm is the bound.
+        matrix: ``W``, with scales.
+        bias: ``b``, with scales.
         factors: of the activation that follows, for the shift; None if none follows.
         index: the number of the modulation that shifts the layer; None for no shift.
         before: the scale of each unit of ``h``, which stands in ``W``; None for 1.
@@ -117,7 +117,7 @@ class Affine(Layer):
             return self
         shift = modulations[self.index].shift
         if self.factors is not None:
-            shift = self.factors.fold(shift, -1)
+            shift = self.factors.fold_shift(shift)
         return replace(self, shift=shift)
 
     def to(self, dtype: torch.dtype) -> "Affine | None":
@@ -165,7 +165,7 @@ class Activate(Layer):
 
     Arguments:
         core: the activation without scales.
-        stretch: the largest stretch at all signs together, before scales that are one number.
+        stretch: the largest stretch before scales that are one number.
         event_dim: the number of trailing dimensions of one event.
         outer: the scale of each unit of the value, which stands in the next weight; None for 1.
     """

@@ -288,9 +288,3 @@ def _activations(module: nn.Module) -> Iterator[Activation]:
             yield child
         else:
             yield from _activations(child)
-
-
-def widths_behind(activations: nn.ModuleList, widths: Sequence[int]) -> list[int]:
-    """List the width that each activation makes of the width before it."""
-    pairs = zip(activations, widths, strict=True)
-    return [len(a.signs) * width for a, width in pairs if isinstance(a, Activation)]

@@ -1,7 +1,7 @@
 """Linear maps as objects, the linearization of a contraction, and solves with ``I + J``."""
 
 from .auto import auto_linear_solve
-from .composite import Append, Chain, Negated, Sum
+from .composite import Chain, Negated, Sum
 from .contraction_map import ContractionMap, NegatedMap
 from .convolution import Convolution, convolve
 from .elementary import Dense, Diagonal, Matrices, Permutation
@@ -13,7 +13,6 @@ from .solve import DENSE, DenseSolve, LinearSolve, Solved, default_rtol, floor
 
 __all__ = [
     "DENSE",
-    "Append",
     "Chain",
     "ContractionMap",
     "Convolution",

@@ -1,9 +1,8 @@
-"""Maps made of maps: products, sums, and maps that append to their argument."""
+"""Maps made of maps: products, sums and negatives."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .convolution import Convolution, trace_through
@@ -33,8 +32,7 @@ class Chain(LinearMap):
     def trace(self, weight: Tensor | None = None) -> Tensor | None:
         r"""Return the exact trace of a network with at most two hidden layers, else None.
 
-        Known for perceptrons, for networks whose layers keep their input (:class:`Append`), and for
-        convolutions. A trace is cyclic, so
+        Known for perceptrons and for convolutions. A trace is cyclic, so
         :math:`\mathrm{tr}(W_2 S W_1) = s^\top \mathrm{diag}(W_1 W_2)` and
         :math:`\mathrm{tr}(W_3 S_2 W_2 S_1 W_1) = s_2^\top (W_2 \circ (W_1 W_3)^\top)\, s_1`: one
         product of the size of a hidden layer for each sample.
@@ -61,10 +59,6 @@ class Chain(LinearMap):
                 Convolution() as b,
             ) if weight is None and w2.shape[2:] == (1, 1):
                 return trace_through(a, w2[:, :, 0, 0], b).trace(s1, s2)
-            case (Append() as first, Dense(w2)):
-                return first.trace_with(w2, weight)
-            case (Append() as first, Append() as second, Dense(w3)):
-                return second.trace_after(first, w3, weight)
             case _:
                 return None
 
@@ -138,76 +132,6 @@ class Chain(LinearMap):
 
     def __iter__(self) -> Iterator[LinearMap]:
         return iter(self.maps)
-
-
-@dataclass(frozen=True)
-class Append(LinearMap):
-    r"""The argument followed by its image: :math:`v \mapsto (v, A v)`.
-
-    Arguments:
-        inner: ``A``, a map of vectors.
-        kept: the number of coordinates of ``v``.
-    """
-
-    inner: Chain
-    kept: int
-
-    def mv(self, v: Tensor) -> Tensor:
-        appended = self.inner.mv(v)
-        return torch.cat([v.expand(*appended.shape[:-1], v.shape[-1]), appended], -1)
-
-    def vm(self, v: Tensor) -> Tensor:
-        return v[..., : self.kept] + self.inner.vm(v[..., self.kept :])
-
-    def select(self, index: Tensor) -> "Append":
-        return Append(self.inner.select(index), self.kept)
-
-    def mean(self) -> Tensor | None:
-        mean = self.inner.mean()
-        if mean is None:
-            return None
-        return torch.cat([torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device), mean])
-
-    def packed(self) -> tuple[list[str], list[Tensor]] | None:
-        inner = self.inner.packed()
-        return None if inner is None else (["append(", *inner[0], ")"], inner[1])
-
-    def cost(self) -> int | None:
-        return self.inner.cost()
-
-    def widths(self) -> tuple[int, ...]:
-        widths = self.inner.widths()
-        return (widths[0], widths[0] + widths[-1]) if widths else ()
-
-    def trace_with(self, last: Tensor, weight: Tensor | None) -> Tensor | None:
-        r"""``tr(M V (I; S W))`` as :math:`\mathrm{tr}(M V_0) + s^\top \mathrm{diag}(W M V_1)`.
-
-        ``last`` is ``V = (V_0, V_1)``, the matrix that follows; ``weight`` is ``M``, or None for 1.
-        """
-        match self.inner.maps:
-            case (Dense(w), Diagonal(s)):
-                kept = w.shape[1]
-                w = w if weight is None else w @ weight
-                constant = Dense(last[:, :kept]).trace(weight)
-                return constant + s @ (w * last[:, kept:].T).sum(1)
-            case _:
-                return None
-
-    def trace_after(self, first: "Append", last: Tensor, weight: Tensor | None) -> Tensor | None:
-        """``tr(M V A_2 A_1)`` with this map as ``A_2``; arguments as in :meth:`trace_with`."""
-        match first.inner.maps, self.inner.maps:
-            case (Dense(w1), Diagonal(s1)), (Dense(w2), Diagonal(s2)):
-                size, kept = w1.shape[1], w2.shape[1]
-                before = first.trace_with(last[:, :kept], weight)
-                if before is None:
-                    return None
-                behind, past_x, past_first = last[:, kept:], w2[:, :size], w2[:, size:]
-                if weight is not None:
-                    w1, past_x = w1 @ weight, past_x @ weight
-                through = ((s2 @ (past_first * (w1 @ behind).T)) * s1).sum(-1)
-                return before + s2 @ (past_x * behind.T).sum(1) + through
-            case _:
-                return None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from .composite import Append, Chain, Negated, Sum
+from .composite import Chain, Negated, Sum
 from .convolution import Convolution
 from .elementary import Dense, Diagonal, Permutation
 from .linear_map import LinearMap
@@ -19,7 +19,6 @@ LEAVES: dict[str, Callable[[Tensor], LinearMap]] = {
 }
 GROUPS: dict[str, Callable[[tuple[LinearMap, ...]], LinearMap]] = {
     "chain(": Chain,
-    "append(": lambda maps: Append(Chain(maps), maps[0].widths()[0]),
     "sum(": Sum,
     "negated(": lambda maps: Negated(Chain(maps)),
 }

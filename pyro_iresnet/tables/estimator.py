@@ -28,7 +28,7 @@ from .columns import Column, Values
 from .context import encoded_context, fitted_context
 from .data import RandomBatches
 from .encoding import TableEncoding
-from .fit import History, checks_of, options_for, train
+from .fit import History, checks_of, is_small, options_for, train
 from .model import TableModel, check_as_many
 from .reading import source_of
 from .recognition import fitted_columns, sample_of
@@ -59,7 +59,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         num_blocks: the number of residual blocks; change this first.
         hidden_features: the width of the hidden layers, or a sequence of widths.
         options: the options of a block; by default those of :func:`iresnet_flow`, with more damping
-            if there are few rows for the number of columns.
+            if there are fewer than 100 rows for each column. Then there are no ActNorms either.
         max_steps: the most steps of training.
         batch_size: the rows of a step.
         learning_rate: the learning rate of Adam.
@@ -264,13 +264,15 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         count, dim = rows.values.shape
         columns = fitted_columns(rows, kinds)
         fitted = None if context is None else fitted_context(context)
+        small = is_small(count, dim)
         model = TableModel(
             TableEncoding.of(columns, sample_of(rows.values)),
             fitted,
             int(self.num_blocks),
             widths(self.hidden_features),
-            options_for(count, dim) if self.options is None else self.options,
+            options_for(small=small) if self.options is None else self.options,
             is_array=rows.is_array,
+            has_actnorms=not small,
         )
         encoded = None
         if context is not None and fitted is not None:

@@ -49,11 +49,14 @@ def checks_of(rows: int, batch_size: int, max_steps: int) -> tuple[int, int]:
     return checks, max_steps // checks
 
 
-def options_for(rows: int, dim: int) -> BlockOptions:
-    """Return the options for a table: more damping and no learned scale if the rows are few."""
-    if rows >= FEW_ROWS * dim:
-        return BlockOptions()
-    return BlockOptions(norm=Cholesky(damping=1.0), coordinates=None)
+def is_small(rows: int, dim: int) -> bool:
+    """Return True for a table that a flow without more damping would learn by heart."""
+    return rows < FEW_ROWS * dim
+
+
+def options_for(*, small: bool) -> BlockOptions:
+    """Return the options for a table: more damping and no learned scale in a small one."""
+    return BlockOptions(norm=Cholesky(damping=1.0), coordinates=None) if small else BlockOptions()
 
 
 @dataclass

@@ -34,6 +34,7 @@ class TableModel:
         context: the columns of the context; None for no context.
         is_array: True if the columns have no names of their own.
         num_blocks, hidden_features, options: of the flow.
+        has_actnorms: True for an ActNorm before each block and at the end.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class TableModel:
         options: BlockOptions,
         *,
         is_array: bool,
+        has_actnorms: bool,
     ) -> None:
         self.encoding, self.context, self.is_array = encoding, context, is_array
         self.num_blocks, self.hidden_features = num_blocks, hidden_features
-        self.options = options
+        self.options, self.has_actnorms = options, has_actnorms
         dim = len(encoding.columns)
         make: dict[str, Any] = {"hidden_features": hidden_features, "options": options}
+        if not has_actnorms:
+            make["between"] = None
         if context is None:
             self.flow: Flow = iresnet_flow(dim, num_blocks, **make)
         else:
@@ -118,6 +122,7 @@ class TableModel:
             "covariance": self.encoding.covariance,
             "context": files.context_to_plain(self.context),
             "is_array": self.is_array,
+            "has_actnorms": self.has_actnorms,
             "state_dict": self.flow.state_dict(),
         }
 
@@ -132,6 +137,7 @@ class TableModel:
             content["hidden_features"],
             BlockOptions.from_json(content["options"]),
             is_array=content["is_array"],
+            has_actnorms=content["has_actnorms"],
         )
         model.flow.double().load_state_dict(content["state_dict"])
         model.flow.eval()

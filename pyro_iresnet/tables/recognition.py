@@ -64,8 +64,8 @@ def recognised(values: Values, *, is_integer: bool) -> Column:
     """Choose the kind of a column of numbers.
 
     Integers have a limit at an end where they heap, as ratings do, and the limit 0 if none is
-    negative. Other numbers lie between 0 and 1 if all do and some lie near each end, else above 0 if
-    all do. The rest is heavy-tailed if a normal fits better behind asinh.
+    negative. Other numbers lie between 0 and 1 if all do and some lie near each end, else above 0
+    if all do. The rest is heavy-tailed if a normal fits better behind asinh.
     """
     low, high = float(values.min()), float(values.max())
     if is_integer:

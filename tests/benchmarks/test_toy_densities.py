@@ -99,12 +99,12 @@ def test_counts_wins_over_seeds():
     for seed, nats in enumerate((4.0, 4.1, 9.0), 2):
         runs[f"moons / i-ResNet / 0.002 / {seed} / 7 / 1"] = ran(nats, 7.0)
     found = study(runs, seeds=3)
-    assert comparison.won(found, "Glow", "steps") == 1
-    assert comparison.won(found, "Glow", "clock") == 0
+    assert comparison.won(found, "Glow", "steps") == "1 of 2"
+    assert comparison.won(found, "Glow", "clock") == "0 of 2"
     points = held_out(MOONS, 100)
     above = 4.1 + MOONS.log_prob(points).mean().item()
     assert found.gap("moons", "i-ResNet", "steps") == pytest.approx(above)
-    assert found.seeds_of("FFJORD") == range(2, 5)
+    assert found.seeds_of("Real NVP") == range(2, 5)
     assert found.seeds_of("MADE") == range(2, 3)
 
 
@@ -114,7 +114,7 @@ def test_ranks_failures_last():
         runs |= rates("moons", flow)
     runs |= {f"moons / {flow} / 0.002 / 2 / 7 / 1": ran(5.0, 5.0) for flow in ALL}
     runs["moons / i-ResNet / 0.002 / 2 / 7 / 1"] = ran(math.inf, math.inf)
-    assert comparison.won(study(runs, ("moons",)), "MADE", "steps") == 0
+    assert comparison.won(study(runs, ("moons",)), "MADE", "steps") == "0 of 1"
 
 
 def test_best_checkpoint():
@@ -186,6 +186,25 @@ def test_reduced_run():
     sizes = [len(flows()), 1 + len(activations())]
     assert sorted(map(len, gaps)) == sorted([*2 * [sizes[0]] * 2, *2 * [sizes[1]], 3, 3])
     assert all(math.isfinite(gap) for row in gaps for gap in row)
+
+
+def test_shows_finished_runs_alone(monkeypatch):
+    monkeypatch.setattr(comparison, "train", lambda *args, **options: pytest.fail("a run"))
+    runs = {}
+    for flow, data in (("i-ResNet", ("moons", "rings")), ("Glow", ("moons",))):
+        for name in data:
+            runs |= rates(name, flow)
+            runs[f"{name} / {flow} / 0.002 / 2 / 7 / 1"] = ran(5.0, 5.0)
+    # A rate alone is no run.
+    runs |= rates("moons", "MADE")
+    made = study(runs)
+    made.runs.missing = comparison.MISSING
+    assert made.finished(flows()) == ["i-ResNet", "Glow"]
+    rows = {row[0].strip(): row[2:] for row in cells(comparison.compared(made, "steps", flows()))}
+    assert [cell.strip() for cell in rows["rings"]][1] == "-"
+    assert rows["moons"][1].strip("* ") == rows["moons"][0].strip("* ")
+    assert comparison.won(made, "Glow", "steps") == "0 of 1"
+    assert "MADE" not in comparison.goals(made)
 
 
 def test_names_drifted_pictures():

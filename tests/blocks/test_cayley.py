@@ -120,7 +120,7 @@ def test_log_det(name):
     torch.testing.assert_close(log_det, -made.log_det, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("contraction", ["two_hidden", "conv_zeros", "densenet", "scalar"])
+@pytest.mark.parametrize("contraction", ["two_hidden", "conv_zeros", "scalar"])
 @pytest.mark.parametrize("name", zoo.COORDINATES)
 def test_in_coordinates(name, contraction):
     g = zoo.CONTRACTIONS[contraction]()
@@ -348,7 +348,7 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(BothWays(block), inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["two_hidden", "densenet", "conditional_dense"])
+@pytest.mark.parametrize("name", ["two_hidden", "conditional_dense"])
 def test_unrolled_gradients(name):
     block = CayleyBlock(ZOO[name](lipschitz=0.6), solver=TIGHT, logdet=Exact())
     x, context = points(name, 2)
@@ -506,7 +506,7 @@ ESTIMATORS = {
 
 
 # The trace of a network with three hidden layers is not known.
-@pytest.mark.parametrize("contraction", ["two_hidden", "densenet_three_hidden"])
+@pytest.mark.parametrize("contraction", ["two_hidden", "three_hidden"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_mean_of_estimator(name, contraction):
     g, x = zoo.CONTRACTIONS[contraction](lipschitz=0.8), torch.randn(2, zoo.DIM)
@@ -520,7 +520,7 @@ def test_mean_of_estimator(name, contraction):
 
 
 @pytest.mark.parametrize("reference", [MeanJacobian(), None], ids=repr)
-@pytest.mark.parametrize("name", ["two_hidden", "densenet_three_hidden"])
+@pytest.mark.parametrize("name", ["two_hidden", "three_hidden"])
 def test_gradient_of_roulette(name, reference):
     g = ZOO[name](lipschitz=0.8)
     exact, roulette = (

@@ -195,7 +195,7 @@ def test_actnorm_start():
     torch.testing.assert_close(again, y)
 
 
-@pytest.mark.parametrize("name", ["densenet", "dense_clipswish", "conv_zeros", "conditional_dense"])
+@pytest.mark.parametrize("name", ["two_hidden", "sequence", "conv_zeros", "conditional_dense"])
 def test_one_graph_per_network(name):
     g = {**zoo.CONTRACTIONS, **zoo.CONDITIONAL}[name]()
     block = ResidualBlock(g, logdet=Exact())

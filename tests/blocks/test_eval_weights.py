@@ -54,7 +54,6 @@ def composed():
 FLOWS = {
     "block": lone_block,
     "image": lambda: ResidualBlock(zoo.conv(norm=Gram())),
-    "densenet": lambda: ResidualBlock(zoo.densenet(norm=Gram())),
     "composed": composed,
     "stack": lambda: iresnet_stack(zoo.DIM, 3, [8, 7], norm=Gram()),
     "nflows": lambda: iresnet_flow(zoo.DIM, 3, hidden_features=[8, 7], norm=Gram())._transform,

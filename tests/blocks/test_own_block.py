@@ -24,7 +24,6 @@ from pyro_iresnet import (
     conditional_iresnet,
     conditional_iresnet_flow,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_flow,
     iresnet_stack,
@@ -195,7 +194,6 @@ def test_context(name):
 BUILDERS = {
     "iresnet": lambda b: iresnet(2, [4], block=b),
     "iresnet_stack": lambda b: iresnet_stack(2, 2, [4], block=b),
-    "implicit_stack": lambda b: implicit_stack(2, 2, [4], block=b),
     "conditional_iresnet": lambda b: conditional_iresnet(2, 3, [4], block=b),
     "conditional_iresnet_stack": lambda b: conditional_iresnet_stack(2, 3, 2, [4], block=b),
     "IResNetTransform": lambda b: IResNetTransform(2, [4], block=b),

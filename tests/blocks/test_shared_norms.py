@@ -10,7 +10,6 @@ from pyro_iresnet import (
     cached,
     conditional_iresnet_flow,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_flow,
     iresnet_stack,
@@ -45,7 +44,6 @@ def norms_in(function):
 
 STACKS = {
     "stack": lambda **o: iresnet_stack(DIM, 3, HIDDEN, **o),
-    "implicit": lambda **o: implicit_stack(DIM, 3, HIDDEN, **o),
     "nested": lambda **o: Stack(
         [iresnet_stack(DIM, 2, HIDDEN, **o), actnorm(DIM), Stack([iresnet(DIM, HIDDEN, **o)])]
     ),

@@ -10,14 +10,12 @@ from pyro_iresnet import (
     CayleyBlock,
     ConvContraction,
     DenseContraction,
-    DenseNetContraction,
     IResNetTransform,
     ResidualBlock,
     actnorm,
     conditional_iresnet,
     conditional_iresnet_flow,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_flow,
     iresnet_stack,
@@ -39,7 +37,6 @@ def guide():
 MAKERS = {
     "dense": lambda: ResidualBlock(DenseContraction(2, [3])),
     "cayley": lambda: CayleyBlock(DenseContraction(2, [3])),
-    "densenet": lambda: ResidualBlock(DenseNetContraction(2, [3])),
     "conv": lambda: ResidualBlock(ConvContraction((2, 3, 4), [3])),
     "wrapped": lambda: ResidualBlock(wrap(torch.nn.Linear(2, 2), lipschitz=0.9)),
     "context": lambda: CayleyBlock(DenseContraction(2, [3], context_dim=3)),
@@ -55,7 +52,6 @@ MAKERS = {
     "iresnet": lambda: iresnet(2, [3]),
     "conditional_iresnet": lambda: conditional_iresnet(2, 3, [3], coordinates=None),
     "iresnet_stack": lambda: iresnet_stack(2, 1, [3], block="cayley"),
-    "implicit_stack": lambda: implicit_stack(2, 2, [], between=None),
     "conditional_iresnet_stack": lambda: conditional_iresnet_stack(2, 3, 1, []),
     "IResNetTransform": lambda: IResNetTransform(2, [3]),
     "iresnet_flow": lambda: iresnet_flow(2, 1, hidden_features=[3]),
@@ -78,16 +74,6 @@ KEYS = {
         _extra_state
         contraction._extra_state
         contraction.activations.0.raw_frequency
-        contraction.layers.0.weight
-        contraction.layers.0.bias
-        contraction.layers.1.weight
-        contraction.layers.1.bias
-    """,
-    "densenet": """
-        _extra_state
-        contraction.angles
-        contraction._extra_state
-        contraction.activations.0.raw_beta
         contraction.layers.0.weight
         contraction.layers.0.bias
         contraction.layers.1.weight
@@ -209,21 +195,6 @@ KEYS = {
         1.block.coordinates.log_scale
         2.log_scale
         2.shift
-    """,
-    "implicit_stack": """
-        _extra_state
-        0._extra_state
-        0.block._extra_state
-        0.block.contraction._extra_state
-        0.block.contraction.layers.0.weight
-        0.block.contraction.layers.0.bias
-        0.block.coordinates.log_scale
-        1._extra_state
-        1.block._extra_state
-        1.block.contraction._extra_state
-        1.block.contraction.layers.0.weight
-        1.block.contraction.layers.0.bias
-        1.block.coordinates.log_scale
     """,
     "conditional_iresnet_stack": """
         0.log_scale

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_iresnet import Exact, ResidualBlock, Roulette
-from pyro_iresnet.activations import CLipSwish, Sine, Tanh
+from pyro_iresnet.activations import Sine, Tanh
 from pyro_iresnet.contractions import sequential as module
 from pyro_iresnet.coordinates import Asinh, DiagonalScale
 from pyro_iresnet.operators import perceptron
@@ -18,7 +18,6 @@ HIDDEN = [(9,), (9, 8), (8, 9, 8), (8, 8, 8, 9)]
 NETWORKS = {
     "default": {},
     "sine": {"activation": partial(Sine, (0.5, 5.0))},
-    "two signs": {"activation": CLipSwish},
     "square": {"hidden_dims": (5, 5)},
 }
 LEFT_ALONE = {

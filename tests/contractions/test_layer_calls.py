@@ -9,7 +9,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from pyro_iresnet import (
     ConvContraction,
     DenseContraction,
-    DenseNetContraction,
     IResNet,
     IResNetTransform,
     ResidualBlock,
@@ -17,13 +16,12 @@ from pyro_iresnet import (
     iresnet_stack,
     wrap,
 )
-from pyro_iresnet.activations import CLipSwish, GroupSort, LipSwish, Sine
+from pyro_iresnet.activations import GroupSort, LipSwish, Sine
 from pyro_iresnet.contractions import Contraction
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 
 CONTRACTIONS = {
     "dense": (lambda: DenseContraction(3, [8]), (5, 3)),
-    "densenet": (lambda: DenseNetContraction(3, [8]), (5, 3)),
     "conv": (lambda: ConvContraction((1, 4, 4), [8]), (5, 1, 4, 4)),
 }
 over_contractions = pytest.mark.parametrize(
@@ -245,7 +243,7 @@ def test_refuses_contraction_with_own_forward():
             return torch.tensor(0.5)
 
 
-@pytest.mark.parametrize("kind", [LipSwish, Sine, CLipSwish, GroupSort])
+@pytest.mark.parametrize("kind", [LipSwish, Sine, GroupSort])
 @pytest.mark.parametrize("method", ["forward", "linearize"])
 def test_refuses_half_an_activation(kind, method):
     with pytest.raises(ArgumentTypeError, match="Half to define"):

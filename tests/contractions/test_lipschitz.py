@@ -9,13 +9,12 @@ from pyro_iresnet import (
     ContractionError,
     ConvContraction,
     DenseContraction,
-    DenseNetContraction,
     ResidualBlock,
     cached,
     testing,
     wrap,
 )
-from pyro_iresnet.activations import Activation, CLipSwish, MaxMin
+from pyro_iresnet.activations import Activation, MaxMin
 from pyro_iresnet.contractions import LayeredContraction, SequentialContraction, SumContraction
 from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.norms import PowerIteration
@@ -49,9 +48,7 @@ def test_context_shifts_and_gates(name):
 
 EXPANDING = {
     "dense": partial(DenseContraction, 4, [16, 16]),
-    "clipswish": partial(DenseContraction, 4, [16, 16], activation=CLipSwish),
     "maxmin": partial(DenseContraction, 4, [16, 16], activation=MaxMin),
-    "densenet": partial(DenseNetContraction, 4, [16, 16]),
     "zeros": partial(ConvContraction, (1, 2, 2), [6, 6]),
     "circular": partial(ConvContraction, (1, 2, 2), [6, 6], padding="circular"),
 }
@@ -121,7 +118,7 @@ def test_refuses_power_iteration(name):
 
 
 def test_composed_bounds():
-    parts = zoo.dense(lipschitz=0.5), zoo.densenet(lipschitz=0.4)
+    parts = zoo.dense(lipschitz=0.5), zoo.dense(lipschitz=0.4)
     each = [float(part.lipschitz_bound()) for part in parts]
     assert float(SequentialContraction(*parts).lipschitz_bound()) == pytest.approx(
         each[0] * each[1]
@@ -193,9 +190,10 @@ class Minus(Activation):
         return -x, Reversed()
 
 
-@pytest.mark.parametrize("kind", [DenseContraction, DenseNetContraction])
-def test_custom_activation(kind):
-    testing.check_contraction(kind(3, [4, 4], activation=Minus).double(), torch.randn(20, 3))
+def test_custom_activation():
+    testing.check_contraction(
+        DenseContraction(3, [4, 4], activation=Minus).double(), torch.randn(20, 3)
+    )
 
 
 class Counted(torch.nn.Module):
@@ -211,7 +209,7 @@ def test_bound_with_integer_parameter():
     assert float(wrap(Counted(), lipschitz=0.9).lipschitz_bound()) == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("name", ["two_hidden", "densenet", "conv_zeros", "sequence"])
+@pytest.mark.parametrize("name", ["two_hidden", "conv_zeros", "sequence"])
 def test_bound_under_autocast(name):
     g = zoo.CONTRACTIONS[name]().float()
     x = torch.randn(5, *zoo.event_shape(name), dtype=torch.float32)

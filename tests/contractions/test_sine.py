@@ -81,22 +81,6 @@ def test_equals_plain_network(kind, context_dim):
     assert all(bool((grad != 0).all()) for grad in found)
 
 
-def test_densenet_equals_activation_of_parts():
-    g = zoo.CONTRACTIONS["densenet_sine"]()
-    with torch.no_grad():
-        for activation in g.activations:
-            activation.raw_frequency.normal_(std=2.0)
-    x = torch.randn(10, zoo.DIM)
-    *hidden, (_, last) = g.normalized_weights()
-    h = x
-    for (_, w), layer, activation, angle in zip(
-        hidden, g.layers, g.activations, g.angles, strict=False
-    ):
-        added = activation(h @ w.weight.T + layer.bias)
-        h = torch.cat([angle.cos() * h, angle.sin() * added], -1)
-    torch.testing.assert_close(g(x), h @ last.weight.T + g.layers[-1].bias)
-
-
 def test_slope_of_every_frequency():
     activation = of_width(1000, (1e-3, 1e3))
     value, slope = activation.value_and_slope(torch.linspace(-50.0, 50.0, 1000))

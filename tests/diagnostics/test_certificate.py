@@ -96,7 +96,7 @@ def test_refutes_false_bound():
 
 
 def test_rows_under_context():
-    parts = SequentialContraction(zoo.dense(context_dim=zoo.CONTEXT), zoo.densenet())
+    parts = SequentialContraction(zoo.dense(context_dim=zoo.CONTEXT), zoo.dense())
     found = certificate(
         ResidualBlock(parts), torch.randn(6, zoo.DIM), context=torch.randn(6, zoo.CONTEXT)
     )

@@ -23,7 +23,6 @@ from pyro_iresnet import (
     actnorm,
     cached,
     conditional_iresnet,
-    implicit_stack,
     iresnet,
     iresnet_stack,
 )
@@ -100,7 +99,6 @@ FLOWS = {
     "inverse": lambda: [iresnet(DIM, hidden_dims=[8]).inv],
     "uncached": lambda: [iresnet(DIM, hidden_dims=[8]).with_cache(0)],
     "stack": lambda: [iresnet_stack(DIM, 2, hidden_dims=[8])],
-    "implicit": lambda: [implicit_stack(DIM, 1, hidden_dims=[8])],
     "list": lambda: [iresnet(DIM, hidden_dims=[8]), actnorm(DIM)],
     "conditional": lambda: [conditional_iresnet(DIM, 2, hidden_dims=[8]).condition(torch.zeros(2))],
 }

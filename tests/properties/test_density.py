@@ -55,7 +55,7 @@ def grid(ends, count):
 
 
 CELLS = {1: 8192, 2: 192}
-VECTORS = ("dense", "densenet", "sum")
+VECTORS = ("dense", "sum")
 PLAIN = {
     "kinds": VECTORS,
     "coordinates": ("none",),

@@ -16,7 +16,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 FORWARD, BACKWARD = "forward_and_log_det", "inverse_and_log_det"
 SMALL = {
-    "kinds": ("dense", "densenet", "conv", "sum", "wrapped"),
+    "kinds": ("dense", "conv", "sum", "wrapped"),
     "dims": (1, 3),
     "largest": 0.9,
     "scales": (1.0,),

@@ -18,7 +18,7 @@ PARTS = {
     "affine": lambda block: AffineTransform(0.5, -2.0, event_dim=1),
     "actnorm": lambda block: zoo.spread(actnorm(block.contraction.event_shape[0])),
 }
-VECTORS = ("dense", "densenet", "sequence", "sum", "wrapped")
+VECTORS = ("dense", "sequence", "sum", "wrapped")
 
 
 def log_det_by_autograd(function, x, event_dim):

@@ -192,7 +192,7 @@ def brute_force(block, x, context):
     return f(x), torch.linalg.slogdet(torch.func.jacrev(f)(x)).logabsdet
 
 
-@pytest.mark.parametrize("name", ["conditional_dense", "conditional_densenet"])
+@pytest.mark.parametrize("name", ["conditional_dense", "conditional_linear"])
 def test_gradients(name):
     g = zoo.CONDITIONAL[name](lipschitz=0.6)
     block = ResidualBlock(g, solver=TIGHT, logdet=Exact())

@@ -26,7 +26,7 @@ MAKERS = {
     "inverted": lambda: Stack(
         [zoo.PYRO_TRANSFORMS["stack"]().inv, AffineTransform(0.5, 2.0, event_dim=1).inv]
     ),
-    "nested": lambda: Stack([zoo.PYRO_TRANSFORMS["implicit"](), actnorm(zoo.DIM), affine()]),
+    "nested": lambda: Stack([zoo.PYRO_TRANSFORMS["alternating"](), actnorm(zoo.DIM), affine()]),
     "squashed": lambda: Stack([iresnet(zoo.DIM, [8]), IndependentTransform(SigmoidTransform(), 1)]),
 }
 

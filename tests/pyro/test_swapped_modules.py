@@ -14,7 +14,6 @@ from pyro_iresnet import (
     conditional_iresnet,
     conditional_iresnet_flow,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_flow,
     iresnet_stack,
@@ -29,7 +28,6 @@ MIXED = {
     "foreign": lambda: Stack([AffineTransform(0.0, 2.0), iresnet(3), ExpTransform().inv.inv]),
     "nested": lambda: Stack([iresnet_stack(3, 1), iresnet_stack(3, 1).inv]),
     "builder": lambda: iresnet_stack(3, 2),
-    "implicit": lambda: implicit_stack(3, 2),
 }
 over_stacks = pytest.mark.parametrize("make", MIXED.values(), ids=MIXED)
 

@@ -194,6 +194,17 @@ def test_keeps_the_best(table):
     assert history.plot().get_xlabel() == "step"
 
 
+@pytest.mark.parametrize(("rows", "parts"), [(199, 1), (200, 3)])
+def test_no_actnorms_in_a_small_table(rows, parts, tmp_path):
+    x = np.random.default_rng(0).normal(size=(rows, 2))
+    estimator = DensityEstimator(**{**SHORT, "max_steps": 1}).fit(x)
+    assert len(estimator.flow_._transform._transforms) == parts
+    assert (estimator.model_.options.coordinates is None) == (parts == 1)
+    estimator.save(tmp_path / "model.pt")
+    loaded = DensityEstimator.load(tmp_path / "model.pt")
+    assert np.array_equal(loaded.score_samples(x), estimator.score_samples(x))
+
+
 def test_threshold(fitted, table):
     share = (fitted.score_samples(table) < fitted.threshold(0.2)).mean()
     assert 0.05 < share < 0.4

@@ -4,7 +4,6 @@ from .actnorm import ActNorm, actnorm
 from .builders import (
     conditional_iresnet,
     conditional_iresnet_stack,
-    implicit_stack,
     iresnet,
     iresnet_stack,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "actnorm",
     "conditional_iresnet",
     "conditional_iresnet_stack",
-    "implicit_stack",
     "iresnet",
     "iresnet_stack",
 ]

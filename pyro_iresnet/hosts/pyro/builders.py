@@ -13,7 +13,7 @@ from .actnorm import actnorm
 from .conditional import ConditionalIResNet
 from .conditional_stack import ConditionalStack
 from .stack import Stack
-from .transform import InverseIResNet, IResNet
+from .transform import IResNet
 
 
 def iresnet(
@@ -107,43 +107,7 @@ def iresnet_stack(
         >>> loss.backward()
     """
     records = BlockOptions.records(options, iresnet_stack, hidden_dims=hidden_dims)
-    return Stack(_parts([IResNet], input_dim, None, num_blocks, between, records))
-
-
-def implicit_stack(
-    input_dim: int,
-    num_blocks: int = 8,
-    hidden_dims: Sequence[int] | None = None,
-    *,
-    between: Callable[[int], Transform] | None = actnorm,
-    **options: Unpack[BlockKeywords],
-) -> Stack:
-    """Make a stack of blocks and inverse blocks in turn, else as :func:`iresnet_stack`.
-
-    A block stretches by at most :math:`1 + L` and shrinks by at most :math:`1 - L`; its inverse
-    stretches by up to :math:`1 / (1 - L)`. Together they reach slopes that no stack of plain blocks
-    of the same size does: with two blocks at L = 0.9 up to 19 instead of 3.6. Both directions solve
-    in every other block, and gradients cross by the implicit function theorem. In nflows the same
-    is ``CompositeTransform([IResNetTransform(D), InverseTransform(IResNetTransform(D))])``.
-
-    Arguments:
-        num_blocks: the number of blocks and inverse blocks together; the first is a block.
-        input_dim, hidden_dims, between, options: as in :func:`iresnet_stack`, with the same errors.
-
-    References:
-        Implicit Normalizing Flows (Lu, Chen, Li, Wang and Zhu, 2021).
-
-    Example:
-        >>> import torch, pyro.distributions as dist
-        >>> from pyro_iresnet import implicit_stack
-        >>> stack = implicit_stack(input_dim=2, num_blocks=4)
-        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
-        >>> flow = dist.TransformedDistribution(base, [stack.inv])
-        >>> loss = -flow.log_prob(torch.randn(100, 2)).mean()
-        >>> loss.backward()
-    """
-    records = BlockOptions.records(options, implicit_stack, hidden_dims=hidden_dims)
-    return Stack(_parts([IResNet, InverseIResNet], input_dim, None, num_blocks, between, records))
+    return Stack(_parts(IResNet, input_dim, None, num_blocks, between, records))
 
 
 def conditional_iresnet_stack(
@@ -181,21 +145,21 @@ def conditional_iresnet_stack(
     """
     context_dim = check_positive_int(context_dim, "context_dim")
     records = BlockOptions.records(options, conditional_iresnet_stack, hidden_dims=hidden_dims)
-    kinds = [ConditionalIResNet]
-    return ConditionalStack(_parts(kinds, input_dim, context_dim, num_blocks, between, records))
+    kind = ConditionalIResNet
+    return ConditionalStack(_parts(kind, input_dim, context_dim, num_blocks, between, records))
 
 
 def _parts(
-    kinds: Sequence[Callable[..., Any]],
+    kind: Callable[..., Any],
     input_dim: int,
     context_dim: int | None,
     num_blocks: int,
     between: Callable[[int], Transform] | None,
     records: Sequence[BlockOptions],
 ) -> list[Any]:
-    """List the blocks, as their kinds in turn, and the transforms between them."""
+    """List the blocks and the transforms between them."""
     size = check_positive_int(input_dim, "input_dim")
     count = check_positive_int(num_blocks, "num_blocks")
-    pairs = islice(zip(cycle(kinds), cycle(records), strict=False), count)
-    blocks = (kind(record.build(size, context_dim)) for kind, record in pairs)
+    in_turn = islice(cycle(records), count)
+    blocks = (kind(record.build(size, context_dim)) for record in in_turn)
     return interleave(blocks, between, size, "actnorm")
