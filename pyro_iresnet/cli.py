@@ -119,7 +119,9 @@ def inspect(model: Model) -> None:
             f"{history.validation[best]:.3f} nats a row on held-out rows.",
             highlight=False,
         )
-        shown.print(str(certificate(estimator.flow_)), highlight=False, markup=False)
+        shown.print(
+            str(certificate(estimator.flow_)), soft_wrap=True, highlight=False, markup=False
+        )
 
 
 @app.command(
@@ -175,8 +177,10 @@ def _check_output(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise ArgumentError(f"Expected --output in a folder that is there; got {path}.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentError(
+            f"Expected --output to be a file in a folder that is there; got {path}."
+        )
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:

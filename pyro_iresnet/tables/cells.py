@@ -57,11 +57,11 @@ def numbers(column: pd.Series, name: str, label: str, before: int) -> Values:
 def positions(column: pd.Series, numbered: Mapping[Any, int], name: str, label: str) -> Values:
     """Return the positions of labels in their list, or raise for a label that is not there."""
     found = column.map(lambda value: numbered.get(plain(value), -1)).to_numpy(dtype=np.float64)
-    unknown = sorted({str(value) for value in column[found < 0]})
+    unknown = sorted({repr(plain(value)) for value in column[found < 0]})
     if unknown:
         raise ArgumentError(
-            f"Expected labels among {some(list(numbered))} in the column {name!r} of {label}; got "
-            f"{some(unknown)}. Fit again with rows that have them, or drop the rows."
+            f"Expected labels among {some(map(repr, numbered))} in the column {name!r} of {label}; "
+            f"got {some(unknown)}. Fit again with rows that have them, or drop the rows."
         )
     return found
 

@@ -3,6 +3,7 @@
 import math
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
-from ..errors import ArgumentError, ArgumentTypeError, check_int
+from ..errors import ArgumentError, ArgumentTypeError, check_instance, check_int
 
 Values = NDArray[np.float64]
 
@@ -256,3 +257,16 @@ class Category(Column):
 
     def range(self) -> tuple[float, float]:
         return 0.0, len(self.labels or ()) - 1.0
+
+
+def check_mapping(value: object, name: str, example: str) -> None:
+    """Raise unless ``value`` is a dict or None; ``example`` shows a right one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ArgumentTypeError(f"Expected {name} to be a dict, such as {example}; got {value!r}.")
+
+
+def check_columns(columns: Mapping[str, Column] | None) -> None:
+    """Raise unless ``columns`` is a dict of kinds or None."""
+    check_mapping(columns, "columns", "{'age': Integer(low=0)}")
+    for name, kind in (columns or {}).items():
+        check_instance(kind, Column, f"columns[{name!r}]", "Real(low=0.0)")

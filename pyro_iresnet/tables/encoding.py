@@ -62,7 +62,7 @@ class FittedColumn:
     @classmethod
     def of(cls, name: str, kind: Column, dtype: str, values: Values) -> "FittedColumn":
         """Fit a column to the values of the training rows, of which no two need differ."""
-        if not kind.is_integer and not dtype.lower().startswith("float"):
+        if not kind.is_integer and not dtype.lower().startswith(("float", "double")):
             # Real numbers do not fit into a column of integers.
             dtype = "float64"
         a, b = kind.origin(values)
@@ -193,14 +193,16 @@ def _series(column: FittedColumn, values: Values) -> pd.Series:
         if column.dtype.lower().startswith("float"):
             return pd.Series(values).astype(column.dtype)
         return pd.Series(values.astype(np.int64)).astype(column.dtype)
-    cast = pd.Series(values).astype(column.dtype)
-    if column.dtype.lower().startswith("float64"):
+    dtype: Any = pd.api.types.pandas_dtype(column.dtype)
+    narrow: Any = np.dtype(getattr(dtype, "numpy_dtype", dtype)).type
+    cast = pd.Series(values).astype(dtype)
+    if narrow is np.float64:
         return cast
     # A narrow dtype may round a sample to a limit, or beyond.
-    narrow = np.dtype(column.dtype.lower()).type
     least, most = column.range
     info = np.finfo(narrow)
-    low, high = max(narrow(least), info.min), min(narrow(most), info.max)
+    with np.errstate(over="ignore"):
+        low, high = max(narrow(least), info.min), min(narrow(most), info.max)
     low = np.nextafter(low, narrow(np.inf)) if float(low) < least else low
     high = np.nextafter(high, narrow(-np.inf)) if float(high) > most else high
     return cast.clip(low, high).astype(column.dtype)

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 import pyro_iresnet
 
 from ..errors import (
-    ArgumentTypeError,
+    ArgumentError,
     check_flag,
     check_instance,
     check_positive,
@@ -24,11 +24,11 @@ from ..errors import (
 from ..hosts.nflows.transform import widths
 from ..options import BlockOptions
 from . import files
-from .columns import Column, Values
+from .columns import Column, Values, check_columns
 from .context import encoded_context, fitted_context
 from .data import RandomBatches
 from .encoding import TableEncoding
-from .fit import History, checks_of, is_small, options_for, train
+from .fit import History, check_trainer, checks_of, is_small, options_for, train
 from .model import TableModel, check_as_many
 from .reading import source_of
 from .recognition import fitted_columns, sample_of
@@ -128,7 +128,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         Arguments:
             X: a DataFrame, an array of shape ``(n, D)``, or the path of a ``.csv``, ``.parquet`` or
                 ``.npy`` file, which is read in parts and need not fit into memory.
-            y: ignored, as scikit-learn expects it.
+            y: ignored, as scikit-learn expects it; a context has to be named.
             context: a table of as many rows, for the density of ``X`` given the context.
 
         Raises:
@@ -189,7 +189,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         in a single move. The options of ``lightning.Trainer`` are left out.
 
         Raises:
-            ArgumentError: an option that JSON cannot name, such as a lambda.
+            ArgumentError: a folder that is not there, or an option that JSON cannot name, such as a
+                lambda.
         """
         check_is_fitted(self)
         settings = self.get_params(deep=False) | {"trainer": None}
@@ -198,6 +199,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         kinds = (self.columns or {}).items()
         settings["columns"] = {str(n): files.to_plain(k) for n, k in kinds}
         settings["options"] = None if self.options is None else self.options.to_json()
+        if isinstance(self.hidden_features, Sequence):
+            settings["hidden_features"] = list(map(int, self.hidden_features))
         content = {
             "settings": settings,
             "model": self.model_.to_plain(),
@@ -211,10 +214,22 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """Read a fitted estimator from a file of :meth:`save`.
 
         Raises:
-            ArgumentError: no such file, another kind of file, one of a newer format, or one that
-                was cut or changed.
+            ArgumentError: no such file, another kind of file, one of another version's fields, or
+                one that was cut or changed.
         """
         content = files.load(Path(path))
+        try:
+            # The weights of a new flow are drawn, then replaced.
+            with torch.random.fork_rng(devices=[]):
+                return cls._of(content)
+        except (KeyError, TypeError) as error:
+            raise ArgumentError(
+                f"Expected a model of version {pyro_iresnet.__version__} in {path}; its fields are "
+                "others. Install the version that saved it, or fit again."
+            ) from error
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> Self:
         settings = content["settings"]
         kinds = {name: files.from_plain(kind) for name, kind in settings["columns"].items()}
         options = settings["options"]
@@ -246,17 +261,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         if self.options is not None:
             check_instance(self.options, BlockOptions, "options", "BlockOptions(lipschitz=0.9)")
         widths(self.hidden_features)
-        for name, example in (
-            ("columns", "{'age': Integer(low=0)}"),
-            ("trainer", "{'devices': 1}"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, Mapping):
-                raise ArgumentTypeError(
-                    f"Expected {name} to be a dict, such as {example}; got {value!r}."
-                )
-        for name, kind in (self.columns or {}).items():
-            check_instance(kind, Column, f"columns[{name!r}]", "Real(low=0.0)")
+        check_columns(self.columns)
+        check_trainer(self.trainer)
 
     def _fit(
         self, rows: Rows, context: Rows | None, kinds: Mapping[str, Column], folder: Path

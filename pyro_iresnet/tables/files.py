@@ -28,6 +28,8 @@ def write(path: Path, content: dict[str, Any], version: str) -> None:
     body = io.BytesIO()
     torch.save(content, body)
     payload = body.getvalue()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentError(f"Expected a file in a folder that is there; got {path}.")
     header = {"format": FORMAT, "version": version, "sha256": _digest(FORMAT, version, payload)}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -51,6 +53,8 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError
         header = json.loads(first.removeprefix(MAGIC))
         number, version, digest = header["format"], header["version"], header["sha256"]
+        if not isinstance(number, int):
+            raise TypeError
     except (ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
             f"Expected a file of DensityEstimator.save; {path} is another kind of file."
@@ -68,7 +72,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(io.BytesIO(payload), weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ArgumentError(f"Expected tensors and plain types in {path}; {error}.") from error
+        raise ArgumentError(
+            f"Expected tensors and plain types in {path}; other objects are not loaded."
+        ) from error
 
 
 def _digest(number: int, version: str, payload: bytes) -> str:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from ..norms import Cholesky
 from ..options import BlockOptions
 from ..training import FlowModule, NonFiniteLossError, TenthAverage
 from .cells import some
+from .columns import check_mapping
 from .data import RandomBatches, TableBatches
 
 # The least rows for each column without more damping.
@@ -47,6 +48,17 @@ def checks_of(rows: int, batch_size: int, max_steps: int) -> tuple[int, int]:
     between = min(max(rows // batch_size, OFTEN), SELDOM)
     checks = max(1, max_steps // between)
     return checks, max_steps // checks
+
+
+def check_trainer(options: Mapping[str, Any] | None) -> None:
+    """Raise unless options of ``lightning.Trainer`` leave the checkpoints on."""
+    check_mapping(options, "trainer", "{'devices': 1}")
+    options = options or {}
+    if options.get("enable_checkpointing") is False or options.get("barebones"):
+        raise ArgumentError(
+            "Expected trainer to leave checkpoints on, which keep the best weights; got "
+            f"{dict(options)!r}. Leave enable_checkpointing and barebones out."
+        )
 
 
 def is_small(rows: int, dim: int) -> bool:
@@ -170,7 +182,7 @@ def train(
         "log_every_n_steps": batches.count,
         "default_root_dir": folder,
         **options,
-        "callbacks": [*callbacks, *options.get("callbacks", [])],
+        "callbacks": [*callbacks, *_listed(options.get("callbacks"))],
     }
     module = FlowModule(flow, learning_rate=learning_rate)
     with _in_silence():
@@ -187,6 +199,11 @@ def train(
     # The first process removes the folder, so it waits for the others.
     trainer.strategy.barrier()
     return history
+
+
+def _listed(callbacks: Any) -> list[Callback]:
+    """Return callbacks, one or several or None, as a list."""
+    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
 
 
 @contextlib.contextmanager

@@ -47,10 +47,12 @@ def source_of(table: Any, name: str = "X") -> Source:
     """
     if isinstance(table, str | os.PathLike):
         return _of_file(Path(table))
-    if isinstance(table, pd.DataFrame):
-        return Source(name, lambda: _in_parts(table))
     if isinstance(table, pd.Series):
-        return Source(name, lambda: _in_parts(table.to_frame()))
+        table = table.to_frame()
+    if isinstance(table, pd.DataFrame):
+        # Columns of objects may hold numbers alone.
+        frame = table.infer_objects()
+        return Source(name, lambda: _in_parts(frame))
     if isinstance(table, np.ma.MaskedArray):
         table = np.ma.filled(table.astype(float), np.nan)
     if isinstance(table, Tensor):
@@ -157,7 +159,13 @@ def _first_row(path: Path) -> tuple[list[str], str]:
     found = []
     for delimiter in DELIMITERS:
         row = pd.read_csv(
-            path, sep=delimiter, header=None, nrows=1, dtype=str, keep_default_na=False
+            path,
+            sep=delimiter,
+            header=None,
+            nrows=1,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
         )
         found.append((row.iloc[0].tolist(), delimiter))
     cells, delimiter = max(found, key=lambda each: len(each[0]))

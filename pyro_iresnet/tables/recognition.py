@@ -1,12 +1,13 @@
 """Kinds of the columns of a table: declared, or recognised from the values."""
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 from ..errors import ArgumentError
-from .cells import some
+from .cells import EXACT, some
 from .columns import Category, Column, HeavyTailed, Integer, Real, Values
 from .encoding import FittedColumn
 from .rows import Rows
@@ -20,6 +21,8 @@ RANK = 1e-10
 ROWS, HEAP, EDGE = 10, 0.05, 0.5
 # The distance to each end of the unit interval that shares come within.
 MARGIN = 0.05
+# The share of rows of one real number above which a warning comes.
+POINT = 0.3
 # Nats a row by which a normal fits better behind asinh than without.
 GAIN = 0.1
 
@@ -50,6 +53,8 @@ def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedCol
         else:
             _check_varies(least[i], most[i], name, is_integer=bool(integer[i]))
             kind = recognised(seen, is_integer=bool(integer[i]))
+        if not kind.is_integer:
+            _warn_of_point_mass(values, name)
         found.append(FittedColumn.of(name, kind, dtype, values))
     _check_independent(found, sample)
     return found
@@ -101,7 +106,8 @@ def _ends(values: Values) -> tuple[Values, Values, np.ndarray]:
         part = values[start : start + SAMPLE]
         least.append(part.min(0))
         most.append(part.max(0))
-        integer.append((part == np.floor(part)).all(0))
+        # Doubles beyond 2^53 are all integers.
+        integer.append(((part == np.floor(part)) & (np.abs(part) <= EXACT)).all(0))
     return np.min(least, 0), np.max(most, 0), np.all(integer, 0)
 
 
@@ -120,6 +126,18 @@ def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> 
     if not is_integer and most - least <= resolution:
         raise ArgumentError(
             f"Expected columns that vary; {name!r} is {least:g} in every row. Drop it."
+        )
+
+
+def _warn_of_point_mass(values: Values, name: str) -> None:
+    points, counts = np.unique(values, return_counts=True)
+    most = int(counts.argmax())
+    if counts[most] > POINT * len(values):
+        warnings.warn(
+            f"{counts[most] / len(values):.0%} of the rows of the column {name!r} are "
+            f"{points[most]:g}, where a density of real numbers grows without limit. Make a label "
+            "of the column (is it this number?), and fit the other rows by themselves.",
+            stacklevel=2,
         )
 
 

@@ -143,6 +143,11 @@ class _Reader:
                 found.append(None if numbered is None else tuple(numbered))
                 continue
             labels = list(numbered)
+            if len(labels) < 2:
+                raise ArgumentError(
+                    f"Expected columns that vary; {self.names[i]!r} is {labels[0]!r} in every row. "
+                    "Drop it."
+                )
             if len(labels) > FEW_LABELS and len(labels) > 0.5 * self.count:
                 raise ArgumentError(
                     f"Expected labels in the column {self.names[i]!r} of {self.source.label} that "

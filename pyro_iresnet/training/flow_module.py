@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from pyro.distributions import ConditionalTransformedDistribution
 from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
@@ -113,7 +114,9 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return Adam and the warm-up."""
-        adam = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+        # Lightning clips no gradients of a fused optimiser under mixed precision.
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        adam = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
         return warmed_up(adam, self.warmup)
 
 

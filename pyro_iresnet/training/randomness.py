@@ -21,9 +21,9 @@ class FollowsTorchSeed(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Give each process a stream of its own, or the stream of a checkpoint."""
-        if self._resumed is not None:
-            torch.set_rng_state(self._resumed[self.global_rank].cpu())
-            self._resumed = None
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and len(resumed) == self.trainer.world_size:
+            torch.set_rng_state(resumed[self.global_rank].cpu())
         elif self.trainer.world_size > 1:
             seed = self.trainer.strategy.broadcast(int(torch.randint(2**62, ())))
             torch.manual_seed(seed + self.global_rank)
@@ -34,7 +34,5 @@ class FollowsTorchSeed(lightning.LightningModule):
         checkpoint[STREAMS] = list(states.cpu().reshape(self.trainer.world_size, -1))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the streams, if as many processes train as before."""
-        states = checkpoint.get(STREAMS)
-        if states is not None and len(states) == self.trainer.world_size:
-            self._resumed = states
+        """Take the streams, which go on if as many processes train as before."""
+        self._resumed = checkpoint.get(STREAMS)

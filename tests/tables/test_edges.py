@@ -9,8 +9,10 @@ import torch
 
 pytest.importorskip("lightning", reason="needs the extra train")
 
+from lightning.pytorch.callbacks import Timer
+
 from pyro_iresnet.errors import ArgumentError, IResNetError
-from pyro_iresnet.tables import Category, DensityEstimator, Integer, Real
+from pyro_iresnet.tables import Category, DensityEstimator, Integer, Real, files
 
 SHORT = {"num_blocks": 1, "hidden_features": 8, "max_steps": 20, "progress": False}
 RNG = np.random.default_rng(0)
@@ -139,3 +141,82 @@ def test_keeps_rows_to_train():
         .flow_.log_prob(torch.zeros(1, 1, dtype=torch.float64))
         .item()
     )
+
+
+@pytest.mark.parametrize("unit", [1e20, 1.7e18])
+def test_large_real_numbers_are_no_integers(unit):
+    table = pd.DataFrame({"a": unit * np.exp(0.1 * RNG.normal(size=N))})
+    estimator = fitted(table)
+    assert estimator.encoding_.columns[0].kind == Real(low=0.0)
+    assert estimator.sample(500)["a"].between(0.5 * unit, 2 * unit).all()
+
+
+def test_objects_that_are_numbers():
+    table = pd.DataFrame({"a": RNG.normal(size=N), "n": RNG.integers(0, 5, N)}).astype(object)
+    drawn = fitted(table).sample(50)
+    assert [str(dtype) for dtype in drawn.dtypes] == ["float64", "int64"]
+
+
+@pytest.mark.parametrize("dtype", ["float[pyarrow]", "double[pyarrow]", "Float32"])
+def test_dtypes_of_real_numbers(dtype):
+    drawn = fitted(pd.DataFrame({"a": RNG.normal(size=N)}).astype(dtype)).sample(20)
+    assert str(drawn["a"].dtype) == str(pd.Series([0.0], dtype=dtype).dtype)
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_narrow_dtypes_without_warning():
+    assert fitted(torch.randn(N, 2).float()).sample(5).dtype == np.float32
+
+
+def test_warns_of_one_number_in_many_rows():
+    with pytest.warns(UserWarning, match=r"of the column 'rain' are 0, where a density"):
+        fitted(pd.DataFrame({"rain": RNG.normal(size=N).clip(min=0.0)}))
+
+
+def test_names_a_column_of_one_label():
+    with pytest.raises(ArgumentError, match="columns that vary; 'k' is 'x' in every row"):
+        fitted(pd.DataFrame({"a": RNG.normal(size=N), "k": "x"}))
+
+
+def test_refuses_a_name_given_twice_behind_spaces(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a, a\n" + "".join(f"{i}.5, {i * i}.5\n" for i in range(20)))
+    with pytest.raises(ArgumentError, match="given twice: a"):
+        fitted(path)
+
+
+def test_load_leaves_the_generator(tmp_path):
+    estimator = fitted(RNG.normal(size=(N, 2)), hidden_features=[np.int64(8)])
+    estimator.save(tmp_path / "model.pt")
+    before = torch.get_rng_state()
+    loaded = DensityEstimator.load(tmp_path / "model.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.hidden_features == [8]
+
+
+def test_refuses_fields_of_another_version(tmp_path):
+    fitted(RNG.normal(size=(N, 2))).save(tmp_path / "model.pt")
+    content = files.load(tmp_path / "model.pt")
+    content["model"].pop("has_actnorms")
+    files.write(tmp_path / "other.pt", content, "0.0.1")
+    with pytest.raises(ArgumentError, match="its fields are others"):
+        DensityEstimator.load(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("name", [".", "missing/model.pt"])
+def test_refuses_to_save_where_no_file_can_be(tmp_path, name):
+    estimator = fitted(RNG.normal(size=(N, 2)), max_steps=1)
+    with pytest.raises(ArgumentError, match="a file in a folder that is there"):
+        estimator.save(tmp_path / name)
+
+
+@pytest.mark.parametrize("options", [{"enable_checkpointing": False}, {"barebones": True}])
+def test_refuses_trainers_without_checkpoints(options):
+    with pytest.raises(ArgumentError, match="to leave checkpoints on"):
+        fitted(RNG.normal(size=(N, 2)), trainer=options)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"callbacks": Timer()}])
+def test_takes_options_of_the_trainer(options):
+    estimator = fitted(RNG.normal(size=(N, 2)), trainer=options)
+    assert np.isfinite(estimator.score_samples(RNG.normal(size=(5, 2)))).all()

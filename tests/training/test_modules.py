@@ -174,6 +174,23 @@ def test_resumes_to_the_same_losses(tmp_path, estimator):
         assert torch.equal(one, two)
 
 
+def test_loads_without_a_trainer(tmp_path):
+    fit = trainer(tmp_path, max_steps=2, enable_checkpointing=True)
+    module = FlowModule(iresnet_flow(2, 1, hidden_features=4))
+    fit.fit(module, DataLoader(points(), batch_size=32))
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    flow = iresnet_flow(2, 1, hidden_features=4)
+    loaded = FlowModule.load_from_checkpoint(tmp_path / "last.ckpt", flow=flow, weights_only=False)
+    for one, two in zip(module.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_clips_in_mixed_precision(tmp_path):
+    fit = trainer(tmp_path, max_steps=2, precision="bf16-mixed", gradient_clip_val=1.0)
+    fit.fit(FlowModule(iresnet_flow(2, 1, hidden_features=4)), DataLoader(points(), batch_size=32))
+    assert fit.global_step == 2
+
+
 def test_stops_at_a_bad_row(tmp_path):
     x = points(16)
     x[[3, 5]] = math.nan
