@@ -57,6 +57,9 @@ MISSING: Run = {
     "curve": [],
     "grid": "",
 }
+BETWEEN = (
+    "an ActNorm by default, beside a linear map of LU factors, or a spline for each coordinate"
+)
 # Nats that show in a picture.
 DRIFT = 0.1
 PICTURE = RESULTS / "toy_densities.png"
@@ -194,6 +197,17 @@ def compared(study: Study, protocol: str, names: Iterable[str]) -> str:
     return table(["", "entropy", *names], rows)
 
 
+def variants(study: Study, title: str, told: str, names: Iterable[str]) -> str:
+    """Show the i-ResNet beside variants of it, if some are finished."""
+    if not study.finished(names):
+        return ""
+    return (
+        f"## {title}, {study.plan.steps:,} steps: nats above the entropy\n\n"
+        f"The i-ResNet has {told}. One seed, but for the i-ResNet.\n\n"
+        f"{compared(study, 'steps', [OURS, *names])}\n\n"
+    )
+
+
 def at_full_length(study: Study) -> str:
     """Show the flows and data sets of which the log has a run of full length."""
     if study.plan.steps == STEPS:
@@ -304,37 +318,23 @@ after {study.rate_steps:,} steps is not the best after more.
 
 {compared(study, "clock", flows())}
 
-## Activations, {plan.steps:,} steps: nats above the entropy
-
-The i-ResNet has `Sine` by default. One seed, but for the i-ResNet.
-
-{compared(study, "steps", [OURS, *activations()])}
-
-## More than an ActNorm before each block, {plan.steps:,} steps: nats above the entropy
-
-A linear map of LU factors, or a rational-quadratic spline for each coordinate. One seed, but for \
-the i-ResNet.
-
-{compared(study, "steps", [OURS, *layers_between()])}
-
+{variants(study, "Activations", "`Sine` by default", activations())}\
+{variants(study, "More than an ActNorm before each block", BETWEEN, layers_between())}\
 {at_full_length(study)}## The flows
 
 {described(study)}
 
 ![The densities that the flows learned](toy_densities.png)
 
-The densities after {plan.steps:,} steps, seed {FIRST}; the first column is \
+The densities after {plan.steps:,} steps, seed {FIRST}; the first row is \
 exact.{drifted(study)}"""
 
 
 def picture(study: Study) -> dict[str, dict[str, str]]:
-    """Return grids by data set and flow, of the flows that have all, the exact grids first."""
-    names = [n for n in flows() if all(study.run(d, n, FIRST)["grid"] for d in study.data)]
-    return {
-        data: {"data": drawn(toys()[data].log_prob)}
-        | {flow: study.run(data, flow, FIRST)["grid"] for flow in names}
-        for data in study.data
-    }
+    """Return grids by flow and data set, the exact ones first, of the flows that have all."""
+    exact = {data: drawn(toys()[data].log_prob) for data in study.data}
+    of_flows = {f: {d: study.run(d, f, FIRST)["grid"] for d in study.data} for f in flows()}
+    return {"data": exact} | {f: grids for f, grids in of_flows.items() if all(grids.values())}
 
 
 def main(
