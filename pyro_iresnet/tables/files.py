@@ -25,11 +25,11 @@ KINDS: dict[str, type[Column]] = {k.__name__: k for k in (Category, HeavyTailed,
 
 def write(path: Path, content: dict[str, Any], version: str) -> None:
     """Write a file in one move: a crash leaves the file of before, or none."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentError(f"Expected a file in a folder that is there; got {path}.")
     body = io.BytesIO()
     torch.save(content, body)
     payload = body.getvalue()
-    if path.is_dir() or not path.parent.is_dir():
-        raise ArgumentError(f"Expected a file in a folder that is there; got {path}.")
     header = {"format": FORMAT, "version": version, "sha256": _digest(FORMAT, version, payload)}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -50,8 +50,9 @@ def source_of(table: Any, name: str = "X") -> Source:
     if isinstance(table, pd.Series):
         table = table.to_frame()
     if isinstance(table, pd.DataFrame):
-        # Columns of objects may hold numbers alone.
-        frame = table.infer_objects()
+        # Columns of objects may hold numbers alone; to infer a dtype copies the table.
+        has_objects = any(map(pd.api.types.is_object_dtype, table.dtypes))
+        frame = table.infer_objects() if has_objects else table
         return Source(name, lambda: _in_parts(frame))
     if isinstance(table, np.ma.MaskedArray):
         table = np.ma.filled(table.astype(float), np.nan)
