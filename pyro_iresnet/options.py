@@ -12,10 +12,10 @@ from typing import Any, TypedDict
 from torch import nn
 
 from ._strategy_json import decode, encode, given
-from .activations import Activation
+from .activations import Activation, LipSwish
 from .activations.base import check_activation
 from .blocks import Block, CayleyBlock, ResidualBlock
-from .contractions import DenseContraction
+from .contractions import ConvContraction, DenseContraction
 from .coordinates import Coordinates, DiagonalScale
 from .errors import (
     ArgumentError,
@@ -47,7 +47,7 @@ class BlockKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockOptions:
-    """The options of one block with a fully connected ``g``.
+    """The options of one block with a fully connected or a convolutional ``g``.
 
     The record rebuilds a block: save the JSON of :meth:`to_json` beside the state dict. The state
     dict itself holds the settings that change the function, in a form that only compares: loading
@@ -176,16 +176,22 @@ class BlockOptions:
             )
         return tuple([cls.of({**keywords, "options": one}, builder, **own) for one in base])
 
-    def build(self, dim: int, context_dim: int | None = None) -> Block:
-        """Make a block of ``dim`` coordinates, under a context of size ``context_dim`` or None."""
-        contraction = DenseContraction(
-            dim,
-            self.hidden_dims,
-            context_dim=context_dim,
-            lipschitz=self.lipschitz,
-            activation=self.activation,
-            norm=self.norm,
-        )
+    def build(self, dim: int | Sequence[int], context_dim: int | None = None) -> Block:
+        """Make a block for vectors or images, under a context of size ``context_dim`` or None.
+
+        ``dim`` is the number of coordinates of a vector, or channels, height and width of an image.
+        """
+        common: Any = {
+            "context_dim": context_dim,
+            "lipschitz": self.lipschitz,
+            "activation": self.activation,
+            "norm": self.norm,
+        }
+        if isinstance(dim, Sequence):
+            common["activation"] = LipSwish if self.activation is None else self.activation
+            contraction = ConvContraction(dim, self.hidden_dims, **common)
+        else:
+            contraction = DenseContraction(dim, self.hidden_dims, **common)
         make = BLOCKS[self.block] if isinstance(self.block, str) else self.block
         block = make(
             contraction, logdet=self.logdet, solver=self.solver, coordinates=self.coordinates

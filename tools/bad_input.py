@@ -82,7 +82,10 @@ class Cell:
 # Arguments of which a number is right, by the words of the number.
 RIGHT = {
     "-1": ("seed", "low"),
-    "0": ("seed", "cache_size", "atol", "rtol", "spread", "max_plate_nesting", "low", "warmup"),
+    "0": (
+        *("seed", "cache_size", "atol", "rtol", "spread", "max_plate_nesting", "low", "warmup"),
+        "temperature",
+    ),
     "[]": ("flow",),
     "{}": ("coords", "dims", "columns", "trainer"),
     "tensor(1.5)": ("atol",),

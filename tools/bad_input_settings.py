@@ -19,6 +19,7 @@ from pyro_iresnet import (
     contractions,
     coordinates,
     diagnostics,
+    images,
     logdet,
     norms,
     operators,
@@ -44,6 +45,7 @@ NAMESPACES = (
     ".operators",
     ".diagnostics",
     ".options",
+    ".images",
     ".tables",
     ".training",
 )
@@ -92,6 +94,14 @@ def estimator(**given: Any) -> tables.DensityEstimator:
 estimator.__signature__ = inspect.signature(  # pyright: ignore[reportFunctionMemberAccess]
     tables.DensityEstimator
 )
+
+
+PICTURES = {"shape": [1, 4, 4], "blocks_per_scale": 1, "hidden_channels": 2, "levels": 4}
+
+
+def pictures() -> images.ImageTransform:
+    """Make a small transform of images."""
+    return images.iresnet_image_transform((1, 4, 4), 1, hidden_channels=2, levels=4)
 
 
 def builders() -> dict[str, Recipe]:
@@ -165,6 +175,22 @@ def builders() -> dict[str, Recipe]:
         "auto_solver": (solvers.auto_solver, {"event_size": 3}),
         "auto_linear_solve": (operators.auto_linear_solve, {"event_size": 3}),
         "ByMode": (ir.ByMode, {"train": ir.Exact(), "evaluate": ir.Exact()}),
+        "iresnet_image_flow": (images.iresnet_image_flow, PICTURES),
+        "iresnet_image_stack": (images.iresnet_image_stack, PICTURES),
+        "iresnet_image_transform": (images.iresnet_image_transform, PICTURES),
+        "ImageFlow": (images.ImageFlow, {"transform": pictures()}),
+        "ImageStack": (images.ImageStack, {"transform": pictures()}),
+        "ImageFlow().sample": (
+            images.ImageFlow(pictures().eval()).sample,
+            {"num_samples": 2, "batch_size": 1, "temperature": 1.0},
+        ),
+        "PixelLogit": (images.PixelLogit, {"levels": 4, "margin": 0.1}),
+        "dequantize": (partial(images.dequantize, torch.zeros(2, 1, 4, 4)), {"levels": 4}),
+        "quantize": (partial(images.quantize, torch.zeros(2, 1, 4, 4)), {"levels": 4}),
+        "IResNetClassifier": (
+            images.IResNetClassifier,
+            {"shape": [1, 4, 4], "num_classes": 2, "blocks_per_scale": 1, "hidden_channels": 2},
+        ),
         "Real": (tables.Real, {"low": 0.0, "high": 10.0}),
         "Integer": (tables.Integer, {"low": 0, "high": 10}),
         "Category": (tables.Category, {"labels": ("a", "b")}),
@@ -240,6 +266,8 @@ WITHOUT = {
     **dict.fromkeys(["NormalizedWeight", "Factors", "Modulation", "RawWeight"], RECORD),
     "ConditionedIResNet": "made by ConditionalIResNet().condition",
     "Wrapped": "made by wrap",
+    "Reconstruction": RECORD,
+    "ImageTransform": "made by iresnet_image_transform",
     "PathDistribution": "Pyro's TransformedDistribution with another gradient",
     "BlockKeywords": "a type for annotations",
     "DENSE": "a number",

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from bad_input_settings import Halved, block, conditional, dense
+from bad_input_settings import Halved, block, conditional, dense, pictures
 from torch import Tensor
 
 import pyro_iresnet as ir
-from pyro_iresnet import activations, contractions, coordinates, norms, solvers
+from pyro_iresnet import activations, contractions, coordinates, images, norms, solvers
 from pyro_iresnet.hosts import nflows
 from pyro_iresnet.hosts import pyro as in_pyro
 
@@ -82,17 +82,17 @@ def calls() -> dict[str, Call]:
     g0, b0 = dense(), block()
     bent = block(coordinates=(coordinates.Asinh(), coordinates.TriangularScale()))
     cayley = ir.CayleyBlock(dense()).eval()
-    pictures = ir.ResidualBlock(ir.ConvContraction((1, 3, 3), [2])).eval()
+    of_images = ir.ResidualBlock(ir.ConvContraction((1, 3, 3), [2])).eval()
     own = ir.ResidualBlock(ir.wrap(Halved(), lipschitz=0.5)).eval()
     for name, b, point in (
         ("ResidualBlock", block(), x),
         ("ResidualBlock in coordinates", bent, x),
         ("CayleyBlock", cayley, x),
-        ("ResidualBlock of images", pictures, image),
+        ("ResidualBlock of images", of_images, image),
         ("ResidualBlock of a wrapped network", own, x),
     ):
         free = (*ANY_SIZE, *ANY_DTYPE, "sparse CSR") if b is own else ()
-        if b is pictures:
+        if b is of_images:
             free = ()
         solves, given = b is cayley, {"x": point}
         found[name] = Call(b, given, solves, free)
@@ -175,6 +175,23 @@ def calls() -> dict[str, Call]:
             free = ("one number", "no coordinates", *ANY_SIZE, *ANY_DTYPE)
             free = (*free, "infinity") if kind is activations.Tanh else free
             found[f"activations.{name}"] = Call(kind(), {"x": torch.randn(4, 4)}, whatever=free)
+    transform, pixels = pictures().eval(), torch.randint(4, (4, 1, 4, 4)).float()
+    flow, stack = images.ImageFlow(transform), images.ImageStack(transform)
+    whole = ("float64", "float16", "int64")
+    free = (*ANY_SIZE, *ANY_DTYPE, "one number", "no coordinates")
+    found["dequantize"] = Call(images.dequantize, {"pixels": pixels}, True, (*free, "int64"))
+    found["quantize"] = Call(images.quantize, {"x": pixels}, whatever=(*free, "infinity"))
+    found["ImageFlow: log_prob"] = Call(flow.log_prob, {"inputs": pixels}, True, whole)
+    found["ImageFlow: encode"] = Call(flow.encode, {"inputs": pixels}, True, whole)
+    noise = torch.randn(4, 16)
+    found["ImageFlow: decode"] = Call(flow.decode, {"noise": noise}, True)
+    found["ImageStack"] = Call(stack, {"x": pixels})
+    found["ImageStack: inv"] = Call(stack.inv, {"y": noise}, True)
+    net = images.IResNetClassifier((1, 4, 4), 2, blocks_per_scale=1, hidden_channels=2).eval()
+    found["IResNetClassifier"] = Call(net, {"images": torch.randn(4, 1, 4, 4)})
+    found["IResNetClassifier: reconstruct"] = Call(
+        lambda f: net.reconstruct(f).images, {"features": torch.randn(4, 4, 4, 4)}, True
+    )
     free = ("NaN", "infinity", "None")
     found["certificate: data"] = Call(partial(ir.certificate, b0), {"data": x}, whatever=free)
     found["logdet_with_error: x"] = Call(lambda x: ir.logdet_with_error(b0, x, 2), {"x": x})

@@ -21,10 +21,11 @@ from ..errors import (
     store_checked,
 )
 from ..operators import Linearization, LinearMap, unpack
+from ..operators.convolutional import ConvolutionalJacobian
 from ..operators.perceptron import PerceptronJacobian
 from .base import LogDet, refuse_call
 from .control_variate import ControlVariate, Expansion, MeanJacobian
-from .perceptron import PerceptronDraws
+from .factored import FactoredDraws
 from .powers import Powers
 from .probe import rademacher
 from .series import LogOnePlus, Series
@@ -124,9 +125,10 @@ class Roulette(LogDet):
         refuse_forward_mode("Roulette", linearization.value)
         check_lipschitz(lipschitz)
         if self.probes == 1 and self.control_variate is None and in_plain_autograd():
-            j = PerceptronJacobian.of(linearization.jacobian)
+            maps = getattr(linearization.jacobian, "maps", ())
+            j = PerceptronJacobian.of(maps) or ConvolutionalJacobian.of(maps)
             if j is not None:
-                draws = PerceptronDraws(self.truncation, lipschitz, series)
+                draws = FactoredDraws(self.truncation, lipschitz, series)
                 return draws(j).reshape(linearization.batch_shape)
         expansion = Expansion.of(linearization, self.control_variate, series)
         exact = expansion.exact

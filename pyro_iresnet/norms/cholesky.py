@@ -1,5 +1,6 @@
 """Weights whose rows are made orthogonal by a Cholesky factor."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +26,12 @@ class Cholesky(Norm):
     other strategies divide a weight by one number: once one direction has grown, the other
     directions lose their part of the budget. Here each direction has a budget of its own.
 
-    For a convolution, a row of W holds the entries of one channel at all positions of the kernel.
-    The product :math:`L^{-1} W` is then scaled by a norm of its Fourier symbol.
+    A convolution maps the patch around each pixel, and each pixel stands in as many patches as the
+    kernel has positions, ``p``. With c channels on one side of a kernel and at least ``c p`` on the
+    other side, W is the matrix of the patches, and :math:`c\, L^{-1} W / \sqrt{p}` keeps the bound
+    for images of every size; where W is large, all frequencies keep their size. For fewer
+    channels a row of W holds one channel at all positions, and the product :math:`L^{-1} W` is
+    scaled by a norm of its Fourier symbol.
 
     Arguments:
         damping: :math:`\delta`, above 0. Singular values well below :math:`\delta` stay in
@@ -68,12 +73,25 @@ class Cholesky(Norm):
         self, weights: Tensor, bounds: Tensor, scales: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if weights.dim() != 3:
-            rows = whitened(weights.flatten(2), self.damping)
-            return self.norm.apply(rows.reshape(weights.shape), bounds, scales)
+            return self._apply_to_kernels(weights, bounds, scales)
         bounds = bounds if scales is None else bounds * scales
         acting = whitened(weights, self.damping) * bounds[:, None, None]
         seen = acting.detach().isfinite().flatten(1).all(1)
         return acting, torch.where(seen, bounds.detach().abs(), torch.nan)
+
+    def _apply_to_kernels(
+        self, weights: Tensor, bounds: Tensor, scales: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        # Shape (n, few channels, many channels, height, width).
+        positions = weights.shape[3:].numel()
+        if weights.shape[1] * positions > weights.shape[2]:
+            rows = whitened(weights.flatten(2), self.damping)
+            return self.norm.apply(rows.reshape(weights.shape), bounds, scales)
+        patches = weights.movedim(2, -1)
+        matrices = patches.flatten(1, 3)
+        acting, known = self.apply(matrices, bounds / math.sqrt(positions), scales)
+        kernels = acting.reshape(patches.shape).movedim(-1, 2)
+        return kernels, None if known is None else known * math.sqrt(positions)
 
     def rule(self) -> Rule | None:
         return _CholeskyRule(self.damping) if type(self) is Cholesky else None

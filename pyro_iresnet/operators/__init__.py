@@ -1,11 +1,10 @@
 """Linear maps as objects, the linearization of a contraction, and solves with ``I + J``."""
 
-from .auto import auto_linear_solve
 from .composite import Chain, Negated, Sum
 from .contraction_map import ContractionMap, NegatedMap
 from .convolution import Convolution, convolve
 from .elementary import Dense, Diagonal, Matrices, Permutation
-from .krylov import KrylovSolve, NeumannSolve
+from .krylov import KrylovSolve, NeumannSolve, auto_linear_solve
 from .linear_map import LinearMap
 from .linearization import Linearization, linearize_by_autograd
 from .packing import unpack

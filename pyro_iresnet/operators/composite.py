@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .convolution import Convolution, trace_through
+from .convolution import Convolution
+from .convolutional import ConvolutionalJacobian
 from .elementary import Dense, Diagonal
 from .linear_map import LinearMap
 
@@ -49,16 +50,10 @@ class Chain(LinearMap):
             case (Dense(w1), Diagonal(s1), Dense(w2), Diagonal(s2), Dense(w3)):
                 w1 = w1 if weight is None else w1 @ weight
                 return ((s2 @ (w2 * (w1 @ w3).T)) * s1).sum(-1)
-            case (Convolution() as a, Diagonal(s), Convolution() as b) if weight is None:
-                return trace_through(a, None, b).trace(s, None)
-            case (
-                Convolution() as a,
-                Diagonal(s1),
-                Convolution(w2),
-                Diagonal(s2),
-                Convolution() as b,
-            ) if weight is None and w2.shape[2:] == (1, 1):
-                return trace_through(a, w2[:, :, 0, 0], b).trace(s1, s2)
+            case (Convolution(), Diagonal(s), *_) if weight is None:
+                j = ConvolutionalJacobian.of(self.maps)
+                found = None if j is None else j.trace()
+                return None if found is None else found[0].reshape(s.shape[:-3])
             case _:
                 return None
 

@@ -19,7 +19,16 @@ from ..errors import (
 )
 from .linear_map import LinearMap, row_norm
 from .linearization import Linearization
-from .solve import DENSE, LinearSolve, Solved, beyond_bound, check_solve, default_rtol, floor
+from .solve import (
+    DENSE,
+    DenseSolve,
+    LinearSolve,
+    Solved,
+    beyond_bound,
+    check_solve,
+    default_rtol,
+    floor,
+)
 
 # Rows that have ended leave once the share of the others is as small: a copy of all tensors costs
 # more than a few rows too many.
@@ -260,3 +269,9 @@ class KrylovSolve(IterativeSolve):
             v = torch.addcmul(v, share, image, value=-1)
             products = products + waits
         return value.index_copy(0, rows, w), total.index_copy(0, rows, products)
+
+
+def auto_linear_solve(event_size: int) -> LinearSolve:
+    """Return ``DenseSolve()`` up to 16 coordinates (faster for a batch), else ``KrylovSolve()``."""
+    event_size = check_positive_int(event_size, "event_size")
+    return DenseSolve() if event_size <= DENSE else KrylovSolve()

@@ -21,6 +21,7 @@ from .._torch import (
 )
 from .composite import Chain
 from .elementary import Dense, Diagonal, Matrices
+from .factored import FactoredJacobian, alternating
 from .linear_map import LinearMap
 from .linearization import Linearization
 
@@ -31,91 +32,63 @@ LARGEST = 2**25
 
 
 @dataclass(frozen=True)
-class PerceptronJacobian:
-    """The factors of a Jacobian, at least two matrices.
-
-    Arguments:
-        weights: the matrices, in the order they act.
-        slopes: the diagonals between the matrices, shape ``(n, width)`` each.
-    """
-
-    weights: tuple[Tensor, ...]
-    slopes: tuple[Tensor, ...]
+class PerceptronJacobian(FactoredJacobian):
+    """The Jacobian of a perceptron: matrices, and slopes of shape ``(n, width)``."""
 
     @classmethod
-    def of(cls, a: LinearMap) -> "PerceptronJacobian | None":
-        """Return the factors of a map with its batch flattened, or None for another kind of map."""
-        if not isinstance(a, Chain) or len(a.maps) < 3 or len(a.maps) % 2 == 0:
+    def of(cls, maps: Sequence[LinearMap]) -> "PerceptronJacobian | None":
+        """Return the factors of a chain of maps, their batch flattened; None for other maps."""
+        factors = alternating(maps, Dense, event_dim=1)
+        if factors is None:
             return None
-        weights: list[Tensor] = []
-        slopes: list[Tensor] = []
-        for i, factor in enumerate(a.maps):
-            if i % 2 == 0 and isinstance(factor, Dense):
-                weights.append(factor.weight)
-            elif i % 2 and isinstance(factor, Diagonal) and factor.event_dim == 1:
-                slopes.append(factor.diagonal.reshape(-1, factor.diagonal.shape[-1]))
-            else:
+        dense, diagonals = factors
+        slopes = [d.diagonal.reshape(-1, d.diagonal.shape[-1]) for d in diagonals]
+        return cls(tuple([w.weight for w in dense]), tuple(slopes))
+
+    @property
+    def event_size(self) -> int:
+        return self.weights[0].shape[1]
+
+    def push(self, i: int, t: Tensor) -> Tensor:
+        return t @ self.weights[i].T
+
+    def pull_back(self, i: int, r: Tensor) -> Tensor:
+        return r @ self.weights[i] if i else times(r, self.weights[0])
+
+    def outer(self, i: int, left: Tensor, right: Tensor) -> Tensor:
+        return times(left.T, right)
+
+    def trace(self) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        match self.weights, self.slopes:
+            case (w1, w2), (p,):
+                diagonal = (w1 * w2.T).sum(1)
+                return p @ diagonal, (diagonal,)
+            case (w1, w2, w3), (p1, p2):
+                outer = (w1 @ w3).T
+                middle = w2 * outer
+                right = p1 @ middle.T
+                return torch.linalg.vecdot(right, p2), (outer, middle, right)
+            case _:
                 return None
-        return cls(tuple(weights), tuple(slopes))
 
-    def sweep(self, v: Tensor) -> tuple[Tensor, list[Tensor]]:
-        r"""Return :math:`J^\top v`, and what each diagonal multiplies on the way, in order.
-
-        Shapes are ``(n, D)`` and ``(n, width)``.
-        """
-        passed: list[Tensor] = []
-        for w, p in zip(self.weights[:0:-1], self.slopes[::-1], strict=True):
-            passed.append(v @ w)
-            v = passed[-1] * p
-        return times(v, self.weights[0]), passed[::-1]
-
-    def select(self, index: Tensor) -> "PerceptronJacobian":
-        """Return the Jacobians of some samples."""
-        return PerceptronJacobian(self.weights, tuple([p[index] for p in self.slopes]))
+    def pull_trace(self, kept: tuple[Tensor, ...], g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        column = g[:, None]
+        if len(kept) == 1:
+            (w1, w2), (p,), (diagonal,) = self.weights, self.slopes, kept
+            of_diagonal = g @ p
+            return [of_diagonal[:, None] * w2.T, of_diagonal * w1.T], [column * diagonal]
+        (w1, w2, w3), (p1, p2), (outer, middle, right) = self.weights, self.slopes, kept
+        left = p2 * column
+        of_middle = left.T @ p1
+        of_outer = (of_middle * w2).T
+        of_weights = [times(of_outer, w3.T), of_middle * outer, w1.T @ of_outer]
+        return of_weights, [left @ middle, right * column]
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two matrices, computed in the faster of two orders."""
     # A product with few columns takes up to six times as long as that of the transposes (MKL).
     return (b.T @ a.T).T if b.shape[1] < 16 or b.shape[1] % 8 else a @ b
-
-
-def trace_of(j: PerceptronJacobian) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-    """Return the traces, shape ``(n,)``, and the tensors that :func:`pull_trace` needs.
-
-    As :meth:`Chain.trace`, without a graph; None for more than two hidden layers.
-    """
-    match j.weights, j.slopes:
-        case (w1, w2), (p,):
-            diagonal = (w1 * w2.T).sum(1)
-            return p @ diagonal, (diagonal,)
-        case (w1, w2, w3), (p1, p2):
-            outer = (w1 @ w3).T
-            middle = w2 * outer
-            right = p1 @ middle.T
-            return torch.linalg.vecdot(right, p2), (outer, middle, right)
-        case _:
-            return None
-
-
-def pull_trace(
-    j: PerceptronJacobian, kept: tuple[Tensor, ...], g: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradients of the weights and of the slopes, given those of the traces.
-
-    ``kept`` are the tensors of :func:`trace_of`.
-    """
-    column = g[:, None]
-    if len(kept) == 1:
-        (w1, w2), (p,), (diagonal,) = j.weights, j.slopes, kept
-        of_diagonal = g @ p
-        return [of_diagonal[:, None] * w2.T, of_diagonal * w1.T], [column * diagonal]
-    (w1, w2, w3), (p1, p2), (outer, middle, right) = j.weights, j.slopes, kept
-    left = p2 * column
-    of_middle = left.T @ p1
-    of_outer = (of_middle * w2).T
-    of_weights = [times(of_outer, w3.T), of_middle * outer, w1.T @ of_outer]
-    return of_weights, [left @ middle, right * column]
 
 
 class Curved(Protocol):

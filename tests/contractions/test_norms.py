@@ -316,3 +316,21 @@ def test_spectral_norm_keeps_dtype(dtype):
     assert norm.dtype == dtype
     exact = torch.linalg.matrix_norm(weight.double(), ord=2).to(dtype)
     torch.testing.assert_close(norm, exact, rtol=4 * torch.finfo(dtype).eps + 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(20, 2, 3, 3), (2, 20, 3, 3), (18, 2, 3, 3), (12, 1, 3, 1)])
+@pytest.mark.parametrize("circular", [True, False])
+def test_cholesky_keeps_patches(shape, circular):
+    # A wide kernel far above the damping stretches all images alike, but at a border of zeros.
+    kernel = Cholesky(1e-4).constrain_all([torch.randn(shape)], [0.9])[0].weight
+    singular = torch.linalg.svdvals(zoo.operator(kernel, (6, 7), circular=circular))
+    assert singular.max() <= 0.9
+    assert singular.max() > 0.89
+    if circular:
+        assert singular[: 2 * 42 if 2 in shape else 42].min() > 0.89
+
+
+def test_cholesky_of_narrow_kernels():
+    kernel = Cholesky(1e-4).constrain_all([torch.randn(17, 2, 3, 3)], [0.9])[0].weight
+    singular = torch.linalg.svdvals(zoo.operator(kernel, (6, 7), circular=True))
+    assert 0.8 < singular.max() <= 0.9

@@ -108,6 +108,7 @@ def test_namespaces():
         "diagnostics",
         "hosts.nflows",
         "hosts.pyro",
+        "images",
         "logdet",
         "norms",
         "operators",

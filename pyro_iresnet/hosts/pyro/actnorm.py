@@ -1,4 +1,4 @@
-"""ActNorm for Pyro: an affine map of each coordinate, started from data."""
+"""ActNorm for Pyro: an affine map of each coordinate or channel, started from data."""
 
 import torch
 from pyro.distributions import TransformModule
@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...blocks import Evaluation
-from ...errors import check_cache_size, check_positive_int, check_tensor
+from ...errors import ArgumentError, check_cache_size, check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
+from .transform import reals
 
 
 class ActNorm(CachedTransform, DataDependentInit, TransformModule):
@@ -27,8 +28,11 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     for a replaced parameter (``torch.func.functional_call``) nothing starts.
 
     Arguments:
-        input_dim: the number of coordinates, at least 1. Another value, and an input of another
-            shape, dtype or device, raise :class:`ArgumentError` or :class:`ArgumentTypeError`.
+        input_dim: the number of coordinates, or of channels of images, at least 1. Another value,
+            and an input of another shape, dtype or device, raise :class:`ArgumentError` or
+            :class:`ArgumentTypeError`.
+        event_dim: 1 for vectors; 3 for images, shape ``(channels, height, width)``, whose pixels
+            count as rows.
         cache_size: 1 to remember the last call, 0 for no memory.
 
     Raises:
@@ -50,27 +54,41 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
-    def __init__(self, input_dim: int, *, cache_size: int = 1) -> None:
+    def __init__(self, input_dim: int, *, event_dim: int = 1, cache_size: int = 1) -> None:
         size = check_positive_int(input_dim, "input_dim")
         super().__init__(size, cache_size=cache_size)
         self.input_dim = size
+        number = check_positive_int(event_dim, "event_dim")
+        if number not in (1, 3):
+            raise ArgumentError(
+                f"Expected event_dim to be 1 for vectors or 3 for images; got {event_dim}."
+            )
+        if number == 3:
+            self.domain = self.codomain = reals(3)
+        # The shape of a parameter that broadcasts against an event.
+        self._spread = (size, *(number - 1) * (1,))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one event."""
-        return (self.input_dim,)
+        """The shape of one event, with -1 for a size that may vary."""
+        return (self.input_dim, *(len(self._spread) - 1) * (-1,))
 
     def check(self, x: Tensor, name: str) -> Tensor:
         # A scale of another shape, such as a damaged file holds, would broadcast in x alone.
-        check_tensor(x, tuple(self.log_scale.shape), self.log_scale, name)
+        sides = (len(self._spread) - 1) * (-1,)
+        check_tensor(x, (*self.log_scale.shape, *sides), self.log_scale, name)
         return x
 
     def evaluate(self, x: Tensor) -> Evaluation:
-        self.start_from(x)
-        return self._evaluation(x, x * self.log_scale.exp() + self.shift)
+        self.start_from(x, dim=-len(self._spread))
+        scale, shift = self.log_scale.exp(), self.shift
+        y = x * scale.reshape(self._spread) + shift.reshape(self._spread)
+        return self._evaluation(x, y)
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
-        return self._evaluation((y - self.shift) * torch.exp(-self.log_scale), y)
+        scale = torch.exp(-self.log_scale)
+        x = (y - self.shift.reshape(self._spread)) * scale.reshape(self._spread)
+        return self._evaluation(x, y)
 
     def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
         # A question about a pair does not start.
@@ -80,21 +98,25 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
         """Return the transform, parameters shared, with another cache."""
         if check_cache_size(cache_size) == self._cache_size:
             return self
-        other = ActNorm(self.input_dim, cache_size=cache_size)
+        event_dim = len(self._spread)
+        other = ActNorm(self.input_dim, event_dim=event_dim, cache_size=cache_size)
         other._parameters = self._parameters
         other.training = self.training
         return other
 
     def extra_repr(self) -> str:
-        return f"input_dim={self.input_dim}"
+        shown = f"input_dim={self.input_dim}"
+        return shown if len(self._spread) == 1 else f"{shown}, event_dim={len(self._spread)}"
 
     def _evaluation(self, x: Tensor, y: Tensor) -> Evaluation:
-        log_scale, batch = self.log_scale, x.shape[:-1]
-        slope = log_scale.detach()
+        log_scale, event_dim = self.log_scale, len(self._spread)
+        batch = x.shape[: x.dim() - event_dim]
+        pixels = x.shape[x.dim() - event_dim + 1 :].numel()
+        slope = log_scale.detach().reshape(self._spread)
         return Evaluation(
             x,
             y,
-            log_det=lambda: log_scale.sum().expand(batch),
+            log_det=lambda: (pixels * log_scale.sum()).expand(batch),
             vjp=lambda w: w * slope.exp(),
             inverse_vjp=lambda w: w * torch.exp(-slope),
         )

@@ -1,6 +1,6 @@
-r"""The draws of :class:`Roulette` for a perceptron, with a gradient written by hand.
+r"""The draws of :class:`Roulette` for a Jacobian in factors, with a gradient written by hand.
 
-The Jacobian is :math:`J = W_n S_{n-1} W_{n-1} \cdots S_1 W_1` with
+For a perceptron the Jacobian is :math:`J = W_n S_{n-1} W_{n-1} \cdots S_1 W_1` with
 :math:`S_i = \mathrm{diag}(p_i)`. A sweep carries a vector :math:`\ell` from left to right:
 
 .. math:: r_{n-1} = W_n^\top \ell, \qquad r_{i-1} = W_i^\top (p_i \circ r_i), \qquad
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import precisely, undifferentiable
-from ..operators.perceptron import PerceptronJacobian, pull_trace, times, trace_of
+from ..operators.factored import FactoredJacobian
 from .probe import rademacher
 from .series import Series
 from .surrogate import FIRST_ONLY
@@ -35,8 +35,8 @@ from .truncation import Truncation, endless
 
 
 @dataclass(frozen=True)
-class PerceptronDraws:
-    """The estimator of :class:`Roulette` with one probe, expanded at 0, for a perceptron.
+class FactoredDraws:
+    """The estimator of :class:`Roulette` with one probe, expanded at 0, for a Jacobian in factors.
 
     Arguments:
         truncation: the probability that a sample goes on.
@@ -48,12 +48,14 @@ class PerceptronDraws:
     lipschitz: float
     series: Series
 
-    def __call__(self, j: PerceptronJacobian) -> Tensor:
+    def __call__(self, j: FactoredJacobian) -> Tensor:
         """Estimate the log-determinant of each sample, shape ``(n,)``, and its gradient."""
-        return _SampledLogDet.apply(self, len(j.weights), *j.weights, *j.slopes)
+        return _SampledLogDet.apply(
+            self, j.without_factors(), len(j.weights), *j.weights, *j.slopes
+        )
 
     def play(
-        self, j: PerceptronJacobian, value: Tensor, by_probe: bool, needed: bool
+        self, j: FactoredJacobian, value: Tensor, by_probe: bool, needed: bool
     ) -> "_Sums | None":
         """Draw the series, and add the series to ``value``, but for an exact first term.
 
@@ -65,7 +67,7 @@ class PerceptronDraws:
         """
         truncation, series = self.truncation, self.series
         truncation.warn(self.lipschitz)
-        u = rademacher((len(value), j.weights[0].shape[1]), value)
+        u = rademacher((len(value), j.event_size), value)
         unit = math.sqrt(u.shape[1])
         v, passed = j.sweep(u)
         sums: _Sums | None = None
@@ -129,7 +131,7 @@ class _Sums:
         rows: the positions of the samples in the batch; None for all.
     """
 
-    j: PerceptronJacobian
+    j: FactoredJacobian
     u: Tensor
     lefts: Sequence[Tensor]
     rows: Tensor | None = None
@@ -145,15 +147,7 @@ class _Sums:
     def pull(self, g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gradients of weights and slopes, given those of the log-determinants."""
         column = (g if self.rows is None else g[self.rows])[:, None]
-        of_weights: list[Tensor] = []
-        of_slopes: list[Tensor] = []
-        t = self.u
-        for w, p, left in zip(self.j.weights, self.j.slopes, self.lefts, strict=False):
-            m, r = t @ w.T, left * column
-            of_slopes.append(r * m)
-            of_weights.append(times((r * p).T, t))
-            t = m * p
-        return [*of_weights, (self.lefts[-1] * column).T @ t], of_slopes
+        return self.j.pull(self.u, [left * column for left in self.lefts])
 
 
 def _times(lefts: Sequence[Tensor], factors: Tensor | float) -> list[Tensor]:
@@ -164,14 +158,16 @@ def _times(lefts: Sequence[Tensor], factors: Tensor | float) -> list[Tensor]:
 
 class _SampledLogDet(Function):
     @staticmethod
-    def forward(ctx, draws: PerceptronDraws, n: int, *tensors: Tensor) -> Tensor:
-        j = PerceptronJacobian(tensors[:n], tensors[n:])
-        first, found = draws.series.coefficient(1), trace_of(j)
+    def forward(
+        ctx, draws: FactoredDraws, kind: FactoredJacobian, n: int, *tensors: Tensor
+    ) -> Tensor:
+        j = kind.with_factors(tensors[:n], tensors[n:])
+        first, found = draws.series.coefficient(1), j.trace()
         trace, kept = (j.slopes[0].new_zeros(len(j.slopes[0])), ()) if found is None else found
         value = first * trace
         sums = draws.play(j, value, found is None, any(ctx.needs_input_grad))
         drawn = () if sums is None else (sums.u, *sums.j.slopes, *sums.lefts, sums.rows)
-        ctx.first, ctx.sizes = first, (n, len(tensors), len(kept))
+        ctx.first, ctx.kind, ctx.sizes = first, kind, (n, len(tensors), len(kept))
         ctx.save_for_backward(*tensors, *kept, *drawn)
         return value
 
@@ -180,14 +176,14 @@ class _SampledLogDet(Function):
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         n, inputs, kept = ctx.sizes
         saved, g = ctx.saved_tensors, grad_outputs[0]
-        j, drawn = PerceptronJacobian(saved[:n], saved[n:inputs]), saved[inputs + kept :]
+        j, drawn = ctx.kind.with_factors(saved[:n], saved[n:inputs]), saved[inputs + kept :]
         grads: list[Tensor | None] = [None] * inputs
         with torch.no_grad():
             if kept:
-                weights, slopes = pull_trace(j, saved[inputs : inputs + kept], ctx.first * g)
+                weights, slopes = j.pull_trace(saved[inputs : inputs + kept], ctx.first * g)
                 grads = [*weights, *slopes]
             if drawn:
-                of_samples = PerceptronJacobian(j.weights, drawn[1:n])
+                of_samples = j.with_factors(j.weights, drawn[1:n])
                 rows = drawn[-1]
                 weights, slopes = _Sums(of_samples, drawn[0], drawn[n:-1], rows).pull(g)
                 for i, part in enumerate((*weights, *slopes)):
@@ -195,7 +191,7 @@ class _SampledLogDet(Function):
         if torch.is_grad_enabled():
             of = (g, *saved[:inputs])
             grads = [None if t is None else undifferentiable(t, FIRST_ONLY, *of) for t in grads]
-        return None, None, *grads
+        return None, None, None, *grads
 
 
 def _added(total: Tensor | None, part: Tensor, rows: Tensor | None) -> Tensor:

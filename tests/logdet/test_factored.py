@@ -1,4 +1,4 @@
-"""Draws for perceptrons, whose gradient is written by hand: against the exact value, and in use."""
+"""Draws for Jacobians in factors, whose gradient is written by hand: against the exact value."""
 
 import math
 
@@ -10,7 +10,8 @@ from pyro_iresnet.blocks.cayley import CayleySeries
 from pyro_iresnet.errors import ContractionError, HigherOrderError
 from pyro_iresnet.logdet import Adaptive, Geometric, LogOnePlus, Subsample
 from pyro_iresnet.logdet import roulette as roulette_module
-from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
+from pyro_iresnet.operators import Chain, Convolution, Dense, Diagonal, Linearization
+from pyro_iresnet.operators.convolutional import ConvolutionalJacobian
 
 from .. import zoo
 from .test_unbiased import DRAWS, check_gradient
@@ -28,13 +29,13 @@ def plain(truncation):
 def fused(monkeypatch):
     """Count the calls of the hand-written rule."""
     calls = []
-    make = roulette_module.PerceptronDraws
+    make = roulette_module.FactoredDraws
 
     def counted(*arguments):
         calls.append(arguments)
         return make(*arguments)
 
-    monkeypatch.setattr(roulette_module, "PerceptronDraws", counted)
+    monkeypatch.setattr(roulette_module, "FactoredDraws", counted)
     return calls
 
 
@@ -58,6 +59,72 @@ def test_gradient(hidden, truncation):
 
     variables, weights = [x, *g.parameters()], torch.tensor([1.0, -2.0, 0.3])
     check_gradient(plain(truncation), linearize, variables, weights)
+
+
+SIDES = [(3, 3), (4, 6), (5, 5)]
+CHANNELS = [(6,), (6, 5), (6, 5, 4)]
+
+
+@pytest.mark.parametrize("padding", zoo.PADDINGS)
+@pytest.mark.parametrize("hidden", CHANNELS)
+def test_value_of_images(hidden, padding, fused):
+    g = zoo.conv(2, hidden, padding=padding, lipschitz=0.9)
+    linearization = g.linearize(torch.randn(3, 2, 3, 4))
+    testing.check_logdet(plain(Subsample()), linearization, lipschitz=0.9, draws=DRAWS)
+    assert fused
+
+
+@pytest.mark.parametrize("padding", zoo.PADDINGS)
+@pytest.mark.parametrize("hidden", CHANNELS)
+def test_gradient_of_images(hidden, padding):
+    g = zoo.conv(2, hidden, padding=padding, lipschitz=0.9)
+    x = torch.randn(2, 2, 3, 3, requires_grad=True)
+
+    def linearize(repeat):
+        return g.linearize(x.repeat(repeat, 1, 1, 1))
+
+    check_gradient(plain(Subsample()), linearize, [x, *g.parameters()], torch.tensor([1.0, -2.0]))
+
+
+@pytest.mark.parametrize("size", SIDES)
+@pytest.mark.parametrize("padding", zoo.PADDINGS)
+@pytest.mark.parametrize("hidden", CHANNELS)
+def test_rules_of_images(hidden, padding, size):
+    g = zoo.conv(2, hidden, padding=padding)
+    at = g.linearize(torch.randn(3, 2, *size))
+    j = ConvolutionalJacobian.of(at.jacobian.maps)
+    weights = [w.detach().requires_grad_() for w in j.weights]
+    slopes = [p.detach().requires_grad_() for p in j.slopes]
+    j = j.with_factors(weights, slopes)
+    u, v = torch.randn(2, 3, j.event_size)
+    swept, passed = j.sweep(v)
+    images = v.reshape(3, *size, 2).permute(0, 3, 1, 2)
+    expected = at.vm(images).permute(0, 2, 3, 1).reshape(3, -1)
+    torch.testing.assert_close(swept, expected)
+    found = [t for part in j.pull(u, [*passed, v]) for t in part]
+    torch.testing.assert_close(found, [*torch.autograd.grad((swept * u).sum(), weights + slopes)])
+    traced = j.trace()
+    if len(hidden) == 3:
+        assert traced is None
+        return
+    traces, kept = traced
+    diagonal = at.as_matrix().diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(traces, diagonal.sum(-1))
+    scales = torch.tensor([1.0, -2.0, 0.3])
+    found = [t for part in j.pull_trace(kept, scales) for t in part]
+    torch.testing.assert_close(found, [*torch.autograd.grad(traces @ scales, weights + slopes)])
+
+
+def test_convolutions_that_do_not_fit(fused):
+    # The paddings differ, so no rule by hand exists; the draws of any map serve.
+    kernels = 0.05 * torch.randn(2, 2, 2, 3, 3)
+    first, last = Convolution(kernels[0], circular=True), Convolution(kernels[1])
+    chain = Chain((first, Diagonal(torch.rand(2, 2, 3, 3), 3), last))
+    assert ConvolutionalJacobian.of(chain.maps) is None
+    assert chain.trace() is None
+    linearization = Linearization(torch.zeros(2, 2, 3, 3), chain, 3)
+    testing.check_logdet(plain(Subsample()), linearization, lipschitz=0.9, draws=DRAWS)
+    assert not fused
 
 
 def test_geometric(fused):

@@ -1,0 +1,157 @@
+"""Pixels as real numbers: uniform dequantisation, and the logit with its Jacobian."""
+
+import math
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import ArgumentError, check_dense, check_positive_int, check_probability
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def dequantize(pixels: Tensor, levels: int = 256) -> Tensor:
+    """Add uniform noise in [0, 1) to pixels, so that a density of real numbers can describe them.
+
+    Jensen's inequality makes ``E[log p(pixels + noise)]`` a lower bound of the log-probability of
+    the pixels (Theis, van den Oord and Bethge, 2016).
+
+    Arguments:
+        pixels: integers from 0 to ``levels - 1``, of an integer or a floating-point dtype.
+        levels: the number of values of a pixel, at least 2.
+
+    Returns:
+        Numbers in the dtype of ``pixels``, or in torch's default dtype for integers.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: other values, or no dense tensor.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.images import dequantize
+        >>> x = dequantize(torch.tensor([0, 255], dtype=torch.uint8))
+        >>> bool((x.floor() == torch.tensor([0.0, 255.0])).all())
+        True
+    """
+    x = check_pixels(pixels, levels)
+    # A sum may round up to the next level.
+    below = torch.nextafter(x + 1, torch.zeros_like(x))
+    # Not rand_like, whose numbers depend on the strides.
+    noise = torch.rand(x.shape, dtype=x.dtype, device=x.device)
+    return torch.minimum(x + noise, below)
+
+
+def quantize(x: Tensor, levels: int = 256) -> Tensor:
+    """Return the level of each number, an integer from 0 to ``levels - 1``, in the dtype of ``x``.
+
+    Arguments:
+        x: numbers of a floating dtype.
+        levels: the number of values of a pixel, at least 2.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: no dense tensor of a floating dtype, or no such number.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.images import quantize
+        >>> quantize(torch.tensor([-1.0, 3.7, 256.0]))
+        tensor([  0.,   3., 255.])
+    """
+    check_dense(x, "x")
+    return x.floor().clamp(0, check_levels(levels) - 1)
+
+
+class PixelLogit(Transform):
+    r"""The logit of pixels on a scale that keeps away from 0 and 1.
+
+    .. math:: y = \log\frac{p}{1 - p}, \qquad p = a + (1 - 2a)\, \frac{x}{n}
+
+    takes :math:`x \in [0, n]` to real numbers. A density over ``x`` has the unit of one level, so
+    ``-log_prob / (D ln 2)`` are bits per dimension.
+
+    Arguments:
+        levels: ``n``, the number of values of a pixel.
+        margin: ``a``, in (0, 1/2).
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
+    References:
+        Density estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017), Section 4.1.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.images import PixelLogit
+        >>> y, logabsdet = PixelLogit()(torch.full((5, 1, 8, 8), 128.0))
+        >>> bool((y == 0).all()), logabsdet.shape
+        (True, torch.Size([5]))
+    """
+
+    def __init__(self, levels: int = 256, margin: float = 0.05) -> None:
+        super().__init__()
+        self.levels = check_levels(levels)
+        self.margin = check_probability(margin, "margin")
+        if self.margin >= 0.5:
+            raise ArgumentError(f"Expected margin below 0.5; got {margin}.")
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits of numbers between 0 and ``levels``, and ``log|det|``."""
+        check_dense(inputs, "inputs")
+        outside = (inputs < 0) | (inputs > self.levels)
+        if not inputs.is_meta and outside.any():
+            worst = inputs[outside][0].item()
+            raise ArgumentError(
+                f"Expected inputs between 0 and levels={self.levels}; got {worst:g}. Scale the "
+                "images to the grey levels 0, 1, ..., or set levels."
+            )
+        p = self.margin + (1 - 2 * self.margin) * (inputs / self.levels)
+        outputs = torch.logit(p)
+        return outputs, self._logabsdet(outputs)
+
+    def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the numbers of logits, and ``log|det|``.
+
+        A logit beyond the margin gives a number outside of [0, levels].
+        """
+        check_dense(inputs, "inputs")
+        p = torch.sigmoid(inputs)
+        outputs = self.levels * (p - self.margin) / (1 - 2 * self.margin)
+        return outputs, -self._logabsdet(inputs)
+
+    def _logabsdet(self, logits: Tensor) -> Tensor:
+        # dy/dx = (1 - 2 a) / (n p (1 - p)).
+        slope = math.log((1 - 2 * self.margin) / self.levels)
+        of_pixels = functional.softplus(logits) + functional.softplus(-logits) + slope
+        return of_pixels.flatten(1).sum(1)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, margin={self.margin}"
+
+
+def check_levels(levels: int) -> int:
+    """Return the number of levels, or raise unless it is an integer of at least 2."""
+    levels = check_positive_int(levels, "levels")
+    if levels < 2:
+        raise ArgumentError(f"Expected levels to be at least 2; got {levels}.")
+    return levels
+
+
+def check_pixels(pixels: Tensor, levels: int) -> Tensor:
+    """Return pixels of a floating dtype, or raise unless they are from 0 to ``levels - 1``."""
+    if isinstance(pixels, Tensor) and pixels.dtype in INTEGERS:
+        pixels = pixels.to(torch.get_default_dtype())
+    check_dense(pixels, "pixels")
+    levels = check_levels(levels)
+    # NaN is no integer either.
+    wrong = (pixels < 0) | (pixels >= levels) | (pixels != pixels.floor())
+    if not pixels.is_meta and wrong.any():
+        seen = pixels[wrong][0].item()
+        raise ArgumentError(
+            f"Expected pixels to be integers from 0 to {levels - 1}; got {seen:g}. Scale the "
+            "images back to grey levels, such as (255 * images).round(), or set levels."
+        )
+    return pixels

@@ -1,0 +1,144 @@
+"""The transform of an image flow for Pyro."""
+
+import math
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from pyro.distributions import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..blocks import Evaluation
+from ..errors import check_cache_size, check_instance, check_tensor
+from ..hosts.pyro.cached_transform import CachedTransform
+from ..operators.linearization import vjp_of
+from ..options import BlockKeywords
+from .transform import ImageTransform, iresnet_image_transform
+
+IMAGE, NOISE = constraints.independent(constraints.real, 3), constraints.real_vector
+
+
+class ImageStack(CachedTransform, TransformModule):
+    """An :class:`ImageTransform` for Pyro: grey levels to noise.
+
+    ``TransformedDistribution(noise, [stack.inv])`` is a distribution over images whose pixels are
+    numbers between 0 and ``levels``: dequantise integers by :func:`dequantize`.
+
+    Arguments:
+        transform: the :class:`ImageTransform`; else :class:`ArgumentTypeError`.
+        cache_size: 1 to remember the last call, 0 for no memory.
+
+    Raises:
+        ArgumentTypeError: ``transform`` is no :class:`ImageTransform`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.images import ImageStack, iresnet_image_transform
+        >>> stack = ImageStack(iresnet_image_transform((1, 8, 8), 2))
+        >>> stack(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 64])
+    """
+
+    domain = IMAGE
+    codomain = NOISE
+
+    def __init__(self, transform: ImageTransform, *, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        self.transform = check_instance(
+            transform, ImageTransform, "transform", "iresnet_image_transform((1, 28, 28))"
+        )
+        self.shape = transform.shape
+        self.size = math.prod(transform.shape)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+        return self.shape
+
+    def check(self, x: Tensor, name: str) -> Tensor:
+        like = next(self.parameters(), None)
+        check_tensor(x, self.shape if name == "x" else (self.size,), like, name)
+        return x
+
+    def evaluate(self, x: Tensor) -> Evaluation:
+        y, log_det = self.transform(x.reshape(-1, *self.shape))
+        return self._evaluation(x, y.reshape(*x.shape[:-3], self.size), log_det)
+
+    def evaluate_inverse(self, y: Tensor) -> Evaluation:
+        x, log_det = self.transform.inverse(y.reshape(-1, self.size))
+        return self._evaluation(x.reshape(*y.shape[:-1], *self.shape), y, -log_det)
+
+    def with_cache(self, cache_size: int = 1) -> "ImageStack":
+        """Return the transform, parameters shared, with another cache."""
+        if check_cache_size(cache_size) == self._cache_size:
+            return self
+        other = ImageStack(self.transform, cache_size=cache_size)
+        other.training = self.training
+        return other
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the shape of the noise of images."""
+        return torch.Size((*shape[:-3], self.size))
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the shape of the images of noise."""
+        return torch.Size((*shape[:-1], *self.shape))
+
+    def _evaluation(self, x: Tensor, y: Tensor, log_det: Tensor) -> Evaluation:
+        value = log_det.reshape(x.shape[:-3])
+
+        def forward(images: Tensor) -> Tensor:
+            return self.transform(images.reshape(-1, *self.shape))[0].reshape(y.shape)
+
+        def inverse(noise: Tensor) -> Tensor:
+            return self.transform.decode(noise.reshape(-1, self.size)).reshape(x.shape)
+
+        return Evaluation(
+            x,
+            y,
+            log_det=lambda: value,
+            vjp=lambda w: vjp_of(forward, x, w),
+            inverse_vjp=lambda w: vjp_of(inverse, y, w),
+        )
+
+
+def iresnet_image_stack(
+    shape: Sequence[int],
+    blocks_per_scale: int | Sequence[int] = 8,
+    *,
+    hidden_channels: int | Sequence[int] | None = None,
+    levels: int = 256,
+    margin: float = 0.05,
+    factor_out: bool = True,
+    **options: Unpack[BlockKeywords],
+) -> ImageStack:
+    """Make the transform of an image flow for Pyro, as :func:`iresnet_image_flow` for nflows.
+
+    Arguments:
+        shape, blocks_per_scale, hidden_channels, levels, margin, factor_out, options: as in
+            :func:`iresnet_image_flow`, with the same errors.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_iresnet.images import dequantize, iresnet_image_stack
+        >>> stack = iresnet_image_stack((1, 8, 8), 2, levels=17)
+        >>> noise = dist.Normal(torch.zeros(64), torch.ones(64)).to_event(1)
+        >>> flow = dist.TransformedDistribution(noise, [stack.inv])
+        >>> flow.log_prob(dequantize(torch.randint(17, (20, 1, 8, 8)), 17)).shape
+        torch.Size([20])
+    """
+    return ImageStack(
+        iresnet_image_transform(
+            shape,
+            blocks_per_scale,
+            hidden_channels=hidden_channels,
+            levels=levels,
+            margin=margin,
+            factor_out=factor_out,
+            **options,
+        )
+    )

@@ -1,0 +1,221 @@
+"""The transform of an image flow: from grey levels to noise at several scales."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import Any, Unpack
+
+import torch
+from nflows.transforms import SqueezeTransform, Transform
+from torch import Tensor, nn
+
+from .._modules import contractions_of
+from ..cached import together
+from ..errors import ArgumentError, check_dims, check_flag, check_positive_int, check_tensor
+from ..hosts.interleave import interleave
+from ..hosts.nflows import IResNetComposite, IResNetTransform, PatientActNorm
+from ..logdet import ByMode, ConvergedSeries, Roulette, Subsample
+from ..options import BlockKeywords, BlockOptions
+from .pixels import PixelLogit
+
+# The smallest side of an image after a squeeze.
+LEAST_SIDE = 4
+# Hidden channels: as many as numbers in a patch of side 3, within limits.
+PATCH, LEAST_WIDTH, LARGEST_WIDTH = 9, 64, 160
+# The exact determinant of an image costs one product for each pixel.
+LOGDET = ByMode(Roulette(Subsample(), control_variate=None), ConvergedSeries())
+
+
+class ImageTransform(Transform):
+    """Grey levels to noise: a logit, then scales of squeeze, ActNorms and blocks (nflows).
+
+    After each scale some channels leave as noise, the others go on. The noise is one vector for
+    each image. :func:`iresnet_image_transform` makes the parts.
+
+    Arguments:
+        shape: channels, height and width of the images.
+        logit: from grey levels to real numbers.
+        scales: the transform of each scale, the shape of an image behind the transform, and the
+            number of channels that leave; all leave after the last.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        logit: PixelLogit,
+        scales: Sequence[tuple[Transform, tuple[int, int, int], int]],
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.logit = logit
+        transforms, self.shapes, self.leaving = zip(*scales, strict=True)
+        self.scales = nn.ModuleList(transforms)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return noise, shape ``(batch, D)``, and ``log|det|``, shape ``(batch,)``.
+
+        ``inputs`` are numbers between 0 and ``levels``, shape ``(batch, channels, height, width)``.
+        """
+        self._check(inputs, self.shape)
+        with together(contractions_of(self)):
+            x, total = self.logit(inputs)
+            noise: list[Tensor] = []
+            for i, scale in enumerate(self.scales):
+                x, logabsdet = scale(x)
+                total = total + logabsdet
+                noise.append(x[:, : self.leaving[i]].flatten(1))
+                x = x[:, self.leaving[i] :]
+            return torch.cat(noise, 1), total
+
+    def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`forward`, to the tolerance of the solvers."""
+        return self._back(inputs, with_log_det=True)
+
+    def decode(self, noise: Tensor) -> Tensor:
+        """Return the images of noise, without log-determinants."""
+        return self._back(noise, with_log_det=False)[0]
+
+    def _back(self, noise: Tensor, *, with_log_det: bool) -> tuple[Tensor, Tensor]:
+        self._check(noise, (math.prod(self.shape),))
+        with together(contractions_of(self)):
+            total = noise.new_zeros(len(noise))
+            x = noise.new_empty(len(noise), 0, *self.shapes[-1][1:])
+            scales: Any = self.scales
+            for i, scale in reversed(list(enumerate(scales))):
+                noise, x = self._joined(noise, x, i)
+                x, logabsdet = _inverse(scale, x, with_log_det)
+                total = total + logabsdet
+            x, logabsdet = self.logit.inverse(x)
+            return x, total + logabsdet
+
+    def _joined(self, noise: Tensor, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Return the noise of the scales before, and the image behind scale ``i``."""
+        leaving, (_, *sides) = self.leaving[i], self.shapes[i]
+        rest, own = noise.tensor_split([noise.shape[1] - leaving * math.prod(sides)], 1)
+        return rest, torch.cat([own.reshape(len(own), leaving, *sides), x], 1)
+
+    def _check(self, inputs: Tensor, shape: tuple[int, ...]) -> None:
+        like = next(self.parameters(), None)
+        check_tensor(inputs, shape, like, "inputs")
+        if inputs.dim() != 1 + len(shape):
+            raise ArgumentError(
+                f"Expected inputs of shape (batch, {', '.join(map(str, shape))}); got "
+                f"{tuple(inputs.shape)}."
+            )
+
+
+def _inverse(transform: Transform, x: Tensor, with_log_det: bool) -> tuple[Tensor, Tensor]:
+    """Invert a transform; without log-determinants those of blocks are left out."""
+    if with_log_det:
+        return transform.inverse(x)
+    nothing = x.new_zeros(len(x))
+    if isinstance(transform, IResNetComposite):
+        parts: Any = transform._transforms
+        for part in reversed(parts):
+            x, _ = _inverse(part, x, with_log_det)
+        return x, nothing
+    if isinstance(transform, IResNetTransform):
+        return transform.block.inverse(x), nothing
+    return transform.inverse(x)[0], nothing
+
+
+def iresnet_image_transform(
+    shape: Sequence[int],
+    blocks_per_scale: int | Sequence[int] = 8,
+    *,
+    hidden_channels: int | Sequence[int] | None = None,
+    levels: int = 256,
+    margin: float = 0.05,
+    factor_out: bool = True,
+    **options: Unpack[BlockKeywords],
+) -> ImageTransform:
+    """Make the transform of :func:`iresnet_image_flow`, for a flow of your own.
+
+    Arguments:
+        shape, blocks_per_scale, hidden_channels, levels, margin, factor_out, options: as in
+            :func:`iresnet_image_flow`, with the same errors.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.images import iresnet_image_transform
+        >>> transform = iresnet_image_transform((1, 8, 8), 2)
+        >>> noise, logabsdet = transform(torch.rand(5, 1, 8, 8))
+        >>> noise.shape, logabsdet.shape
+        (torch.Size([5, 64]), torch.Size([5]))
+    """
+    image = check_image_shape(shape)
+    logit = PixelLogit(levels, margin)
+    factor_out = check_flag(factor_out, "factor_out")
+    hidden = hidden_channels
+    if hidden is not None and not isinstance(hidden, Sequence):
+        hidden = 2 * [check_positive_int(hidden, "hidden_channels")]
+    records = BlockOptions.records(options, iresnet_image_transform, hidden_dims=hidden)
+    counts = counts_of(blocks_per_scale, image)
+    scales: list[tuple[Transform, tuple[int, int, int], int]] = []
+    for i, count in enumerate(counts):
+        parts: list[Transform] = []
+        if squeezes(image):
+            parts.append(SqueezeTransform())
+            image = squeezed(image)
+        blocks = (_block(record, image) for record in islice(cycle(records), count))
+        parts += interleave(blocks, PatientActNorm, image[0], "PatientActNorm")
+        last = i == len(counts) - 1
+        leaving = image[0] if last else image[0] // 2 if factor_out else 0
+        scales.append((IResNetComposite(parts), image, leaving))
+        image = (image[0] - leaving, *image[1:])
+    return ImageTransform(check_image_shape(shape), logit, scales)
+
+
+def _block(record: BlockOptions, shape: tuple[int, int, int]) -> IResNetTransform:
+    """Make a block of the record, with the defaults of images."""
+    width = min(max(LEAST_WIDTH, PATCH * shape[0]), LARGEST_WIDTH)
+    hidden = (width, width) if record.hidden_dims is None else record.hidden_dims
+    logdet = LOGDET if record.logdet is None else record.logdet
+    return IResNetTransform.from_block(
+        replace(record, hidden_dims=hidden, logdet=logdet).build(shape)
+    )
+
+
+def counts_of(
+    blocks_per_scale: int | Sequence[int], shape: tuple[int, int, int]
+) -> tuple[int, ...]:
+    """Return the number of blocks of each scale."""
+    if isinstance(blocks_per_scale, Sequence):
+        counts = check_dims(blocks_per_scale, "blocks_per_scale", "[8, 8]")
+        if not counts:
+            raise ArgumentError("Expected blocks_per_scale of one scale or more; got none.")
+        return counts
+    count = check_positive_int(blocks_per_scale, "blocks_per_scale")
+    scales = 1
+    _, height, width = shape
+    while squeezes((1, height, width)):
+        height, width = height // 2, width // 2
+        scales += squeezes((1, height, width))
+    return scales * (count,)
+
+
+def squeezes(shape: tuple[int, int, int]) -> bool:
+    """Return True if an image has even sides that are long enough for a squeeze."""
+    return all(side % 2 == 0 and side // 2 >= LEAST_SIDE for side in shape[1:])
+
+
+def squeezed(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of an image after a squeeze."""
+    channels, height, width = shape
+    return 4 * channels, height // 2, width // 2
+
+
+def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return channels, height and width, or raise unless ``shape`` holds three sizes."""
+    sizes = check_dims(shape, "shape", "(1, 28, 28)")
+    if len(sizes) != 3:
+        raise ArgumentError(
+            f"Expected shape to be (channels, height, width), such as (1, 28, 28); got {sizes}."
+        )
+    return sizes[0], sizes[1], sizes[2]

@@ -1,0 +1,129 @@
+"""The classifier: its inverse with a certificate, and the loss of classes and density."""
+
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional
+
+from pyro_iresnet.errors import ArgumentError, ArgumentTypeError, InversionError
+from pyro_iresnet.images import IResNetClassifier
+from pyro_iresnet.norms import Gram
+
+SHAPES = [(1, 8, 8), (3, 8, 12), (2, 7, 5), (1, 16, 16)]
+
+
+def small(shape=(1, 8, 8), **options):
+    return IResNetClassifier(shape, 10, blocks_per_scale=2, hidden_channels=12, **options)
+
+
+def started(net, shape=(1, 8, 8)):
+    net(torch.randn(40, *shape))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return net.eval()
+
+
+@pytest.mark.parametrize("lipschitz", [0.5, 0.9, 0.97])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reconstruction(shape, lipschitz):
+    net = started(small(shape, lipschitz=lipschitz), shape)
+    images = torch.randn(6, *shape)
+    found = net.reconstruct(net.features(images))
+    error = (found.images - images).flatten(1).norm(dim=1)
+    assert (error <= found.error_bound).all()
+    assert (found.error_bound < 1e-2).all()
+    assert (error < 1e-8).all()
+
+
+def test_reconstruction_of_rounded_features():
+    # The bound is about the preimage of the features given, in the dtype given.
+    net = started(small(lipschitz=0.7).float().double())
+    images = torch.randn(6, 1, 8, 8)
+    net.float()
+    features = net.features(images.float())
+    net.double()
+    exact, found = net.reconstruct(features.double()), net.float().reconstruct(features)
+    error = (found.images - exact.images).flatten(1).norm(dim=1)
+    assert (error <= found.error_bound + exact.error_bound).all()
+    assert (found.images - images).abs().max() < 1e-4
+
+
+def test_features_are_isolated():
+    # Images that differ have features that differ.
+    net = started(small(lipschitz=0.5))
+    a, b = torch.randn(2, 20, 1, 8, 8)
+    apart = (net.features(a) - net.features(b)).flatten(1).norm(dim=1)
+    assert (apart > 0).all()
+
+
+def test_trains_on_digits():
+    digits = load_digits()
+    images = torch.from_numpy(digits.images)[:, None] / 8 - 1
+    labels = torch.from_numpy(digits.target)
+    net = IResNetClassifier((1, 8, 8), 10, blocks_per_scale=2, hidden_channels=24)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(20):
+        rows = torch.randint(1500, (128,))
+        loss = functional.cross_entropy(net(images[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = (net(images[1500:]).argmax(1) == labels[1500:]).double().mean()
+        found = net.eval().reconstruct(net.features(images[1500:1520]))
+    assert right > 0.7
+    assert (found.images - images[1500:1520]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 5, 3)])
+def test_density(shape):
+    net = small(shape, channels=None)
+    started(net, shape)
+    images = torch.randn(1, *shape)
+    z, log_det = net.features_and_log_det(images)
+    size = math.prod(shape)
+    jacobian = torch.func.jacrev(net.features)(images).reshape(size, size)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    # Eight fixed probes.
+    assert abs(log_det[0] - expected) < 0.15
+    labels = torch.tensor([3])
+    log_prob = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum() + log_det[0]
+    wanted = functional.cross_entropy(net(images), labels) - 0.5 / size * log_prob
+    torch.testing.assert_close(net.hybrid_loss(images, labels, 0.5), wanted)
+    plain = functional.cross_entropy(net(images), labels)
+    torch.testing.assert_close(net.hybrid_loss(images, labels, 0.0), plain)
+
+
+def test_hybrid_gradient():
+    net = small(channels=None, norm=Gram())
+    net.hybrid_loss(torch.randn(20, 1, 8, 8), torch.randint(10, (20,))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_refuses_density_of_widened_images():
+    with pytest.raises(ArgumentError, match="channels=None"):
+        small().hybrid_loss(torch.randn(20, 1, 8, 8), torch.randint(10, (20,)))
+
+
+WRONG = [
+    (lambda net: net(torch.randn(3, 1, 8, 9)), ArgumentError, "images"),
+    (lambda net: net(torch.randn(1, 8, 8)), ArgumentError, "batch, 1, 8, 8"),
+    (lambda net: net(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), ArgumentTypeError, "images"),
+    (lambda net: net(torch.randn(3, 1, 8, 8).float()), ArgumentTypeError, "images"),
+    (lambda net: net.reconstruct(torch.randn(3, 16, 4, 5)), ArgumentError, "features"),
+    (lambda net: net.reconstruct(torch.full((3, 16, 4, 4), torch.nan)), InversionError, "NaN"),
+    (lambda net: small(lipschitz=1.0), ArgumentError, "lipschitz"),
+    (lambda net: small((3, 8, 8), channels=2), ArgumentError, "channels of at least 3"),
+    (lambda net: IResNetClassifier((8, 8), 10), ArgumentError, "shape"),
+    (lambda net: IResNetClassifier((1, 8, 8), 0), ArgumentError, "num_classes"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG)
+def test_refusals(call, error, message):
+    net = started(small())
+    with pytest.raises(error, match=message):
+        call(net)
