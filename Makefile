@@ -75,7 +75,7 @@ docs: $(VENV)/.docs
 	PATH=$(CURDIR)/$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.bench
-	for name in training_step scaling logdet_error crossover inverse norms svi tables streaming \
+	for name in training_step image_step scaling logdet_error crossover inverse norms svi tables streaming \
 			guide_step neutra time_to_quality toy_densities claims soak; do \
 		$(BIN)/python -W ignore -m benchmarks.run.$$name --write $(ARGS) || exit 1; \
 	done

@@ -23,6 +23,17 @@ class ImageFlow(Flow):
 
     Arguments:
         transform: from grey levels to noise.
+
+    Raises:
+        ArgumentTypeError: ``transform`` is no :class:`ImageTransform`.
+
+    Example:
+        >>> import torch
+        >>> from pyro_iresnet.images import ImageFlow, iresnet_image_transform
+        >>> flow = ImageFlow(iresnet_image_transform((1, 8, 8), 2, levels=17)).eval()
+        >>> codes = flow.encode(torch.zeros(5, 1, 8, 8))
+        >>> bool((flow.decode(codes) == 0).all())
+        True
     """
 
     def __init__(self, transform: ImageTransform) -> None:
@@ -130,7 +141,7 @@ def iresnet_image_flow(
     *,
     hidden_channels: int | Sequence[int] | None = None,
     levels: int = 256,
-    margin: float = 0.05,
+    margin: float = 1e-4,
     factor_out: bool = True,
     **options: Unpack[BlockKeywords],
 ) -> ImageFlow:
@@ -155,7 +166,9 @@ def iresnet_image_flow(
         levels: the number of values of a pixel.
         margin: the distance of the logit from 0 and 1, see :class:`PixelLogit`.
         factor_out: False to keep all channels to the end.
-        options: of each block, as in :class:`BlockOptions`: ``block``, ``lipschitz`` and so on.
+        options: of each block, as in :class:`BlockOptions`: ``block``, ``lipschitz`` and so on. By
+            default the activation is :class:`Sine`, and in eval mode the estimator is
+            :class:`ConvergedSeries`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.

@@ -89,7 +89,7 @@ class PixelLogit(Transform):
         (True, torch.Size([5]))
     """
 
-    def __init__(self, levels: int = 256, margin: float = 0.05) -> None:
+    def __init__(self, levels: int = 256, margin: float = 1e-4) -> None:
         super().__init__()
         self.levels = check_levels(levels)
         self.margin = check_probability(margin, "margin")

@@ -109,7 +109,7 @@ def iresnet_image_stack(
     *,
     hidden_channels: int | Sequence[int] | None = None,
     levels: int = 256,
-    margin: float = 0.05,
+    margin: float = 1e-4,
     factor_out: bool = True,
     **options: Unpack[BlockKeywords],
 ) -> ImageStack:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any, Unpack
 
@@ -11,6 +12,7 @@ from nflows.transforms import SqueezeTransform, Transform
 from torch import Tensor, nn
 
 from .._modules import contractions_of
+from ..activations import Sine
 from ..cached import together
 from ..errors import ArgumentError, check_dims, check_flag, check_positive_int, check_tensor
 from ..hosts.interleave import interleave
@@ -24,6 +26,8 @@ LEAST_SIDE = 4
 # Hidden channels: as many as numbers in a patch of side 3, within limits.
 PATCH, LEAST_WIDTH, LARGEST_WIDTH = 9, 64, 160
 # The exact determinant of an image costs one product for each pixel.
+# Limits of the frequencies for grey levels, see docs/expressive-power.md.
+ACTIVATION = partial(Sine, frequencies=(0.3, 6.0))
 LOGDET = ByMode(Roulette(Subsample(), control_variate=None), ConvergedSeries())
 
 
@@ -128,7 +132,7 @@ def iresnet_image_transform(
     *,
     hidden_channels: int | Sequence[int] | None = None,
     levels: int = 256,
-    margin: float = 0.05,
+    margin: float = 1e-4,
     factor_out: bool = True,
     **options: Unpack[BlockKeywords],
 ) -> ImageTransform:
@@ -177,9 +181,9 @@ def _block(record: BlockOptions, shape: tuple[int, int, int]) -> IResNetTransfor
     width = min(max(LEAST_WIDTH, PATCH * shape[0]), LARGEST_WIDTH)
     hidden = (width, width) if record.hidden_dims is None else record.hidden_dims
     logdet = LOGDET if record.logdet is None else record.logdet
-    return IResNetTransform.from_block(
-        replace(record, hidden_dims=hidden, logdet=logdet).build(shape)
-    )
+    activation = ACTIVATION if record.activation is None else record.activation
+    whole = replace(record, hidden_dims=hidden, logdet=logdet, activation=activation)
+    return IResNetTransform.from_block(whole.build(shape))
 
 
 def counts_of(

@@ -21,6 +21,7 @@ DOCUMENTS = (
     "docs/expressive-power.md",
     "docs/guides.md",
     "docs/how-to/table.md",
+    "docs/how-to/image.md",
     "docs/how-to/estimator.md",
     "docs/how-to/solver.md",
     "docs/how-to/speed.md",
@@ -190,6 +191,7 @@ def test_readme_quotes_results(row):
 
 # Public namespaces. Of a namespace without __all__: the classes and functions that it documents.
 NAMESPACES = (
+    "images",
     "tables",
     "training",
     "",

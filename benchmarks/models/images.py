@@ -1,0 +1,183 @@
+"""Training of image flows and classifiers for a number of minutes, to go on after a stop."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+
+from pyro_iresnet.contractions import ConvContraction
+from pyro_iresnet.images import IResNetClassifier, Reconstruction
+from pyro_iresnet.training import TenthAverage
+
+# Numbers whose release lets malloc keep memory: fresh pages cost up to half of a step.
+ARENA = 31 * 2**18
+
+
+class Batches(IterableDataset[Any]):
+    """Endless random batches of tensors with one number of rows.
+
+    Arguments:
+        tensors: the rows.
+        size: rows of a batch.
+        change: changes the first tensor of a batch, such as an augmentation; None for no change.
+    """
+
+    def __init__(
+        self, *tensors: Tensor, size: int, change: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.tensors, self.size, self.change = tensors, size, change
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            rows = torch.randint(len(self.tensors[0]), (self.size,))
+            first, *others = [t[rows] for t in self.tensors]
+            first = first if self.change is None else self.change(first)
+            yield (first, *others) if others else first
+
+
+class _Seconds(Callback):
+    """The seconds of training of all sittings, and the number of steps."""
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, 0.0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+def train(
+    module: lightning.LightningModule,
+    batches: Batches,
+    *,
+    minutes: float,
+    folder: Path,
+    device: str = "cpu",
+    progress: bool = True,
+) -> tuple[float, int]:
+    """Train for a number of minutes, all sittings together; return the seconds and the steps.
+
+    The module ends with the average of its weights. A checkpoint in the folder is the start, if
+    there is one.
+    """
+    if device == "cpu":
+        torch.empty(ARENA).fill_(0)
+    clock = _Seconds()
+    checkpoint = ModelCheckpoint(
+        folder, save_last=True, save_top_k=0, train_time_interval=timedelta(minutes=2)
+    )
+    timer = Timer(timedelta(minutes=minutes), interval="step")
+    trainer = lightning.Trainer(
+        accelerator=device,
+        devices=1,
+        max_steps=-1,
+        max_epochs=-1,
+        gradient_clip_val=10.0,
+        callbacks=[TenthAverage(), timer, clock, checkpoint],
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(
+        module, DataLoader(batches, batch_size=None), ckpt_path=last if last.exists() else None
+    )
+    trainer.save_checkpoint(last)
+    return clock.seconds, trainer.global_step
+
+
+class PlainBlock(nn.Module):
+    """A residual block ``x + g(x)`` without a bound: the network of a contraction as it is."""
+
+    def __init__(self, contraction: ConvContraction) -> None:
+        super().__init__()
+        self.contraction = contraction
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return x + self.residual(x), None
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return ``g(x)`` with the weights as they are stored."""
+        g: Any = self.contraction
+        for layer, activation in zip(g.layers, [*g.activations, nn.Identity()], strict=True):
+            x = activation(functional.conv2d(x, layer.weight, layer.bias, padding="same"))
+        return x
+
+
+class PlainClassifier(IResNetClassifier):
+    """The same network without bounds, inverted by the fixed-point iteration all the same."""
+
+    STEPS = 200
+
+    def make_block(self, contraction: ConvContraction) -> Any:
+        return PlainBlock(contraction)
+
+    @torch.no_grad()
+    def reconstruct(self, features: Tensor, *, rtol: float = 1e-13) -> Reconstruction:
+        """Return the images after 200 steps of each iteration, without any bound."""
+        x = features
+        for part in reversed(self._parts()):
+            if isinstance(part, PlainBlock):
+                y = x
+                for _ in range(self.STEPS):
+                    x = y - part.residual(x)
+            else:
+                x = part.inverse(x)[0]
+        return Reconstruction(x[:, : self.shape[0]], x.new_full((len(x),), torch.inf))
+
+
+class ClassModule(lightning.LightningModule):
+    """A classifier under Lightning: cross-entropy, Adam with a warm-up and decay of weights.
+
+    Arguments:
+        net: returns the logits of images.
+        learning_rate: the rate after the warm-up.
+    """
+
+    def __init__(self, net: nn.Module, *, learning_rate: float = 3e-3) -> None:
+        super().__init__()
+        self.net = net
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        images, labels = batch
+        loss = functional.cross_entropy(self.net(images), labels)
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and the warm-up."""
+        adam = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, (step + 1) / 100))
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def shifted(images: Tensor, by: int, *, mirrored: bool) -> Tensor:
+    """Move each image by up to ``by`` pixels in each direction, and mirror half of them."""
+    n, _, height, width = images.shape
+    wide = functional.pad(images, 4 * (by,))
+    top, left = torch.randint(2 * by + 1, (2, n))
+    rows = (top[:, None] + torch.arange(height))[:, None, :, None]
+    columns = (left[:, None] + torch.arange(width))[:, None, None, :]
+    if mirrored:
+        columns = torch.where(torch.rand(n, 1, 1, 1) < 0.5, columns, columns.flip(-1))
+    index = torch.arange(n)[:, None, None, None], torch.arange(wide.shape[1])[:, None, None]
+    return wide[(*index, rows, columns)]

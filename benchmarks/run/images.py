@@ -1,0 +1,219 @@
+"""The two tables of the report on images: error of classifiers, and bits per dimension of flows."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib.pyplot as plt
+import torch
+import typer
+from torch import Tensor
+
+from pyro_iresnet import Exact, Roulette
+from pyro_iresnet.blocks import Block
+from pyro_iresnet.images import ImageFlow, IResNetClassifier
+from pyro_iresnet.logdet import ConvergedSeries, LogDet
+from pyro_iresnet.training import FlowModule
+
+from ..harness.measure import machine
+from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
+from ..peers.image_flows import makers, size_of
+from ..targets.images import Images, digits, load
+
+app = typer.Typer(help="Train an image flow or a classifier, and measure it.")
+
+Data = Annotated[Path | None, typer.Option(help="An .npz file of images; by default the digits.")]
+Minutes = Annotated[float, typer.Option(help="Of training, all sittings together.")]
+Out = Annotated[Path, typer.Option(help="The folder of checkpoint, pictures and figures.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Seed = Annotated[int, typer.Option(help="Of torch.")]
+Rate = Annotated[float, typer.Option(help="The learning rate.")]
+Size = Annotated[int, typer.Option(help="Rows of a batch.")]
+Progress = Annotated[bool, typer.Option(help="Show the progress.")]
+
+MARGIN = 1e-4
+ROWS = 250
+
+
+@app.command()
+def density(
+    out: Out,
+    data: Data = None,
+    flow: Annotated[str, typer.Option(help=", ".join(makers()))] = "i-ResNet",
+    minutes: Minutes = 60.0,
+    device: Device = "cpu",
+    seed: Seed = 2,
+    rate: Rate = 5e-3,
+    batch: Size = 64,
+    series: Annotated[int, typer.Option(help="Images of the deterministic estimate.")] = 500,
+    exact: Annotated[int, typer.Option(help="Images of the exact determinant.")] = 100,
+    progress: Progress = True,
+) -> None:
+    """Train a flow of images, and measure its bits per dimension on the test images."""
+    images = digits() if data is None else load(data)
+    torch.manual_seed(seed)
+    made = makers()[flow](images.shape, images.levels, MARGIN)
+    # ActNorms start from many images.
+    made.log_prob(images.x_train[torch.randint(len(images.x_train), (512,))])
+    out.mkdir(parents=True, exist_ok=True)
+    seconds, steps = train(
+        FlowModule(made, learning_rate=rate),
+        Batches(images.x_train, size=batch),
+        minutes=minutes,
+        folder=out,
+        device=device,
+        progress=progress,
+    )
+    made.eval()
+    found = {
+        "task": "density",
+        "flow": flow,
+        "bits": bits(made, images.x_test, Roulette(), device),
+    }
+    if any(isinstance(m, Block) for m in made.modules()):
+        found["series"] = bits(made, images.x_test[:series], ConvergedSeries(), device)
+        found["exact"] = bits(made, images.x_test[:exact], Exact(), device)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        picture(made.sample(64), out / "samples.png")
+        ends = images.x_test[:8].to(device), images.x_test[8:16].to(device)
+        picture(made.interpolate(*ends, 8).flatten(0, 1), out / "between.png")
+    _write(out, found, images, made, seconds, steps, {"seed": seed, "rate": rate, "batch": batch})
+
+
+@app.command()
+def classify(
+    out: Out,
+    data: Data = None,
+    lipschitz: Annotated[float, typer.Option(help="0 for a network without bounds.")] = 0.9,
+    minutes: Minutes = 40.0,
+    device: Device = "cpu",
+    seed: Seed = 2,
+    rate: Rate = 3e-3,
+    batch: Size = 128,
+    rebuilt: Annotated[int, typer.Option(help="Test images to reconstruct.")] = 500,
+    progress: Progress = True,
+) -> None:
+    """Train a classifier, and measure its error and that of its reconstructions."""
+    images = digits() if data is None else load(data)
+    torch.manual_seed(seed)
+    classes = int(images.y_train.max()) + 1
+    plain = lipschitz == 0
+    channels = max(4, images.shape[0])
+    kind = PlainClassifier if plain else IResNetClassifier
+    net = kind(images.shape, classes, lipschitz=0.9 if plain else lipschitz, channels=channels)
+    mirrored = images.shape[0] == 3
+    scale = _Scale(images)
+    net(scale(images.x_train[torch.randint(len(images.x_train), (512,))]))
+    out.mkdir(parents=True, exist_ok=True)
+
+    def augmented(x: Tensor) -> Tensor:
+        by = 4 if mirrored else images.shape[1] // 14
+        return scale(shifted(x, by, mirrored=mirrored))
+
+    seconds, steps = train(
+        ClassModule(net, learning_rate=rate),
+        Batches(images.x_train, images.y_train, size=batch, change=augmented),
+        minutes=minutes,
+        folder=out,
+        device=device,
+        progress=progress,
+    )
+    net.eval()
+    with torch.no_grad():
+        logits = [net(scale(x).to(device)).cpu() for x in images.x_test.split(ROWS)]
+    wrong = torch.cat(logits).argmax(1) != images.y_test
+    # Features and reconstruction in float64.
+    net.double().cpu()
+    x = scale(images.x_test[:rebuilt]).double()
+    with torch.no_grad():
+        found = [net.reconstruct(net.features(part)) for part in x.split(ROWS)]
+    back = torch.cat([f.images for f in found])
+    error = (back - x).flatten(1)
+    picture(_levels(scale, x[:32], back[:32]), out / "rebuilt.png")
+    record = {
+        "task": "classify",
+        "lipschitz": lipschitz,
+        "error": 100 * wrong.double().mean().item(),
+        "proven": [] if plain else _bounds(net),
+        "largest_entry": error.abs().max().item(),
+        "largest_norm": error.norm(dim=1).max().item(),
+        "error_bound": torch.cat([f.error_bound for f in found]).max().item(),
+    }
+    _write(out, record, images, net, seconds, steps, {"seed": seed, "rate": rate, "batch": batch})
+
+
+class _Scale:
+    """Grey levels to numbers of mean 0 and deviation 1 over the training images."""
+
+    def __init__(self, images: Images) -> None:
+        x = images.x_train[:10_000].float()
+        self.mean, self.std = x.mean().item(), x.std().item()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.to(torch.get_default_dtype()) - self.mean) / self.std
+
+
+def _bounds(net: IResNetClassifier) -> list[float]:
+    return [m.lipschitz_bound().item() for m in net.modules() if isinstance(m, Block)]
+
+
+def bits(flow: ImageFlow, pixels: Tensor, estimator: LogDet, device: str) -> list[float]:
+    """Return mean and standard error of the bits per dimension, by an estimator."""
+    blocks = [m for m in flow.modules() if isinstance(m, Block)]
+    before = [b.logdet for b in blocks]
+    for block in blocks:
+        block.logdet = estimator
+    rows = 10 if isinstance(estimator, Exact) else ROWS
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = torch.cat([flow.bits_per_dim(x.to(device)) for x in pixels.split(rows)])
+    for block, logdet in zip(blocks, before, strict=True):
+        block.logdet = logdet
+    return [found.mean().item(), found.std().item() / math.sqrt(len(found))]
+
+
+def _levels(scale: _Scale, *parts: Tensor) -> Tensor:
+    return torch.cat(parts) * scale.std + scale.mean
+
+
+def picture(images: Tensor, path: Path) -> None:
+    """Draw images in rows of 8."""
+    rows = math.ceil(len(images) / 8)
+    _, axes = plt.subplots(rows, 8, figsize=(8, rows), squeeze=False)
+    top = max(1.0, images[images.isfinite()].max().item())
+    for axis, image in zip(axes.flat, images.cpu(), strict=False):
+        pixels = image.nan_to_num(0).clamp(0, top).permute(1, 2, 0) / top
+        axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray")
+    for axis in axes.flat:
+        axis.axis("off")
+    plt.subplots_adjust(0, 0, 1, 1, 0.05, 0.05)
+    plt.savefig(path, dpi=80)
+    plt.close()
+
+
+def _write(
+    out: Path,
+    found: dict[str, Any],
+    images: Images,
+    net: torch.nn.Module,
+    seconds: float,
+    steps: int,
+    settings: dict[str, Any],
+) -> None:
+    record = {
+        **found,
+        "data": images.name,
+        "parameters": size_of(net),
+        "minutes": round(seconds / 60, 2),
+        "steps": steps,
+        **settings,
+        "machine": machine(),
+    }
+    (out / "figures.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    app()

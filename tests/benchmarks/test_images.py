@@ -1,0 +1,117 @@
+"""The scripts of the report's tables on images, reduced: the small digits, few seconds."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import typer.testing
+
+from benchmarks.models.images import Batches, shifted
+from benchmarks.peers.image_flows import BUDGET, makers, size_of
+from benchmarks.run import image_step, images
+from benchmarks.targets.images import load
+from pyro_iresnet.errors import ArgumentError
+
+from . import reduced
+
+
+def run(folder, *options):
+    command = [options[0], "--out", str(folder), "--no-progress", *options[1:]]
+    result = typer.testing.CliRunner().invoke(images.app, command)
+    assert result.exit_code == 0, result.output
+    return json.loads((folder / "figures.json").read_text())
+
+
+@pytest.mark.slow
+def test_density(tmp_path):
+    options = ["density", "--minutes", "0.1", "--series", "50", "--exact", "10"]
+    found = run(tmp_path, *options)
+    # The mean over 50 images of three estimates of one number; the noise of pixels is the same.
+    assert abs(found["series"][0] - found["bits"][0]) < 0.2
+    assert 0.1 <= found["minutes"] < 0.2
+    assert (tmp_path / "samples.png").stat().st_size > 5_000
+    # A second sitting goes on, and adds nothing to a run that has had its time.
+    again = run(tmp_path, *options)
+    assert again["steps"] == found["steps"]
+    assert again["bits"] == found["bits"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lipschitz", [0.9, 0.5])
+def test_classifier(tmp_path, lipschitz):
+    found = run(tmp_path, "classify", "--minutes", "0.1", "--lipschitz", str(lipschitz))
+    assert 0 <= found["error"] <= 100
+    assert all(bound <= lipschitz * (1 + 1e-6) for bound in found["proven"])
+    assert len(found["proven"]) == 3
+    assert found["largest_norm"] <= found["error_bound"] < 1e-4
+
+
+@pytest.mark.slow
+def test_network_without_bounds(tmp_path):
+    found = run(tmp_path, "classify", "--minutes", "0.1", "--lipschitz", "0")
+    assert found["proven"] == []
+    assert found["error_bound"] == math.inf
+
+
+@pytest.mark.parametrize("name", makers())
+def test_peers(name):
+    flow = makers()[name]((1, 8, 8), 17, 1e-3)
+    pixels = torch.randint(17, (20, 1, 8, 8))
+    flow.log_prob(pixels).mean().backward()
+    assert name.startswith("i-ResNet") or abs(size_of(flow) / BUDGET - 1) < 0.1
+    flow.eval()
+    with torch.no_grad():
+        codes = flow.encode(pixels)
+        assert (flow.decode(codes) == pixels).double().mean() > 0.98
+    assert codes.shape == (20, 64)
+
+
+def test_shifts():
+    x = torch.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
+    moved = shifted(x, 2, mirrored=False)
+    assert moved.shape == x.shape
+    torch.manual_seed(0)
+    rows, columns = torch.randint(5, (2, 2))
+    torch.manual_seed(0)
+    wide = torch.nn.functional.pad(x, 4 * (2,))
+    expected = [
+        wide[i, :, r : r + 5, c : c + 5] for i, (r, c) in enumerate(zip(rows, columns, strict=True))
+    ]
+    assert (shifted(x, 2, mirrored=False) == torch.stack(expected)).all()
+    mirrored = torch.stack([shifted(x, 0, mirrored=True) for _ in range(20)])
+    assert {bool((m[0] == x[0]).all()) for m in mirrored} == {True, False}
+    assert all((m[0] == x[0]).all() or (m[0] == x[0].flip(-1)).all() for m in mirrored)
+
+
+def test_batches():
+    x, y = torch.arange(10), torch.arange(10)
+    a, b = next(iter(Batches(x, y, size=4)))
+    assert (a == b).all()
+    assert len(a) == 4
+    assert (next(iter(Batches(x, size=4, change=lambda v: v + 100))) >= 100).all()
+
+
+def test_files(tmp_path):
+    x, y = np.zeros((3, 8, 6), np.uint8), np.arange(3, dtype=np.uint8)
+    path = tmp_path / "small.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x[..., None].repeat(3, -1), y_test=y)
+    found = load(path)
+    assert found.shape == (1, 8, 6)
+    assert found.x_test.shape == (3, 3, 8, 6)
+    np.savez(path, x_train=x, y_train=y)
+    with pytest.raises(ArgumentError, match="x_test, y_test is missing"):
+        load(path)
+    np.savez(path, x_train=x / 255, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(ArgumentError, match="dtype uint8"):
+        load(path)
+
+
+@pytest.mark.slow
+def test_reduced_step():
+    result = reduced.run(image_step.main, "--fast")
+    assert result.exit_code == 0, result.output
+    rows = [row for row in reduced.cells(result.output) if row[1].strip()[:1].isdigit()]
+    assert len(rows) == 6
+    assert all(float(cell) > 0 for row in rows for cell in row[1:])
