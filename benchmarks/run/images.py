@@ -17,6 +17,7 @@ from pyro_iresnet.logdet import ConvergedSeries, LogDet
 from pyro_iresnet.training import FlowModule
 
 from ..harness.measure import machine
+from ..harness.report import Write, publish, table
 from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
 from ..peers.image_flows import makers, size_of
 from ..targets.images import Images, digits, load
@@ -65,8 +66,8 @@ def density(
         device=device,
         progress=progress,
     )
-    made.eval()
-    found = {
+    made.eval().to(device)
+    found: dict[str, Any] = {
         "task": "density",
         "flow": flow,
         "bits": bits(made, images.x_test, Roulette(), device),
@@ -120,7 +121,7 @@ def classify(
         device=device,
         progress=progress,
     )
-    net.eval()
+    net.eval().to(device)
     with torch.no_grad():
         logits = [net(scale(x).to(device)).cpu() for x in images.x_test.split(ROWS)]
     wrong = torch.cat(logits).argmax(1) != images.y_test
@@ -211,8 +212,71 @@ def _write(
         **settings,
         "machine": machine(),
     }
-    (out / "figures.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "figures.json").write_text(json.dumps(record) + "\n")
     print(json.dumps(record))
+
+
+@app.command()
+def page(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    write: Write = False,
+) -> None:
+    """Make the page of finished runs: a table for each data set and task."""
+    runs = [json.loads((folder / "figures.json").read_text()) for folder in folders]
+    parts: list[str] = []
+    for data in sorted({run["data"] for run in runs}):
+        for task, rows in (("classify", _classifiers), ("density", _flows)):
+            found = [run for run in runs if (run["data"], run["task"]) == (data, task)]
+            if found:
+                minutes = sorted({round(run["minutes"]) for run in found})
+                heading = f"## {data}: {task}, {', '.join(map(str, minutes))} minutes a row"
+                machines = "; ".join(sorted({run["machine"] for run in found}))
+                parts += [heading, rows(found), f"Trained on {machines}."]
+    publish("images", "Images", NOTES + "\n\n".join(parts), fast=False, write=write)
+
+
+NOTES = """Each row is one run of `python -m benchmarks.run.images classify` or `density`, all for \
+the same minutes. Bits per dimension are of uniformly dequantised pixels: of all test \
+images by the unbiased `Roulette()`, of the first 500 by the deterministic `ConvergedSeries()`, of \
+the first 100 by the dense determinant; each with its standard error over the images.
+
+"""
+
+
+def _classifiers(runs: list[dict[str, Any]]) -> str:
+    header = [
+        *("c", "error, %", "largest proven bound", "largest error of a pixel"),
+        *("largest error of an image", "its certified bound", "parameters", "steps"),
+    ]
+    rows = [
+        [
+            "none" if run["lipschitz"] == 0 else f"{run['lipschitz']:g}",
+            f"{run['error']:.2f}",
+            f"{max(run['proven']):.4f}" if run["proven"] else "none",
+            *(f"{run[key]:.1e}" for key in ("largest_entry", "largest_norm", "error_bound")),
+            f"{run['parameters']:,}",
+            f"{run['steps']:,}",
+        ]
+        for run in sorted(runs, key=lambda run: (run["lipschitz"] != 0, -run["lipschitz"]))
+    ]
+    return table(header, rows)
+
+
+def _flows(runs: list[dict[str, Any]]) -> str:
+    header = ["flow", "bits/dim", "deterministic", "exact", "parameters", "steps"]
+    rows = [
+        [
+            run["flow"],
+            *(
+                f"{run[key][0]:.3f} +- {run[key][1]:.3f}" if key in run else ""
+                for key in ("bits", "series", "exact")
+            ),
+            f"{run['parameters']:,}",
+            f"{run['steps']:,}",
+        ]
+        for run in sorted(runs, key=lambda run: run["bits"][0])
+    ]
+    return table(header, rows)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,40 @@ def test_classifier(tmp_path, lipschitz):
     assert found["largest_norm"] <= found["error_bound"] < 1e-4
 
 
+def test_page(tmp_path):
+    common = {"data": "digits", "minutes": 1.02, "parameters": 1000, "steps": 2000, "machine": "m"}
+    runs = [
+        {"task": "density", "flow": "Glow", "bits": [1.5, 0.01]},
+        {"task": "density", "flow": "i-ResNet", "bits": [1.25, 0.01], "exact": [1.26, 0.02]},
+        {
+            **{"task": "classify", "lipschitz": 0.9, "error": 0.5, "proven": [0.9, 0.8]},
+            **{"largest_entry": 1e-9, "largest_norm": 2e-9, "error_bound": 3e-8},
+        },
+        {
+            **{"task": "classify", "lipschitz": 0, "error": 0.4, "proven": []},
+            **{"largest_entry": 1e30, "largest_norm": math.nan, "error_bound": math.inf},
+        },
+    ]
+    for i, run_ in enumerate(runs):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "figures.json").write_text(json.dumps({**common, **run_}))
+    folders = [str(tmp_path / str(i)) for i in range(4)]
+    result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
+    assert result.exit_code == 0, result.output
+    assert "## digits: density, 1 minutes a row" in result.output
+    rows = [[c.strip() for c in row] for row in reduced.cells(result.output)]
+    flows = [row for row in rows if row[0] in ("Glow", "i-ResNet")]
+    assert flows == [
+        ["i-ResNet", "1.250 +- 0.010", "", "1.260 +- 0.020", "1,000", "2,000"],
+        ["Glow", "1.500 +- 0.010", "", "", "1,000", "2,000"],
+    ]
+    nets = [row[:6] for row in rows if row[0] in ("none", "0.9")]
+    assert nets == [
+        ["none", "0.40", "none", "1.0e+30", "nan", "inf"],
+        ["0.9", "0.50", "0.9000", "1.0e-09", "2.0e-09", "3.0e-08"],
+    ]
+
+
 @pytest.mark.slow
 def test_network_without_bounds(tmp_path):
     found = run(tmp_path, "classify", "--minutes", "0.1", "--lipschitz", "0")
