@@ -89,8 +89,12 @@ class ImageFlow(Flow):
         """Return the noise of pixels, dequantised at the middle of each level, ``(batch, D)``."""
         return self.transform(self._pixels(inputs) + 0.5)[0]
 
+    @torch.no_grad()
     def decode(self, noise: Tensor) -> Tensor:
-        """Return the pixels of noise, shapes ``(batch, D)`` to ``(batch, *shape)``."""
+        """Return the pixels of noise, shapes ``(batch, D)`` to ``(batch, *shape)``.
+
+        Pixels have no gradient; ``transform.decode`` returns numbers that have one.
+        """
         return quantize(self.transform.decode(noise), self.levels)
 
     def interpolate(self, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
