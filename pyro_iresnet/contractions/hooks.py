@@ -64,6 +64,14 @@ def read(layers: nn.ModuleList, activations: nn.ModuleList, kind: type[nn.Module
                 f"Expected layers[{i}] with stride 1, dilation 1 and one group, which the bound is "
                 f"for; got {layer}."
             )
+        if isinstance(layer, nn.Conv2d) and (
+            any(side % 2 == 0 for side in layer.kernel_size)
+            or layer.padding_mode in ("reflect", "replicate")
+        ):
+            raise ArgumentError(
+                f"Expected layers[{i}] with odd sides, and padded by zeros or in a circle, which "
+                f"the bound is for; got {layer}."
+            )
         if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
             refuse_hooks(layer, f"layers[{i}]")
         if layer._forward_pre_hooks:

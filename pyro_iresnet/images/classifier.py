@@ -16,6 +16,9 @@ from ..cached import together
 from ..contractions import ConvContraction
 from ..errors import (
     ArgumentError,
+    ArgumentTypeError,
+    ContractionError,
+    InversionError,
     check_lipschitz,
     check_not_negative,
     check_positive_int,
@@ -23,6 +26,7 @@ from ..errors import (
 )
 from ..hosts.nflows import IResNetTransform, PatientActNorm
 from ..norms import Cholesky, Norm
+from .pixels import INTEGERS
 from .transform import LOGDET, check_image_shape, counts_of, squeezed, squeezes
 
 
@@ -100,7 +104,7 @@ class IResNetClassifier(nn.Module):
         super().__init__()
         self.shape = image = check_image_shape(shape)
         self.lipschitz = check_lipschitz(lipschitz)
-        classes = check_positive_int(num_classes, "num_classes")
+        self.num_classes = classes = check_positive_int(num_classes, "num_classes")
         width = check_positive_int(hidden_channels, "hidden_channels")
         if channels is not None:
             wide = check_positive_int(channels, "channels")
@@ -133,7 +137,10 @@ class IResNetClassifier(nn.Module):
         )
 
     def make_block(self, contraction: ConvContraction) -> Transform:
-        """Make a block of a contraction; override this method for another block."""
+        """Make a block of a contraction.
+
+        :meth:`reconstruct` proves its bound for residual blocks without coordinates only.
+        """
         return IResNetTransform.from_block(ResidualBlock(contraction, logdet=LOGDET))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -187,10 +194,26 @@ class IResNetClassifier(nn.Module):
             ArgumentError, ArgumentTypeError: ``weight`` out of range, or a classifier with padding.
         """
         share = check_not_negative(weight, "weight")
+        self._check(images, self.shape, "images")
+        self._check_labels(labels, len(images))
         z, log_det = self.features_and_log_det(images)
         size = math.prod(self.shape)
-        log_prob = log_det - 0.5 * z.square().flatten(1).sum(1) - 0.5 * size * math.log(2 * math.pi)
-        return functional.cross_entropy(self.head(z), labels) - share / size * log_prob.mean()
+        energy = 0.5 * (z.square().flatten(1).sum(1) + size * math.log(2 * math.pi))
+        density = (log_det - energy).mean()
+        return functional.cross_entropy(self.head(z), labels.long()) - share / size * density
+
+    def _check_labels(self, labels: Tensor, count: int) -> None:
+        classes = self.num_classes
+        wanted = f"Expected labels to be {count} integers from 0 to {classes - 1}, shape ({count},)"
+        if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
+            kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise ArgumentTypeError(
+                f"{wanted}; got {kind}. Make one: torch.as_tensor(labels).long()."
+            )
+        if labels.shape != (count,) or count == 0:
+            raise ArgumentError(f"{wanted}, at least one; got shape {tuple(labels.shape)}.")
+        if ((labels < 0) | (labels >= classes)).any():
+            raise ArgumentError(f"{wanted}; got {labels.min().item()} to {labels.max().item()}.")
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, *, rtol: float = 1e-13) -> Reconstruction:
@@ -205,16 +228,18 @@ class IResNetClassifier(nn.Module):
 
         Raises:
             ArgumentError, ArgumentTypeError: features of another shape, dtype or device.
-            InversionError: NaN or infinity among the features.
-            ContractionError: a block has no proven bound below 1.
+            InversionError: NaN or infinity among the features or the parameters.
+            ContractionError: a block has no proven bound below 1, or is no residual block.
         """
-        check_tensor(features, self.feature_shape, self._like(), "features")
+        self._check(features, self.feature_shape, "features")
         x = features
         error = x.new_zeros(len(x))
         eps = torch.finfo(x.dtype).eps
         for part in reversed(self._parts()):
             if isinstance(part, IResNetTransform):
-                block: Any = part.block
+                block = part.block
+                if not isinstance(block, ResidualBlock) or block.coordinates is not None:
+                    raise _unproven(block)
                 solution = block.solve(x, atol=0.0, rtol=rtol)
                 stretch = 1 / (1 - float(solution.lipschitz))
                 x, error = solution.value, stretch * error + solution.stats.error_bound
@@ -226,21 +251,35 @@ class IResNetClassifier(nn.Module):
                 # A difference, a product and an exponential round.
                 error = scale * (error + 4 * eps * size)
                 x = part.inverse(x)[0]
-            else:
+            elif isinstance(part, SqueezeTransform):
                 x = part.inverse(x)[0]
+            else:
+                raise _unproven(part)
+        if not (x.isfinite().all() and error.isfinite().all()):
+            raise InversionError(
+                "The images or the bounds of their errors are NaN or infinite. A parameter of an "
+                "ActNorm is, or its scale overflows. Check the parameters."
+            )
         return Reconstruction(x[:, : self.shape[0]], error)
 
     def _parts(self) -> list[Any]:
         return [part for scale in self.scales.children() for part in scale.children()]
 
-    def _like(self) -> Tensor:
-        return next(self.parameters())
+    def _check(self, x: Tensor, shape: tuple[int, ...], name: str) -> None:
+        check_tensor(x, shape, next(self.parameters()), name)
+        if x.dim() != 4:
+            raise ArgumentError(
+                f"Expected {name} of shape (batch, {', '.join(map(str, shape))}); got "
+                f"{tuple(x.shape)}."
+            )
 
     def _widened(self, images: Tensor) -> Tensor:
-        check_tensor(images, self.shape, self._like(), "images")
-        if images.dim() != 4:
-            raise ArgumentError(
-                f"Expected images of shape (batch, {', '.join(map(str, self.shape))}); got "
-                f"{tuple(images.shape)}."
-            )
+        self._check(images, self.shape, "images")
         return functional.pad(images, (0, 0, 0, 0, 0, self.channels - self.shape[0]))
+
+
+def _unproven(part: object) -> ContractionError:
+    return ContractionError(
+        "Expected residual blocks without coordinates, for which the bound of a reconstruction is "
+        f"proven; got a {type(part).__name__}. Override reconstruct beside make_block."
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 from nflows.flows import Flow
@@ -41,8 +41,12 @@ class ImageFlow(Flow):
         check_instance(transform, ImageTransform, "transform", example)
         self.shape = transform.shape
         super().__init__(transform, Noise(math.prod(self.shape)))
-        self.transform = transform
         self.levels = transform.logit.levels
+
+    @property
+    def transform(self) -> ImageTransform:
+        """The transform from grey levels to noise."""
+        return cast(ImageTransform, self._transform)
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density of each image, shape ``(batch,)``, nats.
@@ -84,6 +88,18 @@ class ImageFlow(Flow):
             noise = self._distribution.sample(min(size, count - start))
             parts.append(self.decode(scale * noise))
         return torch.cat(parts)
+
+    def sample_and_log_prob(
+        self, num_samples: int, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw pixels, and return them with their :meth:`log_prob`, shape ``(num_samples,)``."""
+        pixels = self.sample(num_samples, context)
+        return pixels, self.log_prob(pixels)
+
+    def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the noise of pixels, as :meth:`encode`."""
+        _refuse(context)
+        return self.encode(inputs)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the noise of pixels, dequantised at the middle of each level, ``(batch, D)``."""
@@ -128,7 +144,9 @@ class ImageFlow(Flow):
 
     def _pixels(self, inputs: Tensor) -> Tensor:
         """Return pixels in the dtype of the parameters, or raise for other values."""
-        return check_pixels(inputs, self.levels).to(next(self.parameters()).dtype)
+        dtype = next(self.parameters()).dtype
+        # dequantize refuses a dtype too coarse for the noise, whatever the dtype of the pixels.
+        return check_pixels(inputs, self.levels).to(dtype)
 
 
 def _refuse(context: object) -> None:
@@ -171,8 +189,8 @@ def iresnet_image_flow(
         margin: the distance of the logit from 0 and 1, see :class:`PixelLogit`.
         factor_out: False to keep all channels to the end.
         options: of each block, as in :class:`BlockOptions`: ``block``, ``lipschitz`` and so on. By
-            default the activation is :class:`Sine`, and in eval mode the estimator is
-            :class:`ConvergedSeries`.
+            default the activation is :class:`Sine`, there are no ``coordinates``, and in eval mode
+            the estimator is :class:`ConvergedSeries`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.

@@ -1,15 +1,26 @@
 """Pixels as real numbers: uniform dequantisation, and the logit with its Jacobian."""
 
 import math
+from typing import Any
 
 import torch
 from nflows.transforms import Transform
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ArgumentError, check_dense, check_positive_int, check_probability
+from .._settings import SavedSettings
+from .._torch import in_torch_func
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_dense,
+    check_positive_int,
+    check_probability,
+)
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
+# The coarsest step of the noise between two levels.
+STEP = 1 / 64
 
 
 def dequantize(pixels: Tensor, levels: int = 256) -> Tensor:
@@ -23,7 +34,8 @@ def dequantize(pixels: Tensor, levels: int = 256) -> Tensor:
         levels: the number of values of a pixel, at least 2.
 
     Returns:
-        Numbers in the dtype of ``pixels``, or in torch's default dtype for integers.
+        Numbers in the dtype of ``pixels``, or in torch's default dtype for integers. A dtype too
+        coarse for noise between the levels raises :class:`ArgumentTypeError`.
 
     Raises:
         ArgumentError, ArgumentTypeError: other values, or no dense tensor.
@@ -36,6 +48,11 @@ def dequantize(pixels: Tensor, levels: int = 256) -> Tensor:
         True
     """
     x = check_pixels(pixels, levels)
+    if torch.finfo(x.dtype).eps * levels > STEP:
+        raise ArgumentTypeError(
+            f"Expected pixels of a dtype that has numbers between {levels} levels; got {x.dtype}. "
+            "Convert them: pixels.float() or pixels.double()."
+        )
     # A sum may round up to the next level.
     below = torch.nextafter(x + 1, torch.zeros_like(x))
     # Not rand_like, whose numbers depend on the strides.
@@ -63,13 +80,14 @@ def quantize(x: Tensor, levels: int = 256) -> Tensor:
     return x.floor().clamp(0, check_levels(levels) - 1)
 
 
-class PixelLogit(Transform):
+class PixelLogit(SavedSettings, Transform):
     r"""The logit of pixels on a scale that keeps away from 0 and 1.
 
     .. math:: y = \log\frac{p}{1 - p}, \qquad p = a + (1 - 2a)\, \frac{x}{n}
 
-    takes :math:`x \in [0, n]` to real numbers. A density over ``x`` has the unit of one level, so
-    ``-log_prob / (D ln 2)`` are bits per dimension.
+    takes x between :attr:`low` and :attr:`high`, a little below 0 and above n, to all real
+    numbers. A density over x has the unit of one level, so ``-log_prob / (D ln 2)`` are bits per
+    dimension.
 
     Arguments:
         levels: ``n``, the number of values of a pixel.
@@ -96,11 +114,27 @@ class PixelLogit(Transform):
         if self.margin >= 0.5:
             raise ArgumentError(f"Expected margin below 0.5; got {margin}.")
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "levels": self.levels, "margin": self.margin}
+
+    @property
+    def low(self) -> float:
+        """The lower end of the numbers that have a logit, below 0."""
+        return -self.margin * self.levels / (1 - 2 * self.margin)
+
+    @property
+    def high(self) -> float:
+        """The upper end of the numbers that have a logit, above ``levels``."""
+        return self.levels - self.low
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits of numbers between 0 and ``levels``, and ``log|det|``."""
-        check_dense(inputs, "inputs")
-        outside = (inputs < 0) | (inputs > self.levels)
-        if not inputs.is_meta and outside.any():
+        """Return the logits of numbers between ``low`` and ``high``, and ``log|det|``.
+
+        ``inputs`` have the shape ``(batch, *event)``.
+        """
+        self._check(inputs)
+        outside = (inputs <= self.low) | (inputs >= self.high)
+        if has_readable_values(inputs) and outside.any():
             worst = inputs[outside][0].item()
             raise ArgumentError(
                 f"Expected inputs between 0 and levels={self.levels}; got {worst:g}. Scale the "
@@ -115,9 +149,9 @@ class PixelLogit(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Return the numbers of logits, and ``log|det|``.
 
-        A logit beyond the margin gives a number outside of [0, levels].
+        A logit beyond the margin gives a number a little outside of [0, levels].
         """
-        check_dense(inputs, "inputs")
+        self._check(inputs)
         p = torch.sigmoid(inputs)
         outputs = self.levels * (p - self.margin) / (1 - 2 * self.margin)
         return outputs, -self._logabsdet(inputs)
@@ -128,8 +162,26 @@ class PixelLogit(Transform):
         of_pixels = functional.softplus(logits) + functional.softplus(-logits) + slope
         return of_pixels.flatten(1).sum(1)
 
+    def _check(self, inputs: Tensor) -> None:
+        check_dense(inputs, "inputs")
+        if inputs.dim() < 2:
+            raise ArgumentError(
+                "Expected inputs of shape (batch, channels, height, width); got "
+                f"{tuple(inputs.shape)}."
+            )
+        if torch.finfo(inputs.dtype).eps > self.margin:
+            raise ArgumentTypeError(
+                f"Expected inputs of a dtype that resolves margin={self.margin}; got "
+                f"{inputs.dtype}. Raise margin, or convert the flow and the images to float32."
+            )
+
     def extra_repr(self) -> str:
         return f"levels={self.levels}, margin={self.margin}"
+
+
+def has_readable_values(x: Tensor) -> bool:
+    """Return True if code may look at the values: not on meta, nor under vmap."""
+    return not x.is_meta and not in_torch_func()
 
 
 def check_levels(levels: int) -> int:
@@ -148,7 +200,7 @@ def check_pixels(pixels: Tensor, levels: int) -> Tensor:
     levels = check_levels(levels)
     # NaN is no integer either.
     wrong = (pixels < 0) | (pixels >= levels) | (pixels != pixels.floor())
-    if not pixels.is_meta and wrong.any():
+    if has_readable_values(pixels) and wrong.any():
         seen = pixels[wrong][0].item()
         raise ArgumentError(
             f"Expected pixels to be integers from 0 to {levels - 1}; got {seen:g}. Scale the "

@@ -9,14 +9,12 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..blocks import Evaluation
+from ..blocks import Block, Evaluation
 from ..errors import check_cache_size, check_instance, check_tensor
 from ..hosts.pyro.cached_transform import CachedTransform
 from ..operators.linearization import vjp_of
 from ..options import BlockKeywords
 from .transform import ImageTransform, iresnet_image_transform
-
-IMAGE, NOISE = constraints.independent(constraints.real, 3), constraints.real_vector
 
 
 class ImageStack(CachedTransform, TransformModule):
@@ -40,8 +38,7 @@ class ImageStack(CachedTransform, TransformModule):
         torch.Size([5, 64])
     """
 
-    domain = IMAGE
-    codomain = NOISE
+    codomain = constraints.real_vector
 
     def __init__(self, transform: ImageTransform, *, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
@@ -50,6 +47,11 @@ class ImageStack(CachedTransform, TransformModule):
         )
         self.shape = transform.shape
         self.size = math.prod(transform.shape)
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
+        logit = self.transform.logit
+        return constraints.independent(constraints.interval(logit.low, logit.high), 3)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -86,7 +88,19 @@ class ImageStack(CachedTransform, TransformModule):
         return torch.Size((*shape[:-1], *self.shape))
 
     def _evaluation(self, x: Tensor, y: Tensor, log_det: Tensor) -> Evaluation:
-        value = log_det.reshape(x.shape[:-3])
+        drawn_by = ""
+        for block in self.transform.modules():
+            if isinstance(block, Block):
+                estimator = block.estimator(self.size)
+                drawn_by = type(estimator).__name__ if estimator.stochastic else drawn_by
+        held = [log_det]
+
+        def log_det_again() -> Tensor:
+            # A stochastic estimator draws afresh in each call; the first has come with the pair.
+            value = held[0]
+            if drawn_by:
+                held[0] = self.transform(x.reshape(-1, *self.shape))[1]
+            return value.reshape(x.shape[:-3])
 
         def forward(images: Tensor) -> Tensor:
             return self.transform(images.reshape(-1, *self.shape))[0].reshape(y.shape)
@@ -97,9 +111,10 @@ class ImageStack(CachedTransform, TransformModule):
         return Evaluation(
             x,
             y,
-            log_det=lambda: value,
+            log_det=log_det_again,
             vjp=lambda w: vjp_of(forward, x, w),
             inverse_vjp=lambda w: vjp_of(inverse, y, w),
+            drawn_by=drawn_by,
         )
 
 

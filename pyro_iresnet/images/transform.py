@@ -12,6 +12,7 @@ from nflows.transforms import SqueezeTransform, Transform
 from torch import Tensor, nn
 
 from .._modules import contractions_of
+from .._settings import SavedSettings
 from ..activations import Sine
 from ..cached import together
 from ..errors import ArgumentError, check_dims, check_flag, check_positive_int, check_tensor
@@ -27,11 +28,11 @@ LEAST_SIDE = 4
 PATCH, LEAST_WIDTH, LARGEST_WIDTH = 9, 64, 160
 # The exact determinant of an image costs one product for each pixel.
 # Limits of the frequencies for grey levels, see docs/expressive-power.md.
-ACTIVATION = partial(Sine, frequencies=(0.3, 6.0))
+ACTIVATION = partial(Sine, frequencies=(1.0, 20.0))
 LOGDET = ByMode(Roulette(Subsample(), control_variate=None), ConvergedSeries())
 
 
-class ImageTransform(Transform):
+class ImageTransform(SavedSettings, Transform):
     """Grey levels to noise: a logit, then scales of squeeze, ActNorms and blocks (nflows).
 
     After each scale some channels leave as noise, the others go on. The noise is one vector for
@@ -56,10 +57,14 @@ class ImageTransform(Transform):
         transforms, self.shapes, self.leaving = zip(*scales, strict=True)
         self.scales = nn.ModuleList(transforms)
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "shape": self.shape, "leaving": self.leaving}
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return noise, shape ``(batch, D)``, and ``log|det|``, shape ``(batch,)``.
 
-        ``inputs`` are numbers between 0 and ``levels``, shape ``(batch, channels, height, width)``.
+        ``inputs`` are grey levels with noise, numbers between 0 and ``levels``, shape
+        ``(batch, channels, height, width)``.
         """
         self._check(inputs, self.shape)
         with together(contractions_of(self)):
@@ -159,7 +164,9 @@ def iresnet_image_transform(
     hidden = hidden_channels
     if hidden is not None and not isinstance(hidden, Sequence):
         hidden = 2 * [check_positive_int(hidden, "hidden_channels")]
-    records = BlockOptions.records(options, iresnet_image_transform, hidden_dims=hidden)
+    # Channels without a scale of their own train better: docs/expressive-power.md.
+    given = options if "options" in options else {"coordinates": None, **options}
+    records = BlockOptions.records(given, iresnet_image_transform, hidden_dims=hidden)
     counts = counts_of(blocks_per_scale, image)
     scales: list[tuple[Transform, tuple[int, int, int], int]] = []
     for i, count in enumerate(counts):

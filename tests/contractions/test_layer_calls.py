@@ -273,3 +273,18 @@ def test_refuses_impure_network(part):
 @pytest.mark.parametrize("part", [nn.Dropout(0.0), nn.InstanceNorm1d(2), nn.LayerNorm(2)])
 def test_wraps_pure_network(part):
     wrap(nn.Sequential(nn.Linear(2, 2), part), lipschitz=0.9)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 4, 2),
+        nn.Conv2d(2, 4, (3, 4)),
+    ],
+)
+def test_refuses_convolutions_that_no_bound_is_for(layer):
+    g = ConvContraction((2, 5, 5), [4])
+    g.layers[0] = layer
+    with pytest.raises(ArgumentError, match="odd sides, and padded by zeros or in a circle"):
+        g(torch.randn(2, 2, 5, 5))

@@ -7,7 +7,15 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from pyro_iresnet.errors import ArgumentError, ArgumentTypeError, InversionError
+from pyro_iresnet import CayleyBlock, IResNetTransform, ResidualBlock
+from pyro_iresnet.coordinates import DiagonalScale
+from pyro_iresnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ContractionError,
+    InversionError,
+)
+from pyro_iresnet.hosts.nflows import IResNetComposite
 from pyro_iresnet.images import IResNetClassifier
 from pyro_iresnet.norms import Gram
 
@@ -108,7 +116,67 @@ def test_refuses_density_of_widened_images():
         small().hybrid_loss(torch.randn(20, 1, 8, 8), torch.randint(10, (20,)))
 
 
+class InCoordinates(IResNetClassifier):
+    """A classifier with other blocks, for which the bound is not proven."""
+
+    def make_block(self, contraction):
+        return IResNetTransform.from_block(
+            ResidualBlock(contraction, coordinates=DiagonalScale(5.0))
+        )
+
+
+class OfCayley(IResNetClassifier):
+    """As above."""
+
+    def make_block(self, contraction):
+        return IResNetTransform.from_block(CayleyBlock(contraction))
+
+
+class Nested(IResNetClassifier):
+    """As above."""
+
+    def make_block(self, contraction):
+        return IResNetComposite([super().make_block(contraction)])
+
+
+@pytest.mark.parametrize("kind", [InCoordinates, OfCayley, Nested])
+def test_refuses_blocks_without_a_proof(kind):
+    net = started(kind((1, 8, 8), 10, blocks_per_scale=1, hidden_channels=4))
+    features = net.features(torch.randn(2, 1, 8, 8))
+    with pytest.raises(ContractionError, match="Expected residual blocks without coordinates"):
+        net.reconstruct(features)
+
+
+@pytest.mark.parametrize("value", [math.nan, -1e3])
+def test_refuses_broken_scales(value):
+    net = started(small())
+    features = net.features(torch.randn(2, 1, 8, 8))
+    with torch.no_grad():
+        net.scales[0][1].log_scale[0] = value
+    with pytest.raises(InversionError, match="NaN or infinite"):
+        net.reconstruct(features)
+
+
+LABELS = [
+    (None, ArgumentTypeError),
+    ([1, 2], ArgumentTypeError),
+    (torch.zeros(2), ArgumentTypeError),
+    (torch.zeros(3, dtype=torch.int64), ArgumentError),
+    (torch.tensor([1, 10]), ArgumentError),
+    (torch.tensor([-100, 1]), ArgumentError),
+]
+
+
+@pytest.mark.parametrize(("labels", "error"), LABELS)
+def test_refuses_labels(labels, error):
+    net = started(small(channels=None))
+    with pytest.raises(error, match="Expected labels to be 2 integers from 0 to 9"):
+        net.hybrid_loss(torch.randn(2, 1, 8, 8), labels)
+
+
 WRONG = [
+    (lambda net: net.reconstruct(torch.randn(16, 4, 4)), ArgumentError, "features of shape"),
+    (lambda net: net.reconstruct(torch.randn(2, 3, 16, 4, 4)), ArgumentError, "features of shape"),
     (lambda net: net(torch.randn(3, 1, 8, 9)), ArgumentError, "images"),
     (lambda net: net(torch.randn(1, 8, 8)), ArgumentError, "batch, 1, 8, 8"),
     (lambda net: net(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), ArgumentTypeError, "images"),

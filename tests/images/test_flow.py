@@ -235,6 +235,67 @@ def test_pyro():
         ImageStack(torch.nn.Identity())
 
 
+def test_pyro_support():
+    stack = iresnet_image_stack((1, 4, 4), 1, hidden_channels=4, levels=3, margin=0.1)
+    stack(3 * torch.rand(20, 1, 4, 4))
+    stack.eval()
+    noise = dist.Normal(torch.zeros(16), torch.ones(16)).to_event(1)
+    density = dist.TransformedDistribution(noise, [stack.inv])
+    with torch.no_grad():
+        x = density.sample((500,))
+        assert ((x < 0) | (x > 3)).any()
+        assert density.support.check(x).all()
+        # Every sample of the density has a density, remembered or not.
+        assert density.log_prob(x.clone()).isfinite().all()
+    assert not density.support.check(torch.full((1, 4, 4), -5.0))
+
+
+def test_draws_are_known():
+    stack = iresnet_image_stack((1, 8, 8), 1, hidden_channels=4)
+    x = 256 * torch.rand(20, 1, 8, 8)
+    evaluation = stack.evaluate(x)
+    assert evaluation.drawn_by == "Roulette"
+    first, second, third = (evaluation.log_det() for _ in range(3))
+    assert not torch.equal(second, third)
+    assert first.shape == (20,)
+    stack.eval()
+    evaluation = stack.evaluate(x)
+    assert evaluation.drawn_by == ""
+    assert torch.equal(evaluation.log_det(), evaluation.log_det())
+
+
+def test_refuses_another_shape_in_a_file():
+    saved = iresnet_image_flow((1, 8, 16), 1, hidden_channels=4).state_dict()
+    other = iresnet_image_flow((1, 16, 8), 1, hidden_channels=4)
+    with pytest.raises(RuntimeError, match="shape"):
+        other.load_state_dict(saved)
+    assert len(saved) == len({tensor.data_ptr() for tensor in saved.values()})
+
+
+def test_methods_of_nflows():
+    flow = small()
+    pixels = pixels_of((1, 8, 8))
+    flow.bits_per_dim(pixels)
+    flow.eval()
+    drawn, log_prob = flow.sample_and_log_prob(3)
+    assert (drawn == drawn.floor()).all()
+    assert log_prob.shape == (3,)
+    torch.testing.assert_close(flow.transform_to_noise(pixels), flow.encode(pixels))
+    for call in (flow.sample_and_log_prob, flow.sample):
+        with pytest.raises(ArgumentError, match="no context"):
+            call(2, torch.zeros(2, 3))
+    for call in (flow.log_prob, flow.transform_to_noise):
+        with pytest.raises(ArgumentError, match="no context"):
+            call(pixels, torch.zeros(20, 3))
+
+
+def test_vmap():
+    transform = iresnet_image_transform((1, 4, 4), 1, hidden_channels=4, logdet=Exact()).eval()
+    x = 256 * torch.rand(5, 1, 4, 4)
+    mapped = torch.func.vmap(lambda one: transform(one[None])[0][0])(x)
+    torch.testing.assert_close(mapped, transform(x)[0])
+
+
 WRONG = [
     (lambda flow: flow.log_prob(torch.zeros(3, 1, 8, 9)), "inputs"),
     (lambda flow: flow.log_prob(torch.zeros(1, 8, 8)), "batch, 1, 8, 8"),

@@ -8,7 +8,13 @@ import torch
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.images import PixelLogit, dequantize, quantize
 
-LEVELS = [(torch.uint8, 256), (torch.int64, 17), (torch.float32, 256), (torch.float64, 2)]
+LEVELS = [
+    (torch.uint8, 256),
+    (torch.uint16, 65536),
+    (torch.int64, 17),
+    (torch.float32, 256),
+    (torch.float64, 2),
+]
 
 
 @pytest.mark.parametrize(("dtype", "levels"), LEVELS)
@@ -21,11 +27,18 @@ def test_keeps_levels(dtype, levels):
     assert (x != pixels).double().mean() > 0.9
 
 
-def test_highest_level_in_half_precision():
-    # The sum of 255 and a number in [0, 1) rounds to 256 in float16.
-    x = dequantize(torch.full((10_000,), 255.0, dtype=torch.float16))
-    assert (quantize(x) == 255).all()
-    assert (x < 256).all()
+def test_highest_level():
+    # The sum of 4095 and a number near 1 rounds to 4096 in float32.
+    x = dequantize(torch.full((100_000,), 4095.0, dtype=torch.float32), 4096)
+    assert (quantize(x, 4096) == 4095).all()
+    assert len(x.unique()) > 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_refuses_dtypes_without_room_for_noise(dtype):
+    with pytest.raises(ArgumentTypeError, match="numbers between 256 levels"):
+        dequantize(torch.full((4,), 200.0, dtype=dtype))
+    assert dequantize(torch.ones(4, dtype=dtype), 2).dtype is dtype
 
 
 def test_noise_follows_the_seed():
@@ -86,6 +99,32 @@ def test_refuses_other_types(pixels):
 def test_refuses_numbers_outside_of_the_levels(value):
     with pytest.raises(ArgumentError, match="between 0 and levels=256"):
         PixelLogit()(torch.full((1, 1, 2, 2), value))
+
+
+def test_whole_range():
+    logit = PixelLogit(10, 0.1)
+    assert (logit.low, logit.high) == (-1.25, 11.25)
+    logits = torch.tensor([[-20.0, -3.0, 0.0, 5.0, 20.0]])
+    x, _ = logit.inverse(logits)
+    assert ((x > logit.low) & (x < logit.high)).all()
+    torch.testing.assert_close(logit(x)[0], logits, atol=1e-6, rtol=0)
+    with pytest.raises(ArgumentError, match="between 0 and levels=10"):
+        logit(torch.tensor([[-1.25]]))
+
+
+def test_refusals_of_the_logit():
+    with pytest.raises(ArgumentError, match=r"\(batch, channels, height, width\); got \(2,\)"):
+        PixelLogit()(torch.zeros(2))
+    with pytest.raises(ArgumentTypeError, match="resolves margin=1e-09"):
+        PixelLogit(256, 1e-9)(torch.zeros(2, 1, 2, 2, dtype=torch.float32))
+
+
+def test_settings_are_saved():
+    saved = PixelLogit(17, 0.1).state_dict()
+    PixelLogit(17, 0.1).load_state_dict(saved)
+    for other in (PixelLogit(32, 0.1), PixelLogit(17, 0.2)):
+        with pytest.raises(RuntimeError, match=r"levels|margin"):
+            other.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5, 0.7, -1.0])
