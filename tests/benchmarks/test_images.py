@@ -8,6 +8,9 @@ import pytest
 import torch
 import typer.testing
 
+pytest.importorskip("normflows", reason="needs the extra bench")
+pytest.importorskip("zuko", reason="needs the extra bench")
+
 from benchmarks.models.images import Batches, shifted
 from benchmarks.peers.image_flows import BUDGET, makers, size_of
 from benchmarks.run import image_step, images
