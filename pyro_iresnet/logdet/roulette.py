@@ -20,7 +20,7 @@ from ..errors import (
     check_positive_int,
     store_checked,
 )
-from ..operators import Linearization, LinearMap, unpack
+from ..operators import Chain, Linearization, LinearMap, unpack
 from ..operators.convolutional import ConvolutionalJacobian
 from ..operators.perceptron import PerceptronJacobian
 from .base import LogDet, refuse_call
@@ -125,7 +125,8 @@ class Roulette(LogDet):
         refuse_forward_mode("Roulette", linearization.value)
         check_lipschitz(lipschitz)
         if self.probes == 1 and self.control_variate is None and in_plain_autograd():
-            maps = getattr(linearization.jacobian, "maps", ())
+            a = linearization.jacobian
+            maps = a.maps if isinstance(a, Chain) else ()
             j = PerceptronJacobian.of(maps) or ConvolutionalJacobian.of(maps)
             if j is not None:
                 draws = FactoredDraws(self.truncation, lipschitz, series)

@@ -10,7 +10,7 @@ from pyro_iresnet.blocks.cayley import CayleySeries
 from pyro_iresnet.errors import ContractionError, HigherOrderError
 from pyro_iresnet.logdet import Adaptive, Geometric, LogOnePlus, Subsample
 from pyro_iresnet.logdet import roulette as roulette_module
-from pyro_iresnet.operators import Chain, Convolution, Dense, Diagonal, Linearization
+from pyro_iresnet.operators import Chain, Convolution, Dense, Diagonal, Linearization, Sum
 from pyro_iresnet.operators.convolutional import ConvolutionalJacobian
 
 from .. import zoo
@@ -123,6 +123,14 @@ def test_convolutions_that_do_not_fit(fused):
     assert ConvolutionalJacobian.of(chain.maps) is None
     assert chain.trace() is None
     linearization = Linearization(torch.zeros(2, 2, 3, 3), chain, 3)
+    testing.check_logdet(plain(Subsample()), linearization, lipschitz=0.9, draws=DRAWS)
+    assert not fused
+
+
+def test_sum_is_no_chain(fused):
+    w = 0.05 * torch.randn(4, 4)
+    total = Sum((Dense(w), Diagonal(0.2 * torch.rand(5, 4)), Dense(w.T)))
+    linearization = Linearization(torch.zeros(5, 4), total)
     testing.check_logdet(plain(Subsample()), linearization, lipschitz=0.9, draws=DRAWS)
     assert not fused
 
