@@ -22,12 +22,11 @@ from ..errors import (
     check_lipschitz,
     check_not_negative,
     check_positive_int,
-    check_tensor,
 )
 from ..hosts.nflows import IResNetTransform, PatientActNorm
 from ..norms import Cholesky, Norm
 from .pixels import INTEGERS
-from .transform import LOGDET, check_image_shape, counts_of, squeezed, squeezes
+from .transform import LOGDET, check_batch, check_image_shape, counts_of, squeezed, squeezes
 
 
 class Reconstruction(NamedTuple):
@@ -194,7 +193,7 @@ class IResNetClassifier(nn.Module):
             ArgumentError, ArgumentTypeError: ``weight`` out of range, or a classifier with padding.
         """
         share = check_not_negative(weight, "weight")
-        self._check(images, self.shape, "images")
+        check_batch(images, self.shape, self, "images")
         self._check_labels(labels, len(images))
         z, log_det = self.features_and_log_det(images)
         size = math.prod(self.shape)
@@ -231,7 +230,7 @@ class IResNetClassifier(nn.Module):
             InversionError: NaN or infinity among the features or the parameters.
             ContractionError: a block has no proven bound below 1, or is no residual block.
         """
-        self._check(features, self.feature_shape, "features")
+        check_batch(features, self.feature_shape, self, "features")
         x = features
         error = x.new_zeros(len(x))
         eps = torch.finfo(x.dtype).eps
@@ -265,16 +264,8 @@ class IResNetClassifier(nn.Module):
     def _parts(self) -> list[Any]:
         return [part for scale in self.scales.children() for part in scale.children()]
 
-    def _check(self, x: Tensor, shape: tuple[int, ...], name: str) -> None:
-        check_tensor(x, shape, next(self.parameters()), name)
-        if x.dim() != 4:
-            raise ArgumentError(
-                f"Expected {name} of shape (batch, {', '.join(map(str, shape))}); got "
-                f"{tuple(x.shape)}."
-            )
-
     def _widened(self, images: Tensor) -> Tensor:
-        self._check(images, self.shape, "images")
+        check_batch(images, self.shape, self, "images")
         return functional.pad(images, (0, 0, 0, 0, 0, self.channels - self.shape[0]))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ArgumentError, check_instance, check_not_negative, check_positive_int
 from ..hosts.nflows.noise import Noise
 from ..options import BlockKeywords
-from .pixels import check_pixels, dequantize, quantize
+from .pixels import check_pixels, quantize, with_noise
 from .transform import ImageTransform, iresnet_image_transform
 
 
@@ -56,7 +56,7 @@ class ImageFlow(Flow):
             context: None; the flow takes no context.
         """
         _refuse(context)
-        return super().log_prob(dequantize(self._pixels(inputs), self.levels))
+        return super().log_prob(with_noise(self._pixels(inputs), self.levels))
 
     def bits_per_dim(self, inputs: Tensor) -> Tensor:
         r"""Return :math:`-\log_2 p(x) / D` of each image, with fresh noise in each call."""
@@ -145,7 +145,7 @@ class ImageFlow(Flow):
     def _pixels(self, inputs: Tensor) -> Tensor:
         """Return pixels in the dtype of the parameters, or raise for other values."""
         dtype = next(self.parameters()).dtype
-        # dequantize refuses a dtype too coarse for the noise, whatever the dtype of the pixels.
+        # with_noise refuses a dtype too coarse for the noise, whatever the dtype of the pixels.
         return check_pixels(inputs, self.levels).to(dtype)
 
 

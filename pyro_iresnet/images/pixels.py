@@ -47,7 +47,11 @@ def dequantize(pixels: Tensor, levels: int = 256) -> Tensor:
         >>> bool((x.floor() == torch.tensor([0.0, 255.0])).all())
         True
     """
-    x = check_pixels(pixels, levels)
+    return with_noise(check_pixels(pixels, levels), levels)
+
+
+def with_noise(x: Tensor, levels: int) -> Tensor:
+    """Add the noise of :func:`dequantize` to checked pixels."""
     if torch.finfo(x.dtype).eps * levels > STEP:
         raise ArgumentTypeError(
             f"Expected pixels of a dtype that has numbers between {levels} levels; got {x.dtype}. "

@@ -66,7 +66,7 @@ class ImageTransform(SavedSettings, Transform):
         ``inputs`` are grey levels with noise, numbers between 0 and ``levels``, shape
         ``(batch, channels, height, width)``.
         """
-        self._check(inputs, self.shape)
+        check_batch(inputs, self.shape, self, "inputs")
         with together(contractions_of(self)):
             x, total = self.logit(inputs)
             noise: list[Tensor] = []
@@ -88,7 +88,7 @@ class ImageTransform(SavedSettings, Transform):
         return self._back(noise, with_log_det=False)[0]
 
     def _back(self, noise: Tensor, *, with_log_det: bool) -> tuple[Tensor, Tensor]:
-        self._check(noise, (math.prod(self.shape),))
+        check_batch(noise, (math.prod(self.shape),), self, "inputs")
         with together(contractions_of(self)):
             total = noise.new_zeros(len(noise))
             x = noise.new_empty(len(noise), 0, *self.shapes[-1][1:])
@@ -105,15 +105,6 @@ class ImageTransform(SavedSettings, Transform):
         leaving, (_, *sides) = self.leaving[i], self.shapes[i]
         rest, own = noise.tensor_split([noise.shape[1] - leaving * math.prod(sides)], 1)
         return rest, torch.cat([own.reshape(len(own), leaving, *sides), x], 1)
-
-    def _check(self, inputs: Tensor, shape: tuple[int, ...]) -> None:
-        like = next(self.parameters(), None)
-        check_tensor(inputs, shape, like, "inputs")
-        if inputs.dim() != 1 + len(shape):
-            raise ArgumentError(
-                f"Expected inputs of shape (batch, {', '.join(map(str, shape))}); got "
-                f"{tuple(inputs.shape)}."
-            )
 
 
 def _inverse(transform: Transform, x: Tensor, with_log_det: bool) -> tuple[Tensor, Tensor]:
@@ -230,3 +221,12 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
             f"Expected shape to be (channels, height, width), such as (1, 28, 28); got {sizes}."
         )
     return sizes[0], sizes[1], sizes[2]
+
+
+def check_batch(x: Tensor, shape: tuple[int, ...], of: nn.Module, name: str) -> None:
+    """Raise unless ``x`` has one batch dimension before a shape, and the dtype of a module."""
+    check_tensor(x, shape, next(of.parameters(), None), name)
+    if x.dim() != 1 + len(shape):
+        raise ArgumentError(
+            f"Expected {name} of shape (batch, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
+        )
