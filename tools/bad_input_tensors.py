@@ -190,7 +190,7 @@ def calls() -> dict[str, Call]:
     net = images.IResNetClassifier((1, 4, 4), 2, blocks_per_scale=1, hidden_channels=2).eval()
     found["IResNetClassifier"] = Call(net, {"images": torch.randn(4, 1, 4, 4)})
     found["IResNetClassifier: reconstruct"] = Call(
-        lambda f: net.reconstruct(f).images, {"features": torch.randn(4, 4, 4, 4)}, True
+        lambda f: net.reconstruct(f).images, {"features": torch.randn(4, 1, 4, 4)}, True
     )
     free = ("NaN", "infinity", "None")
     found["certificate: data"] = Call(partial(ir.certificate, b0), {"data": x}, whatever=free)

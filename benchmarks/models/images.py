@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
@@ -43,18 +43,34 @@ class Batches(IterableDataset[Any]):
             yield (first, *others) if others else first
 
 
-class _Seconds(Callback):
-    """The seconds of training of all sittings, and the number of steps."""
+class Minutes(Callback):
+    """A limit of the time of training, all sittings together.
 
-    def __init__(self) -> None:
-        self.seconds, self._since = 0.0, 0.0
+    The time is processor time over threads, so other programs on the machine do not count; on a
+    device the time is that of the clock.
+
+    Arguments:
+        minutes: the limit.
+        device: cpu or cuda.
+    """
+
+    def __init__(self, minutes: float, device: str) -> None:
+        self.limit, self.seconds = 60 * minutes, 0.0
+        self._device, self._since = device, 0.0
+
+    def _now(self) -> float:
+        if self._device == "cpu":
+            return time.process_time() / torch.get_num_threads()
+        return time.perf_counter()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._since = time.perf_counter()
+        self._since = self._now()
+        trainer.should_stop = self.seconds >= self.limit
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        now = time.perf_counter()
+    def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+        now = self._now()
         self.seconds, self._since = self.seconds + now - self._since, now
+        trainer.should_stop = self.seconds >= self.limit
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -79,18 +95,17 @@ def train(
     """
     if device == "cpu":
         torch.empty(ARENA).fill_(0)
-    clock = _Seconds()
+    clock = Minutes(minutes, device)
     checkpoint = ModelCheckpoint(
         folder, save_last=True, save_top_k=0, train_time_interval=timedelta(minutes=2)
     )
-    timer = Timer(timedelta(minutes=minutes), interval="step")
     trainer = lightning.Trainer(
         accelerator=device,
         devices=1,
         max_steps=-1,
         max_epochs=-1,
         gradient_clip_val=10.0,
-        callbacks=[TenthAverage(), timer, clock, checkpoint],
+        callbacks=[TenthAverage(), clock, checkpoint],
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=progress,

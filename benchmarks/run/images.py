@@ -25,12 +25,13 @@ from ..targets.images import Images, digits, load
 app = typer.Typer(help="Train an image flow or a classifier, and measure it.")
 
 Data = Annotated[Path | None, typer.Option(help="An .npz file of images; by default the digits.")]
-Minutes = Annotated[float, typer.Option(help="Of training, all sittings together.")]
+Minutes = Annotated[float, typer.Option(help="Of processor time over threads, all sittings.")]
 Out = Annotated[Path, typer.Option(help="The folder of checkpoint, pictures and figures.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Of torch.")]
 Rate = Annotated[float, typer.Option(help="The learning rate.")]
 Size = Annotated[int, typer.Option(help="Rows of a batch.")]
+HeldOut = Annotated[int, typer.Option(help="Measure this many training images, not the test's.")]
 Progress = Annotated[bool, typer.Option(help="Show the progress.")]
 
 MARGIN = 1e-4
@@ -47,12 +48,14 @@ def density(
     seed: Seed = 2,
     rate: Rate = 5e-3,
     batch: Size = 64,
+    held_out: HeldOut = 0,
     series: Annotated[int, typer.Option(help="Images of the deterministic estimate.")] = 500,
     exact: Annotated[int, typer.Option(help="Images of the exact determinant.")] = 100,
     progress: Progress = True,
 ) -> None:
     """Train a flow of images, and measure its bits per dimension on the test images."""
-    images = digits() if data is None else load(data)
+    images = _images(data, held_out)
+    settings = {"seed": seed, "rate": rate, "batch": batch, "held_out": held_out}
     torch.manual_seed(seed)
     made = makers()[flow](images.shape, images.levels, MARGIN)
     # ActNorms start from many images.
@@ -80,7 +83,7 @@ def density(
         picture(made.sample(64), out / "samples.png")
         ends = images.x_test[:8].to(device), images.x_test[8:16].to(device)
         picture(made.interpolate(*ends, 8).flatten(0, 1), out / "between.png")
-    _write(out, found, images, made, seconds, steps, {"seed": seed, "rate": rate, "batch": batch})
+    _write(out, found, images, made, seconds, steps, settings)
 
 
 @app.command()
@@ -93,17 +96,18 @@ def classify(
     seed: Seed = 2,
     rate: Rate = 3e-3,
     batch: Size = 128,
+    held_out: HeldOut = 0,
     rebuilt: Annotated[int, typer.Option(help="Test images to reconstruct.")] = 500,
     progress: Progress = True,
 ) -> None:
     """Train a classifier, and measure its error and that of its reconstructions."""
-    images = digits() if data is None else load(data)
+    images = _images(data, held_out)
+    settings = {"seed": seed, "rate": rate, "batch": batch, "held_out": held_out}
     torch.manual_seed(seed)
     classes = int(images.y_train.max()) + 1
     plain = lipschitz == 0
-    channels = max(4, images.shape[0])
     kind = PlainClassifier if plain else IResNetClassifier
-    net = kind(images.shape, classes, lipschitz=0.9 if plain else lipschitz, channels=channels)
+    net = kind(images.shape, classes, lipschitz=0.9 if plain else lipschitz)
     mirrored = images.shape[0] == 3
     scale = _Scale(images)
     net(scale(images.x_train[torch.randint(len(images.x_train), (512,))]))
@@ -142,7 +146,12 @@ def classify(
         "largest_norm": error.norm(dim=1).max().item(),
         "error_bound": torch.cat([f.error_bound for f in found]).max().item(),
     }
-    _write(out, record, images, net, seconds, steps, {"seed": seed, "rate": rate, "batch": batch})
+    _write(out, record, images, net, seconds, steps, settings)
+
+
+def _images(data: Path | None, held_out: int) -> Images:
+    images = digits() if data is None else load(data)
+    return images.held_out(held_out) if held_out else images
 
 
 class _Scale:

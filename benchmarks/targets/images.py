@@ -29,6 +29,13 @@ class Images(NamedTuple):
         _, channels, height, width = self.x_train.shape
         return channels, height, width
 
+    def held_out(self, count: int) -> "Images":
+        """Return the images with the last ``count`` of training in place of the test images."""
+        x, y = self.x_train, self.y_train
+        return self._replace(
+            x_train=x[:-count], y_train=y[:-count], x_test=x[-count:], y_test=y[-count:]
+        )
+
 
 def load(path: Path) -> Images:
     """Read an ``.npz`` file with ``x_train, y_train, x_test, y_test``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._modules import contractions_of
-from ..activations import Activation, LipSwish
+from ..activations import Activation, Sine
 from ..blocks import ResidualBlock
 from ..cached import together
 from ..contractions import ConvContraction
@@ -26,7 +26,15 @@ from ..errors import (
 from ..hosts.nflows import IResNetTransform, PatientActNorm
 from ..norms import Cholesky, Norm
 from .pixels import INTEGERS
-from .transform import LOGDET, check_batch, check_image_shape, counts_of, squeezed, squeezes
+from .transform import (
+    LOGDET,
+    check_batch,
+    check_image_shape,
+    counts_of,
+    hidden_of,
+    squeezed,
+    squeezes,
+)
 
 
 class Reconstruction(NamedTuple):
@@ -53,9 +61,8 @@ class Reconstruction(NamedTuple):
 class IResNetClassifier(nn.Module):
     r"""The i-ResNet as a classifier: a residual network with a guaranteed inverse.
 
-    Channels of zeros widen the image (an injective padding), then at each scale a squeeze, and
-    ActNorms and blocks :math:`y = x + g(x)` in turn. A head takes the features: batch norm,
-    activation, mean over the pixels, a linear layer. All information of the image is in the
+    At each scale come a squeeze, and ActNorms and blocks :math:`y = x + g(x)` in turn. A head takes
+    the features: batch norm, activation, a linear layer. All information of the image is in the
     features, so :meth:`reconstruct` gives the image back, to a certified error.
 
     Arguments:
@@ -64,9 +71,10 @@ class IResNetClassifier(nn.Module):
         lipschitz: the bound of ``Lip(g)`` of each block, in (0, 1).
         blocks_per_scale: the number of blocks of each scale, or one number for all scales that the
             sides allow.
-        channels: the channels of the widened image, at least those of ``shape``; None for no
+        channels: pad images with channels of zeros up to this number, an injective map; None for no
             padding, which :meth:`hybrid_loss` needs.
-        hidden_channels: the channels of the two hidden layers of ``g``.
+        hidden_channels: the channels of the two hidden layers of ``g``; by default as in
+            :func:`iresnet_image_flow`.
         activation, norm: as in :class:`ConvContraction`.
 
     Raises:
@@ -95,16 +103,18 @@ class IResNetClassifier(nn.Module):
         *,
         lipschitz: float = 0.9,
         blocks_per_scale: int | Sequence[int] = 3,
-        channels: int | None = 4,
-        hidden_channels: int = 64,
-        activation: Callable[[], Activation] = LipSwish,
+        channels: int | None = None,
+        hidden_channels: int | None = None,
+        activation: Callable[[], Activation] = Sine,
         norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
     ) -> None:
         super().__init__()
         self.shape = image = check_image_shape(shape)
         self.lipschitz = check_lipschitz(lipschitz)
         self.num_classes = classes = check_positive_int(num_classes, "num_classes")
-        width = check_positive_int(hidden_channels, "hidden_channels")
+        hidden = hidden_channels
+        if hidden is not None:
+            hidden = 2 * (check_positive_int(hidden, "hidden_channels"),)
         if channels is not None:
             wide = check_positive_int(channels, "channels")
             if wide < image[0]:
@@ -120,8 +130,9 @@ class IResNetClassifier(nn.Module):
                 parts.append(SqueezeTransform())
                 image = squeezed(image)
             for _ in range(count):
+                widths = hidden_of(image) if hidden is None else hidden
                 g = ConvContraction(
-                    image, [width, width], lipschitz=lipschitz, activation=activation, norm=norm
+                    image, widths, lipschitz=lipschitz, activation=activation, norm=norm
                 )
                 parts += [PatientActNorm(image[0]), self.make_block(g)]
             scales.append(nn.ModuleList(parts))
@@ -130,9 +141,8 @@ class IResNetClassifier(nn.Module):
         self.head = nn.Sequential(
             nn.BatchNorm2d(image[0]),
             nn.ELU(),
-            nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(image[0], classes),
+            nn.Linear(math.prod(image), classes),
         )
 
     def make_block(self, contraction: ConvContraction) -> Transform:

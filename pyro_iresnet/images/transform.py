@@ -24,7 +24,7 @@ from .pixels import PixelLogit
 
 # The smallest side of an image after a squeeze.
 LEAST_SIDE = 4
-# Hidden channels: as many as numbers in a patch of side 3, within limits.
+# Numbers in a patch for each channel, and the limits of hidden channels.
 PATCH, LEAST_WIDTH, LARGEST_WIDTH = 9, 64, 160
 # The exact determinant of an image costs one product for each pixel.
 # Limits of the frequencies for grey levels, see docs/expressive-power.md.
@@ -176,12 +176,17 @@ def iresnet_image_transform(
 
 def _block(record: BlockOptions, shape: tuple[int, int, int]) -> IResNetTransform:
     """Make a block of the record, with the defaults of images."""
-    width = min(max(LEAST_WIDTH, PATCH * shape[0]), LARGEST_WIDTH)
-    hidden = (width, width) if record.hidden_dims is None else record.hidden_dims
+    hidden = hidden_of(shape) if record.hidden_dims is None else record.hidden_dims
     logdet = LOGDET if record.logdet is None else record.logdet
     activation = ACTIVATION if record.activation is None else record.activation
     whole = replace(record, hidden_dims=hidden, logdet=logdet, activation=activation)
     return IResNetTransform.from_block(whole.build(shape))
+
+
+def hidden_of(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the default channels of two hidden layers: as many as numbers in a patch of side 3."""
+    width = min(max(LEAST_WIDTH, PATCH * shape[0]), LARGEST_WIDTH)
+    return width, width
 
 
 def counts_of(

@@ -92,6 +92,11 @@ def test_network_without_bounds(tmp_path):
     assert found["error_bound"] == math.inf
 
 
+@pytest.mark.parametrize("name", [n for n in makers() if n.startswith("i-ResNet")])
+def test_size_of_colours(name):
+    assert abs(size_of(makers()[name]((3, 32, 32), 256, 1e-4)) / BUDGET - 1) < 0.1
+
+
 @pytest.mark.parametrize("name", makers())
 def test_peers(name):
     flow = makers()[name]((1, 8, 8), 17, 1e-3)
@@ -141,6 +146,9 @@ def test_files(tmp_path):
     with pytest.raises(ArgumentError, match="x_test, y_test is missing"):
         load(path)
     np.savez(path, x_train=x / 255, y_train=y, x_test=x, y_test=y)
+    small = found.held_out(1)
+    assert (small.y_train.tolist(), small.y_test.tolist()) == ([0, 1], [2])
+    assert (len(small.x_train), len(small.x_test)) == (2, 1)
     with pytest.raises(ArgumentError, match="dtype uint8"):
         load(path)
 
