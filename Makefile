@@ -105,7 +105,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 build: $(VENV)/.dev
+	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest dist site demo-output

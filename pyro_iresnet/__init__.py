@@ -33,7 +33,7 @@ from .solvers import Anderson, FixedPoint, Newton
 if TYPE_CHECKING:
     from .hosts.nflows import IResNetTransform, conditional_iresnet_flow, iresnet_flow
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Anderson",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyro_iresnet
 from pyro_iresnet.options import BlockOptions
 
 ROOT = Path(__file__).parents[2]
@@ -16,10 +17,13 @@ EXAMPLE = re.compile(r"^( *)```(python|py)\n(.*?)^ *```", re.DOTALL | re.MULTILI
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
-    "docs/index.md",
+    "docs/quickstart.md",
     "docs/installation.md",
+    "docs/bound.md",
     "docs/expressive-power.md",
-    "docs/guides.md",
+    "docs/how-to/guide.md",
+    "docs/how-to/options.md",
+    "docs/how-to/stack.md",
     "docs/how-to/table.md",
     "docs/how-to/image.md",
     "docs/how-to/estimator.md",
@@ -60,7 +64,7 @@ def test_runs_normflows_examples():
     run("docs/how-to/migrate.md", "python py")
 
 
-# Examples of docs/sbi.md need the extra sbi. tests/sbi/test_recipe.py runs the page.
+# Examples of docs/how-to/sbi.md need the extra sbi. tests/sbi/test_recipe.py runs the page.
 @pytest.mark.parametrize("name", sorted({*DOCUMENTS, *PAGES, *RESULT_PAGES, "CHANGELOG.md"}))
 def test_links_exist(name):
     text = (ROOT / name).read_text()
@@ -70,7 +74,40 @@ def test_links_exist(name):
 
 def test_covers_pages_with_examples():
     with_examples = {p for p in PAGES if "```python\n" in (ROOT / p).read_text()}
-    assert with_examples - {"docs/sbi.md"} <= set(DOCUMENTS)
+    assert with_examples - {"docs/how-to/sbi.md"} <= set(DOCUMENTS)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 600
+
+
+def test_package_page_has_absolute_links():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = (ROOT / "README.md").read_text()
+    for rule in hook["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 10
+    assert all(target.startswith("https://") for target in targets)
+    home = project["project"]["urls"]["Homepage"].removeprefix("https://github.com")
+    assert all(home in t for t in targets if "/blob/" in t or "raw." in t)
+
+
+def test_citation_has_the_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {pyro_iresnet.__version__}\n" in citation
+    assert f"## [{pyro_iresnet.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_troubleshooting_quotes_messages():
+    page = (ROOT / "docs/how-to/troubleshooting.md").read_text()
+    quoted = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    assert len(quoted) >= 20
+    code = "".join(path.read_text() for path in (ROOT / "pyro_iresnet").rglob("*.py"))
+    # Messages run over several lines of the code.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    assert [text for text in quoted if text not in code] == []
 
 
 def test_navigation_lists_pages():
@@ -89,9 +126,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])")
 
 
-def rows_of(heading):
-    """Read the rows of the table below a heading of README, without the header."""
-    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def rows_of(page, heading):
+    """Read the rows of the table below a heading of a page, without the header."""
+    section = (ROOT / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [r for r in section.splitlines() if r.startswith("|")][2:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
@@ -106,15 +143,18 @@ def measured(benchmark, label, heading=""):
     raise AssertionError(f"{benchmark} has no row {label}")
 
 
-def test_readme_quotes_claims():
-    rows = rows_of("Beside other packages")
+CHOOSE = "docs/how-to/choose.md"
+
+
+def test_quotes_claims():
+    rows = rows_of(CHOOSE, "Beside other packages")
     assert len(rows) > 5
     for label, *said in rows:
         found = measured("claims", label)
         assert [FIGURE.findall(c)[:1] for c in said] == [FIGURE.findall(c)[:1] for c in found]
 
 
-# Place of each figure of README in the results: row label, heading and column.
+# Place of each figure of the two tables in the results: row label, heading and column.
 PLACES = {
     "log p(x), 64-D": [
         ("this project, Adaptive(0.15), MeanJacobian()", "", 1),
@@ -131,13 +171,14 @@ PLACES = {
         for kind in ("implicit", "unrolled")
         for place in (0, 2)
     ],
+    "a guide's step in 20": [("hierarchical logistic regression, D = 20", "", 0)],
     "a training step in the plane": [
         ("this project", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("this project, packed", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("this project, compiled", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("normflows Residual, brute force", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
     ],
-    "the same with 63": [
+    "a training step with 63": [
         ("this project", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("this project, packed", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("this project, compiled", "D = 63, 8 blocks of 128-128, threads: 2", 2),
@@ -161,8 +202,11 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("row", rows_of("In figures"), ids=lambda row: row[0][:30])
-def test_readme_quotes_results(row):
+FIGURES = [*rows_of(CHOOSE, "In figures"), *rows_of("README.md", "What it costs")]
+
+
+@pytest.mark.parametrize("row", FIGURES, ids=lambda row: row[0][:30])
+def test_quotes_results(row):
     label, here, beside, name = row
     said = FIGURE.findall(f"{here} {beside}".replace("*", ""))
     if label.startswith("NUTS"):
@@ -184,7 +228,7 @@ def test_readme_quotes_results(row):
         return
     (places,) = (where for start, where in PLACES.items() if label.startswith(start))
     cells = [measured(name.strip("`"), where, heading)[i] for where, heading, i in places]
-    # Of a figure with its spread the README has the figure.
+    # Of a figure with its spread the tables have the figure.
     found = [FIGURE.findall(cell)[: 2 if " of " in cell else 1] for cell in cells]
     assert said == [figure for figures in found for figure in figures]
 

@@ -1,4 +1,4 @@
-"""Examples of ``docs/sbi.md``, and a training with sbi."""
+"""Examples of ``docs/how-to/sbi.md``, and a training with sbi."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ pytest.importorskip("sbi")
 NPE = pytest.importorskip("sbi.inference").NPE
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "sbi.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "sbi.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 

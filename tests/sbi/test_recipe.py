@@ -1,4 +1,4 @@
-"""The estimator for sbi's NPE, and the examples of ``docs/sbi.md``."""
+"""The estimator for sbi's NPE, and the examples of ``docs/how-to/sbi.md``."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ pytestmark = [
 def test_runs_examples():
     names = {}
     for i, code in enumerate(EXAMPLES):
-        exec(compile(code, f"docs/sbi.md, example {i}", "exec"), names)
+        exec(compile(code, f"docs/how-to/sbi.md, example {i}", "exec"), names)
     assert names["samples"].shape == (100, 5, 2)
 
 
