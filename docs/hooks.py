@@ -1,5 +1,6 @@
 """Takes into the site: the notebooks, the results of the benchmarks, the changes."""
 
+import html as entities
 import re
 from pathlib import Path
 
@@ -49,5 +50,24 @@ def on_page_content(html, page, config, files):
     html = re.sub(
         r"<!-- Load mathjax -->.*<!-- End of mermaid configuration -->", "", html, flags=re.DOTALL
     )
+    html = described(html)
     name = Path(page.file.src_uri).name
     return f'<p><a href="{name}" download>Download this notebook</a></p>\n{html}'
+
+
+UNTOLD = 'alt="No description has been provided for this image"'
+TEXT = re.compile(r'<div class="jp-RenderedHTMLCommon[^>]*>(.*?)</div>', re.DOTALL)
+
+
+def described(html):
+    """Give each picture of a notebook the last paragraph before the picture as its description."""
+    parts = html.split(UNTOLD)
+    seen = ""
+    for i, part in enumerate(parts[:-1]):
+        texts = [t for t in TEXT.findall(part) if "<p>" in t]
+        if texts:
+            paragraph = texts[-1].rpartition("<p>")[2].partition("</p>")[0]
+            seen = " ".join(re.sub(r"<[^>]+>", "", paragraph).split())
+        told = entities.escape(entities.unescape(seen or "A picture of this notebook."))
+        parts[i] = f'{part}alt="{told}"'
+    return "".join(parts)

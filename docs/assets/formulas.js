@@ -13,4 +13,7 @@ document$.subscribe(({ body }) => {
       ...options,
       delimiters: [...delimiters, { left: "$", right: "$", display: false }],
     })
+  // A box that scrolls takes the focus, so that the arrow keys scroll it.
+  for (const box of body.querySelectorAll(".md-typeset__scrollwrap, .highlight-ipynb, div.arithmatex"))
+    box.tabIndex = 0
 })

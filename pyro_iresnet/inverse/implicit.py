@@ -24,6 +24,7 @@ from ..operators import (
     LinearSolve,
     auto_linear_solve,
 )
+from .solve import NO_FORWARD_MODE
 
 Adjoint = Callable[..., tuple[Tensor | None, ...]]
 
@@ -145,10 +146,7 @@ class _Implicit(Function):
 
     @staticmethod
     def jvp(ctx, *grad_inputs: Any) -> Tensor:
-        raise HigherOrderError(
-            "The inverse has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use "
-            "reverse mode: grad, jacrev, vjp."
-        )
+        raise HigherOrderError(NO_FORWARD_MODE)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -94,6 +94,16 @@ def test_refuses_forward_mode():
         jvp(inverse, (x,), (x,))
 
 
+@pytest.mark.parametrize("derivative", [jacfwd, hessian])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_inverse_refuses_forward_mode(batch, dtype, derivative):
+    block = zoo.block().to(dtype)
+    x = torch.randn(*batch, zoo.DIM, dtype=dtype)
+    with pytest.raises(HigherOrderError, match="The inverse has no forward-mode derivative"):
+        derivative(block.inverse)(x)
+
+
 def test_forward_mode_of_exact():
     block = zoo.block(logdet=Exact())
     x = torch.randn(4, zoo.DIM)

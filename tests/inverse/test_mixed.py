@@ -5,13 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import jvp
 
 from pyro_iresnet import Anderson, CayleyBlock, Newton, ResidualBlock, testing
 from pyro_iresnet.activations import Elementwise
 from pyro_iresnet.contractions.sequential import LayerSequence
 from pyro_iresnet.coordinates import Asinh, DiagonalScale
-from pyro_iresnet.errors import HigherOrderError
 from pyro_iresnet.inverse import mixed
 from pyro_iresnet.inverse.solvers import anderson
 from pyro_iresnet.inverse.stopping import StopDecision
@@ -227,13 +225,6 @@ def test_gradients_of_block(dtypes, monkeypatch, name, size):
     block.solver = Anderson(rtol=1e-13)
     for one, other in zip(found, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8)
-
-
-def test_refuses_forward_mode(dtypes):
-    x = torch.randn(4, zoo.DIM)
-    with pytest.raises(HigherOrderError, match="The inverse has no forward-mode derivative"):
-        jvp(ResidualBlock(zoo.dense()).inverse, (x,), (x,))
-    assert torch.float32 in dtypes
 
 
 def test_skipped_certificates_change_nothing(monkeypatch):
