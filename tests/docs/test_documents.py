@@ -171,7 +171,9 @@ PLACES = {
         for kind in ("implicit", "unrolled")
         for place in (0, 2)
     ],
-    "a guide's step in 20": [("hierarchical logistic regression, D = 20", "", 0)],
+    "a guide's step over": [
+        (f"hierarchical logistic regression, D = {size}", "", 0) for size in (20, 40)
+    ],
     "a training step in the plane": [
         ("this project", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("this project, packed", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
@@ -202,7 +204,7 @@ PLACES = {
 }
 
 
-FIGURES = [*rows_of(CHOOSE, "In figures"), *rows_of("README.md", "What it costs")]
+FIGURES = [*rows_of(CHOOSE, "In figures"), *rows_of("README.md", "What it gives and costs")]
 
 
 @pytest.mark.parametrize("row", FIGURES, ids=lambda row: row[0][:30])
