@@ -75,9 +75,12 @@ def density(
         "flow": flow,
         "bits": bits(made, images.x_test, Roulette(), device),
     }
-    if any(isinstance(m, Block) for m in made.modules()):
-        found["series"] = bits(made, images.x_test[:series], ConvergedSeries(), device)
-        found["exact"] = bits(made, images.x_test[:exact], Exact(), device)
+    counts = (series, exact) if any(isinstance(m, Block) for m in made.modules()) else (0, 0)
+    for name, count, estimator in zip(
+        ("series", "exact"), counts, (ConvergedSeries(), Exact()), strict=True
+    ):
+        if count:
+            found[name] = bits(made, images.x_test[:count], estimator, device)
     torch.manual_seed(seed)
     with torch.no_grad():
         picture(made.sample(64), out / "samples.png")
