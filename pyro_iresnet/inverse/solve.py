@@ -5,7 +5,6 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from .._torch import (
     disable_compiler,
@@ -124,7 +123,9 @@ def solve(
             "block.solve(y) is the inverse in its own coordinates."
         )
     y, context = contraction.check(y, context, "y")
-    refuse_calls(y)
+    refuse_transforms("The inverse", y)
+    if in_torch_func() and in_forward_mode():
+        raise HigherOrderError(NO_FORWARD_MODE)
     event_dim = contraction.event_dim
     own = checked_keywords(y.shape[: y.dim() - event_dim], y, atol, rtol, max_steps, throw)
     with full_precision(y):
@@ -137,14 +138,6 @@ NO_FORWARD_MODE = (
     "The inverse has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
     "mode: grad, jacrev, vjp."
 )
-
-
-def refuse_calls(y: Tensor) -> None:
-    """Raise under transforms of torch that cannot follow a solve for ``y``."""
-    refuse_transforms("The inverse", y)
-    # A tangent below another transform of torch.func cannot be seen.
-    if in_forward_mode() and (in_torch_func() or unpack_dual(y).tangent is not None):
-        raise HigherOrderError(NO_FORWARD_MODE)
 
 
 def solve_map(
