@@ -10,7 +10,10 @@ from benchmarks.targets.toy_data import toys
 SIDE, EDGE = 180, 6.0
 
 
-@pytest.mark.parametrize("name", toys())
+SLOW = pytest.param("2 spirals", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW if name == "2 spirals" else name for name in toys()])
 def test_density_of_draws(name):
     toy = toys()[name]
     cell = 2 * EDGE / SIDE

@@ -101,15 +101,15 @@ def test_loss_of_flow(make, name, share, backend):
     check_compiled(loss, module, torch.randn(6, zoo.DIM), backend)
 
 
-@pytest.mark.parametrize(
-    "dim", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 20]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [1, 2, 3, 20])
 def test_other_dimensions(dim):
     # The draws of the training default take another order when compiled.
     flow, module = nflows_flow(Roulette() if dim == 20 else None, dim)
     check_compiled(lambda x: -flow.log_prob(x).mean(), module, torch.randn(6, dim), "aot_eager")
 
 
+@pytest.mark.slow
 def test_training_default():
     # At every batch size one graph without a break, with the mean of the exact value and gradient.
     flow, module = nflows_flow(None, 20)
@@ -134,6 +134,7 @@ def test_training_default():
     assert spread <= 0.05 * flat.norm()
 
 
+@pytest.mark.slow
 def test_ignores_outer_cache():
     flow, module = nflows_flow(Exact())
     x = torch.randn(6, zoo.DIM)
@@ -148,6 +149,7 @@ def test_ignores_outer_cache():
     torch.testing.assert_close(compiled(x), flow.log_prob(x))
 
 
+@pytest.mark.slow
 def test_draws_anew():
     flow, _ = nflows_flow(Roulette())
     compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
@@ -164,6 +166,7 @@ class Halving(Truncation):
         return torch.full_like(magnitude, 0.95)
 
 
+@pytest.mark.slow
 def test_graph_break_of_truncation():
     flow, _ = nflows_flow(Roulette(Halving()))
     x = torch.randn(6, zoo.DIM)

@@ -15,7 +15,10 @@ from pyro_iresnet.operators import (
 from .. import zoo
 
 TIGHT = FixedPoint(rtol=1e-13)
-NAMES = ["linear", "two_hidden", "three_hidden", "dense_sine", "scalar", "wrapped"]
+NAMES = [
+    *("linear", "two_hidden", "three_hidden", "dense_sine", "scalar"),
+    pytest.param("wrapped", marks=pytest.mark.slow),
+]
 
 
 def inverse_of(block, context=None):
