@@ -24,11 +24,11 @@ from .pixels import PixelLogit
 
 # The smallest side of an image after a squeeze.
 LEAST_SIDE = 4
-# Numbers in a patch for each channel, and the limits of hidden channels.
-PATCH, LEAST_WIDTH, LARGEST_WIDTH = 9, 64, 160
-# The exact determinant of an image costs one product for each pixel.
+# Numbers in a patch for each channel, and hidden channels where a patch is small or too large.
+PATCH, LARGEST_PATCH, NARROW = 9, 432, 64
 # Limits of the frequencies for grey levels, see docs/expressive-power.md.
 ACTIVATION = partial(Sine, frequencies=(1.0, 20.0))
+# The exact determinant of an image costs one product for each pixel.
 LOGDET = ByMode(Roulette(Subsample(), control_variate=None), ConvergedSeries())
 
 
@@ -184,8 +184,10 @@ def _block(record: BlockOptions, shape: tuple[int, int, int]) -> IResNetTransfor
 
 
 def hidden_of(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Return the default channels of two hidden layers: as many as numbers in a patch of side 3."""
-    width = min(max(LEAST_WIDTH, PATCH * shape[0]), LARGEST_WIDTH)
+    """Return the default channels of two hidden layers, see :func:`iresnet_image_flow`."""
+    patch = PATCH * shape[0]
+    # Beyond the largest patch norms need the Fourier symbol, whose cost grows with the width.
+    width = NARROW if patch > LARGEST_PATCH else max(NARROW, patch)
     return width, width
 
 

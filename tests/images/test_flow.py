@@ -19,6 +19,7 @@ from pyro_iresnet.images import (
     iresnet_image_stack,
     iresnet_image_transform,
 )
+from pyro_iresnet.images.transform import hidden_of
 from pyro_iresnet.norms import Gram
 from pyro_iresnet.options import BlockOptions
 
@@ -31,6 +32,11 @@ def pixels_of(shape, count=20, levels=256):
 
 def small(shape=(1, 8, 8), blocks=2, **options):
     return iresnet_image_flow(shape, blocks, hidden_channels=8, **options)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 64), (8, 72), (48, 432), (49, 64), (192, 64)])
+def test_default_width(channels, width):
+    assert hidden_of((channels, 4, 4)) == (width, width)
 
 
 @pytest.mark.parametrize("factor_out", [True, False])
