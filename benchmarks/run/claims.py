@@ -170,14 +170,14 @@ def gradient(contender: Contender, draws: int, *, spread: float) -> Mean:
 
 QUESTIONS = {
     "runs in": "frameworks",
-    "norms of a block's layers together, over what they are told to be, largest": "share",
+    "product of the norms of a block's layers, over the bound they promise, largest": "share",
     "two calls of `log_prob` in eval mode differ by, largest, nats": "repeat",
     "error of the mean of 20 of them, nats": "error",
-    "what it returns in train mode, less the log-density, nats": "training",
-    "error of the gradient of the loss, of its length": "plain",
+    "value returned in train mode, less the log-density, nats": "training",
+    "error of the gradient of the loss, relative to its length": "plain",
     "the same with weights from 0 to 2": "weighted",
     "largest error of an inversion, by default": "inverse",
-    "error of a gradient through the inverse, of its length": "through",
+    "error of a gradient through the inverse, relative to its length": "through",
 }
 
 
