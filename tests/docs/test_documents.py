@@ -26,6 +26,7 @@ DOCUMENTS = (
     "docs/how-to/stack.md",
     "docs/how-to/table.md",
     "docs/how-to/image.md",
+    "docs/how-to/density.md",
     "docs/how-to/estimator.md",
     "docs/how-to/solver.md",
     "docs/how-to/speed.md",
