@@ -248,8 +248,9 @@ def page(
 
 
 NOTES = """Each row is one run of `python -m benchmarks.run.images classify` or `density`, all for \
-the same minutes. Bits per dimension are of uniformly dequantised pixels: of all test \
-images by the unbiased `Roulette()`, of the first 500 by the deterministic `ConvergedSeries()`, of \
+the same minutes of the processor over threads: 80 minutes of one thread are the work of two \
+cores in 40 minutes. Bits per dimension are of uniformly dequantised pixels: of all test images \
+by the unbiased `Roulette()`, of the first 500 by the deterministic `ConvergedSeries()`, of \
 the first 100 by the dense determinant; each with its standard error over the images.
 
 """
