@@ -232,15 +232,21 @@ class _Undifferentiable(Function):
         raise HigherOrderError(ctx.message)
 
 
-def refuse_forward_mode(what: str, tensor: Tensor) -> None:
-    """Raise under forward-mode differentiation, which would go through a random draw."""
-    if is_compiling():
+def refuse_forward_mode(what: str, tensor: Tensor, otherwise: str = "") -> None:
+    """Raise under forward mode, which would go through a random draw or the steps of a solver."""
+    if is_compiling() or not in_forward_mode():
         return
-    if in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None:
-        raise HigherOrderError(
-            f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
-            "mode (grad, jacrev, vjp), or Exact() for the log-determinant."
-        )
+    # A tangent below another transform of torch.func cannot be seen.
+    if in_torch_func() or forward_ad.unpack_dual(tensor).tangent is not None:
+        raise no_forward_mode(what, otherwise)
+
+
+def no_forward_mode(what: str, otherwise: str = "") -> HigherOrderError:
+    """Make the error of an operation that has derivatives in reverse mode alone."""
+    return HigherOrderError(
+        f"{what} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
+        f"mode (grad, jacrev, vjp){otherwise}."
+    )
 
 
 def refuse_transforms(what: str, tensor: Tensor) -> None:

@@ -75,12 +75,13 @@ def density(
         "flow": flow,
         "bits": bits(made, images.x_test, Roulette(), device),
     }
-    counts = (series, exact) if any(isinstance(m, Block) for m in made.modules()) else (0, 0)
-    for name, count, estimator in zip(
-        ("series", "exact"), counts, (ConvergedSeries(), Exact()), strict=True
-    ):
-        if count:
-            found[name] = bits(made, images.x_test[:count], estimator, device)
+    if any(isinstance(m, Block) for m in made.modules()):
+        for name, estimator, count in (
+            ("series", ConvergedSeries(), series),
+            ("exact", Exact(), exact),
+        ):
+            if count:
+                found[name] = bits(made, images.x_test[:count], estimator, device)
     torch.manual_seed(seed)
     with torch.no_grad():
         picture(made.sample(64), out / "samples.png")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call, vjp
 
-from .._torch import full_precision, undifferentiable
+from .._torch import full_precision, no_forward_mode, undifferentiable
 from ..errors import HigherOrderError, TracingError
 from ..operators import (
     DENSE,
@@ -24,7 +24,6 @@ from ..operators import (
     LinearSolve,
     auto_linear_solve,
 )
-from .solve import NO_FORWARD_MODE
 
 Adjoint = Callable[..., tuple[Tensor | None, ...]]
 
@@ -146,7 +145,7 @@ class _Implicit(Function):
 
     @staticmethod
     def jvp(ctx, *grad_inputs: Any) -> Tensor:
-        raise HigherOrderError(NO_FORWARD_MODE)
+        raise no_forward_mode("The inverse")
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

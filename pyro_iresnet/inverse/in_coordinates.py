@@ -6,11 +6,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .._torch import disable_compiler, in_forward_mode, in_torch_func, refuse_transforms
-from ..errors import HigherOrderError, InversionError, check_tensor
+from .._torch import disable_compiler, in_torch_func, refuse_forward_mode, refuse_transforms
+from ..errors import InversionError, check_tensor
 from ..operators import ContractionMap, default_rtol
 from ..solution import Result, Solution, Stats
-from .solve import NO_FORWARD_MODE, checked_keywords, solve_map
+from .solve import checked_keywords, solve_map
 from .solvers import Solver
 
 # A radius is worth another solve if it is this much smaller than the last one.
@@ -66,8 +66,8 @@ def solve_in(
     """
     refuse_transforms("The inverse", y)
     # Forward mode of torch.func changes dtypes on the way, so the end of the solve is too late.
-    if in_torch_func() and in_forward_mode():
-        raise HigherOrderError(NO_FORWARD_MODE)
+    if in_torch_func():
+        refuse_forward_mode("The inverse", y)
     own = checked_keywords(y.shape[: y.dim() - event_dim], y, atol, rtol, max_steps, throw)
     if coordinates is None and then is None:
         solution = solve_map(g, y, event_dim, solver, x0=x0, context=context, **own)

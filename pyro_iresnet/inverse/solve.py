@@ -9,15 +9,14 @@ from torch import Tensor
 from .._torch import (
     disable_compiler,
     full_precision,
-    in_forward_mode,
     in_torch_func,
+    refuse_forward_mode,
     refuse_transforms,
 )
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
     ContractionError,
-    HigherOrderError,
     InversionError,
     check_flag,
     check_instance,
@@ -124,20 +123,14 @@ def solve(
         )
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
-    if in_torch_func() and in_forward_mode():
-        raise HigherOrderError(NO_FORWARD_MODE)
+    if in_torch_func():
+        refuse_forward_mode("The inverse", y)
     event_dim = contraction.event_dim
     own = checked_keywords(y.shape[: y.dim() - event_dim], y, atol, rtol, max_steps, throw)
     with full_precision(y):
         return solve_map(
             contraction.materialize(), y, event_dim, solver, x0=x0, context=context, **own
         )
-
-
-NO_FORWARD_MODE = (
-    "The inverse has no forward-mode derivative (torch.func.jvp, jacfwd, hessian). Use reverse "
-    "mode: grad, jacrev, vjp."
-)
 
 
 def solve_map(

@@ -122,7 +122,8 @@ class Roulette(LogDet):
         if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
             refuse_call(linearization, series)
         refuse_transforms("Roulette", linearization.value)
-        refuse_forward_mode("Roulette", linearization.value)
+        instead = ", or Exact() for the log-determinant"
+        refuse_forward_mode("Roulette", linearization.value, instead)
         check_lipschitz(lipschitz)
         if self.probes == 1 and self.control_variate is None and in_plain_autograd():
             a = linearization.jacobian

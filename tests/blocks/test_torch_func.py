@@ -94,6 +94,12 @@ def test_refuses_forward_mode():
         jvp(inverse, (x,), (x,))
 
 
+def test_roulette_refuses_hessian():
+    block = zoo.block(logdet=Roulette())
+    with pytest.raises(HigherOrderError, match="Roulette has no forward-mode derivative"):
+        hessian(lambda x: block.forward_and_log_det(x)[1].sum())(torch.randn(2, zoo.DIM))
+
+
 @pytest.mark.parametrize("derivative", [jacfwd, hessian])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [(), (2,)])
