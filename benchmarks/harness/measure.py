@@ -3,11 +3,13 @@
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -109,6 +111,22 @@ def machine() -> str:
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python "
         f"{platform.python_version()}, {versions}"
     )
+
+
+def commit() -> str:
+    """Name the commit of the code, and say whether code differs from the commit."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+        code = (":/pyro_iresnet", ":/benchmarks", ":!/benchmarks/results")
+        changed = git("status", "--porcelain", "--", *code)
+    except (OSError, subprocess.CalledProcessError):
+        return "an unknown commit"
+    return f"commit {head}" + (" with changes" if changed else "")
 
 
 def _processor() -> str:

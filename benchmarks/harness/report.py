@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .measure import machine
+from .measure import commit, machine
 
 # Options of every script.
 Fast = Annotated[bool, typer.Option(help="Reduce the run, to see that the script works.")]
@@ -30,7 +30,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def publish(
-    name: str, title: str, body: str, options: str = "", *, fast: bool, write: bool
+    name: str,
+    title: str,
+    body: str,
+    options: str = "",
+    *,
+    fast: bool,
+    write: bool,
+    device: str | None = None,
 ) -> None:
     """Print the page of a script, and write it in the place of its last version.
 
@@ -43,9 +50,11 @@ def publish(
         options: the options of the command that shaped the result.
         fast: True for a reduced run, which is never written.
         write: True to write the page.
+        device: the machine and the versions; None for the processor.
     """
     command = " ".join(["python", "-m", f"benchmarks.run.{name}", *options.split(), "--write"])
-    page = f"# {title}\n\n`{command}` on {date.today()}: {machine()}.\n\n{body.strip()}\n"
+    origin = f"`{command}` on {date.today()} at {commit()}: {device or machine()}."
+    page = f"# {title}\n\n{origin}\n\n{body.strip()}\n"
     print(page)
     if fast and write:
         print("A reduced run is not written.")

@@ -4,7 +4,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from datetime import date
 from functools import partial
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from pyro.optim import ClippedAdam
 from pyro_iresnet import AutoIResNet, IResNetTransform, cached
 from pyro_iresnet.hosts.nflows import IResNetComposite
 
-from ..harness.report import RESULTS, Fast, Write, table
+from ..harness.report import Fast, Write, publish, table
 
 BLOCKS, PARTICLES = 8, 16
 # Seconds after which no further round of one step begins.
@@ -165,13 +164,8 @@ def main(fast: Fast = False, write: Write = False, device: Device = "cuda") -> N
         steps = {name: partial(make, device) for name, make in makers.items()}
         body.append(f"## {head}\n\n{table(['', 'ms'], measured(steps, device, fast))}")
     note = NOTE.format(blocks=BLOCKS, particles=PARTICLES).strip()
-    command = f"`python -m benchmarks.run.gpu --write` on {date.today()}: {machine(device)}."
-    page = "\n\n".join(["# On a GPU", command, note, *body]) + "\n"
-    print(page)
-    if fast and write:
-        print("A reduced run is not written.")
-    elif write:
-        (RESULTS / "gpu.md").write_text(page)
+    page = "\n\n".join([note, *body])
+    publish("gpu", "On a GPU", page, fast=fast, write=write, device=machine(device))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.harness import report
 from benchmarks.run import gpu
 
 from .reduced import cells, run
@@ -29,7 +30,7 @@ def test_no_full_run_on_processor():
 
 @pytest.mark.slow
 def test_reduced_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     result = run(gpu.main, "--device", "cpu", "--fast", "--write")
     assert result.exit_code == 0, result.output
     rows = cells(result.output)
