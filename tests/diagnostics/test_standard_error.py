@@ -39,7 +39,11 @@ def test_error_of_block(estimator):
     assert block.logdet is estimator
 
 
-@pytest.mark.parametrize("estimator", [Roulette(), PowerSeries(terms=40)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator",
+    [Roulette(), pytest.param(PowerSeries(terms=40), marks=pytest.mark.slow)],
+    ids=repr,
+)
 def test_error_of_flows(estimator):
     x = torch.randn(*X)
     stack = zoo.PYRO_TRANSFORMS["stack"]()

@@ -62,7 +62,7 @@ def test_gradient(hidden, truncation):
 
 
 SIDES = [(3, 3), (4, 6), (5, 5)]
-CHANNELS = [(6,), (6, 5), (6, 5, 4)]
+CHANNELS = [(6,), pytest.param((6, 5), marks=pytest.mark.slow), (6, 5, 4)]
 
 
 @pytest.mark.parametrize("padding", zoo.PADDINGS)
