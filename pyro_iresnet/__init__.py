@@ -5,7 +5,8 @@ A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro `
 
 The names here are those of every day. The rest is in the namespaces ``norms``, ``activations``,
 ``contractions``, ``logdet``, ``solvers``, ``coordinates``, ``operators``, ``blocks``, ``options``,
-``hosts``, ``diagnostics``, ``errors`` and ``testing``.
+``hosts``, ``diagnostics``, ``errors`` and ``testing``; ``tables``, ``images``, ``sbi`` and
+``training`` need the packages of an extra.
 """
 
 from importlib import import_module
@@ -70,17 +71,18 @@ __all__ = [
 
 # Imported on demand: nflows imports matplotlib, which takes longer than all of this package.
 OF_NFLOWS = ("IResNetTransform", "conditional_iresnet_flow", "iresnet_flow")
+NAMESPACES = ("images", "sbi", "tables", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the nflows host, or the namespace ``testing``."""
+    """Import a name of the nflows host, or a namespace that not everybody needs."""
     if name in OF_NFLOWS:
         return getattr(import_module(".hosts.nflows", __name__), name)
-    if name == "testing":
-        return import_module(".testing", __name__)
+    if name in NAMESPACES:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """List the names, with those that are imported on demand."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *NAMESPACES})

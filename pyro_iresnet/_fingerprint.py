@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import ComposeTransform
 
 from ._comparable import IncomparableError, contents_of, contents_of_value, hooks_of
-from ._modules import modules_behind, modules_of
+from ._modules import modules_in_parts, modules_of
 from .contractions.hooks import HOOKS
 
 # Types of a setting, beside frozen strategies.
@@ -70,14 +70,15 @@ class Fingerprint:
     Arguments:
         kinds: the classes of the module and its parts.
         parts: the modules behind the first.
-        names: the numbers of attributes, and the names of all.
+        names: how many attributes each module has, then the names of all attributes.
         pick: for each module, takes the attributes that are settings or tables.
-        picked: what they were.
+        picked: the attributes that ``pick`` took at the first look.
         tables: dictionaries of parameters, buffers, parts and hooks that have entries.
-        entry_names, entries: the same of the entries, and the entries.
+        entry_names: how many entries each of ``tables`` has, then the keys of all entries.
+        entries: the values of ``tables`` at the first look.
         empty: dictionaries without entries.
-        looks: what takes a longer look.
-        contents: what the look found.
+        looks: the objects that take a longer look.
+        contents: the findings of the longer look.
         values: of the tensors.
     """
 
@@ -222,5 +223,5 @@ class _Looks:
             module = modules[i]
             contents.append(hooks_of(module, tensors))
             if isinstance(module, ComposeTransform):
-                contents.append(list(map(id, modules_behind(module))))
+                contents.append(list(map(id, modules_in_parts(module))))
         return contents

@@ -38,7 +38,7 @@ def modules_of(flow: object, down_to: type[nn.Module] | None = None) -> list[nn.
             waiting += [child for child in reversed(module._modules.values()) if child is not None]
         if isinstance(module, ComposeTransform):
             # A part such as an inverse is no module, and so not registered.
-            waiting += modules_behind(module)[::-1]
+            waiting += modules_in_parts(module)[::-1]
     return list(seen.values())
 
 
@@ -50,7 +50,7 @@ def modules_of_kind(flow: object, kind: type[M], *, nested: bool = True) -> list
     return [m for m in modules if type(m) in kinds]  # pyright: ignore[reportReturnType]
 
 
-def modules_behind(transform: ComposeTransform) -> list[nn.Module]:
+def modules_in_parts(transform: ComposeTransform) -> list[nn.Module]:
     """List the modules that are the parts of a composition, or that the parts hold."""
     return list(_modules(transform.parts))
 

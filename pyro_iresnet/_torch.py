@@ -1,4 +1,4 @@
-"""Modes of torch in which a call runs, and refusals; every private name of torch is here.
+"""Modes of torch in which a call runs, refusals, and what is private in torch.
 
 docs/installation.md lists the releases of torch that these names were run with.
 """

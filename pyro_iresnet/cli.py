@@ -151,12 +151,12 @@ def _declared(text: str) -> tuple[str, Column]:
     kind, *limits = told.split(":")
     try:
         low, high = limits or ("", "")
-        match kind:
+        match kind if equals else "":
             case "real":
                 return name, Real(*(float(x) if x else None for x in (low, high)))
             case "integer":
                 return name, Integer(*(int(x) if x else None for x in (low, high)))
-            case "positive" | "count" | "heavy-tailed" | "category" if equals and not limits:
+            case "positive" | "count" | "heavy-tailed" | "category" if not limits:
                 made = {
                     "positive": Real(low=0.0),
                     "count": Integer(low=0),

@@ -1,6 +1,5 @@
 """Options of a block: one typed record that every builder takes, stores and writes as JSON."""
 
-import difflib
 import inspect
 import json
 import pickle
@@ -23,6 +22,7 @@ from .errors import (
     IResNetError,
     check_dims,
     check_instance,
+    check_keywords,
     check_lipschitz,
 )
 from .inverse import Solver
@@ -145,16 +145,10 @@ class BlockOptions:
         if base is not None:
             check_instance(base, BlockOptions, "options", "BlockOptions(lipschitz=0.9)")
         known = [f.name for f in fields(cls)]
-        for name in keywords:
-            if name not in known:
-                arguments = [] if builder is None else list(inspect.signature(builder).parameters)
-                arguments = [a for a in arguments if a != "options"]
-                near = difflib.get_close_matches(name, [*arguments, *known, "options"], 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                listed = ", ".join(dict.fromkeys([*arguments, *known]))
-                raise ArgumentTypeError(
-                    f"Expected keywords among {listed} and options; got {name!r}.{hint}"
-                )
+        if not keywords.keys() <= set(known):
+            of = BlockOptions if builder is None else builder
+            listed = dict.fromkeys([*inspect.signature(of).parameters, *known, "options"])
+            check_keywords(keywords, listed, of.__name__)
         for name, value in own.items():
             if value is not None:
                 if name in keywords:

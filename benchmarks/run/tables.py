@@ -187,7 +187,7 @@ def body(study: Study) -> str:
 `pyro_iresnet.tables`: {told}. A fifth of the rows is held out, {study.splits} splits, which chose \
 nothing. `DensityEstimator` has its defaults. NSF and MAF (`zuko`, three transforms) have about as \
 many parameters, and the same early stopping and average of the weights, at the rate {RATE:g}. The \
-mixture has the number of components of the smallest BIC.
+mixture has the number of components of the smallest BIC. The spread is the range over the splits.
 
 ## Held-out nats a row, medians over the splits
 

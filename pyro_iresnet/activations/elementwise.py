@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ArgumentError, check_dense, check_positive
+from ..errors import check_dense, check_probability
 from .base import Elementwise
 
 
@@ -72,9 +72,7 @@ class LeakyReLU(Elementwise):
 
     def __init__(self, slope: float = 0.1) -> None:
         super().__init__()
-        self.slope = check_positive(slope, "slope")
-        if self.slope >= 1:
-            raise ArgumentError(f"Expected slope in (0, 1); got {slope}.")
+        self.slope = check_probability(slope, "slope")
 
     def forward(self, x: Tensor) -> Tensor:
         check_dense(x, "x")

@@ -58,7 +58,7 @@ class Contraction(SavedSettings, ABC):
     lipschitz: float
     # Maps that an open `cached` block or a running stack shares, the innermost last.
     _shared: tuple[object, ...] = ()
-    # Maps kept in eval mode, by the modes of torch.
+    # Maps kept in eval mode, by inference mode.
     _kept: dict[bool, Any] = {}  # noqa: RUF012
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -110,27 +110,22 @@ class LayeredContraction(Contraction):
 
     def materialize(self) -> "LayerSequence":
         raw, make = self._prepared()
-        normalized = self.norm.constrain_all(*zip(*raw, strict=True)) if raw else []
-        layers = tuple(make(normalized))
+        # A block opens full precision around the whole call.
+        acting = self.norm.constrain_all(*zip(*raw, strict=True)) if raw else []
+        layers = tuple(make(acting))
         return LayerSequence(layers, len(self.event_shape), self.conditioner)
 
     def normalized_weights(self) -> list[tuple[str, NormalizedWeight]]:
         """List the weights that act, with the names of the parameters behind them."""
         raw = self.raw_weights()
         names = {_place_of(t): name for name, t in self.state_dict(keep_vars=True).items()}
-        pairs = enumerate(zip(raw, self._normalized(raw), strict=True))
+        pairs = enumerate(zip(raw, normalized(self.norm, raw), strict=True))
         return [(names.get(_place_of(w.weight), f"weight {i}"), n) for i, (w, n) in pairs]
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
         raw, make = self._prepared()
-        return _tensor(bound_of(make(self._normalized(raw))))
-
-    def _normalized(self, raw: Sequence[RawWeight]) -> list[NormalizedWeight]:
-        if not raw:
-            return []
-        with full_precision(raw[0].weight):
-            return self.norm.constrain_all(*zip(*raw, strict=True))
+        return _tensor(bound_of(make(normalized(self.norm, raw))))
 
     def _prepared(self) -> tuple[list[RawWeight], MakeLayers]:
         """Return the weights as they are stored, and the function that makes the layers."""
@@ -288,3 +283,11 @@ def _activations(module: nn.Module) -> Iterator[Activation]:
             yield child
         else:
             yield from _activations(child)
+
+
+def normalized(norm: Norm, raw: Sequence[RawWeight]) -> list[NormalizedWeight]:
+    """Return the weights that act; a network without weights has none."""
+    if not raw:
+        return []
+    with full_precision(raw[0].weight):
+        return norm.constrain_all(*zip(*raw, strict=True))

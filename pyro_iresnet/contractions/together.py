@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from .._torch import full_precision, is_compiling
+from .._torch import is_compiling
 from ..norms import Norm
 from ..operators import ContractionMap
 from .base import Contraction
 from .packed import whole
-from .sequential import LayeredContraction, LayerSequence
+from .sequential import LayeredContraction, LayerSequence, normalized
 
 
 def materialize_together(contractions: Sequence[Contraction]) -> list[ContractionMap]:
@@ -22,12 +22,10 @@ def materialize_together(contractions: Sequence[Contraction]) -> list[Contractio
             maps[id(one)] = one.materialize()
     for norm, found in by_norm.items():
         prepared = [one._prepared() for one, _ in found]
-        weights, bounds, scales = zip(*[w for raw, _ in prepared for w in raw], strict=True)
-        with full_precision(weights[0]):
-            normalized = norm.constrain_all(weights, bounds, scales)
+        acting = normalized(norm, [w for raw, _ in prepared for w in raw])
         begin = 0
         for (one, members), (raw, make) in zip(found, prepared, strict=True):
-            layers = tuple(make(normalized[begin : begin + len(raw)]))
+            layers = tuple(make(acting[begin : begin + len(raw)]))
             g = LayerSequence(layers, len(one.event_shape), one.conditioner)
             begin += len(raw)
             parts = [g] if one is members[0] else g.rows(len(members))

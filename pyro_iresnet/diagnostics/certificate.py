@@ -19,7 +19,7 @@ from ..contractions import (
     Wrapped,
     materialize_together,
 )
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_dense
 from ..hosts.pyro.transform import BlockTransform
 from ..norms import spectral_norm
 from ..operators import ContractionMap, Linearization
@@ -148,6 +148,8 @@ def certificate(
     """
     if data is None and context is not None:
         raise ArgumentError("Expected a context only together with data; got it alone.")
+    if data is not None:
+        check_dense(data, "data")
     if isinstance(flow, Contraction):
         flow = ResidualBlock(flow)
     if context is not None and isinstance(flow, BlockTransform):
@@ -235,19 +237,18 @@ def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, 
     with unchanged(modules, blocks), share(recorded, contractions):
         run(data, context, 1)
     found = {
-        id(c): [s for call in recorded[id(c)].calls for s in _norms_of(c, *call)]
-        for c in contractions
+        id(c): [s for call in r.calls for s in _norms_of(r.g, c.event_dim, *call)]
+        for c, r in zip(contractions, recorded.values(), strict=True)
     }
     # A maximum of torch keeps NaN.
     return {key: float(torch.cat(norms).max()) for key, norms in found.items() if norms}
 
 
-def _norms_of(c: Contraction, x: Tensor, context: Tensor | None) -> list[Tensor]:
-    rows = x.reshape(-1, *x.shape[x.dim() - c.event_dim :]).split(ROWS)
+def _norms_of(g: ContractionMap, event_dim: int, x: Tensor, context: Tensor | None) -> list[Tensor]:
+    rows = x.reshape(-1, *x.shape[x.dim() - event_dim :]).split(ROWS)
     contexts = [None] * len(rows)
     if context is not None:
         contexts = list(context.reshape(-1, context.shape[-1]).split(ROWS))
-    g = c.materialize()
     pairs = zip(rows, contexts, strict=True)
     return [_norms(g.linearize(r, s)) for r, s in pairs if len(r)]
 

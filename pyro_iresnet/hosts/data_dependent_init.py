@@ -1,11 +1,13 @@
 """Start of an affine map of each coordinate from the data of its first batch."""
 
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._modules import evaluating, modules_of
 from .._torch import disable_compiler, gather_ranks, in_torch_func, is_compiling, is_tracing
 from ..errors import TracingError
 
@@ -129,3 +131,8 @@ def moments(rows: Tensor) -> tuple[int, Tensor, Tensor]:
     mean = (numbers * means).sum(0) / number.clamp(min=1)
     squares = (squares + numbers * (means - mean).square()).sum(0)
     return int(number), mean, (squares / (number - 1).clamp(min=1)).sqrt()
+
+
+def without_start(module: nn.Module) -> AbstractContextManager[None]:
+    """Open a block in which no map of a module starts: a question about a pair is no data."""
+    return evaluating([m for m in modules_of(module) if isinstance(m, DataDependentInit)])

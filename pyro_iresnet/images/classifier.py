@@ -24,6 +24,7 @@ from ..errors import (
     check_positive_int,
 )
 from ..hosts.nflows import IResNetTransform, PatientActNorm
+from ..hosts.nflows.transform import widths
 from ..norms import Cholesky, Norm
 from .pixels import INTEGERS
 from .transform import (
@@ -73,9 +74,10 @@ class IResNetClassifier(nn.Module):
             sides allow.
         channels: pad images with channels of zeros up to this number, an injective map; None for no
             padding, which :meth:`hybrid_loss` needs.
-        hidden_channels: the channels of the two hidden layers of ``g``; by default as in
-            :func:`iresnet_image_flow`.
-        activation, norm: as in :class:`ConvContraction`.
+        hidden_channels: the channels of two hidden layers of ``g``, or of each layer; by default as
+            in :func:`iresnet_image_flow`.
+        activation: a callable that makes an :class:`Activation`.
+        norm: the :class:`Norm` of the weights.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -104,7 +106,7 @@ class IResNetClassifier(nn.Module):
         lipschitz: float = 0.9,
         blocks_per_scale: int | Sequence[int] = 3,
         channels: int | None = None,
-        hidden_channels: int | None = None,
+        hidden_channels: int | Sequence[int] | None = None,
         activation: Callable[[], Activation] = Sine,
         norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
     ) -> None:
@@ -112,9 +114,7 @@ class IResNetClassifier(nn.Module):
         self.shape = image = check_image_shape(shape)
         self.lipschitz = check_lipschitz(lipschitz)
         self.num_classes = classes = check_positive_int(num_classes, "num_classes")
-        hidden = hidden_channels
-        if hidden is not None:
-            hidden = 2 * (check_positive_int(hidden, "hidden_channels"),)
+        hidden = widths(hidden_channels, "hidden_channels")
         if channels is not None:
             wide = check_positive_int(channels, "channels")
             if wide < image[0]:
@@ -130,9 +130,9 @@ class IResNetClassifier(nn.Module):
                 parts.append(SqueezeTransform())
                 image = squeezed(image)
             for _ in range(count):
-                widths = hidden_of(image) if hidden is None else hidden
+                wide = hidden_of(image) if hidden is None else hidden
                 g = ConvContraction(
-                    image, widths, lipschitz=lipschitz, activation=activation, norm=norm
+                    image, wide, lipschitz=lipschitz, activation=activation, norm=norm
                 )
                 parts += [PatientActNorm(image[0]), self.make_block(g)]
             scales.append(nn.ModuleList(parts))

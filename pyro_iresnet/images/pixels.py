@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._settings import SavedSettings
-from .._torch import in_torch_func
+from .._torch import has_values
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
     check_dense,
+    check_positive,
     check_positive_int,
-    check_probability,
 )
 
 INTEGERS = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -114,9 +114,9 @@ class PixelLogit(SavedSettings, Transform):
     def __init__(self, levels: int = 256, margin: float = 1e-4) -> None:
         super().__init__()
         self.levels = check_levels(levels)
-        self.margin = check_probability(margin, "margin")
+        self.margin = check_positive(margin, "margin")
         if self.margin >= 0.5:
-            raise ArgumentError(f"Expected margin below 0.5; got {margin}.")
+            raise ArgumentError(f"Expected margin in (0, 1/2); got {margin}.")
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "levels": self.levels, "margin": self.margin}
@@ -138,7 +138,7 @@ class PixelLogit(SavedSettings, Transform):
         """
         self._check(inputs)
         outside = (inputs <= self.low) | (inputs >= self.high)
-        if has_readable_values(inputs) and outside.any():
+        if has_values(inputs) and outside.any():
             worst = inputs[outside][0].item()
             raise ArgumentError(
                 f"Expected inputs between 0 and levels={self.levels}; got {worst:g}. Scale the "
@@ -183,11 +183,6 @@ class PixelLogit(SavedSettings, Transform):
         return f"levels={self.levels}, margin={self.margin}"
 
 
-def has_readable_values(x: Tensor) -> bool:
-    """Return True if code may look at the values: not on meta, nor under vmap."""
-    return not x.is_meta and not in_torch_func()
-
-
 def check_levels(levels: int) -> int:
     """Return the number of levels, or raise unless it is an integer of at least 2."""
     levels = check_positive_int(levels, "levels")
@@ -204,10 +199,10 @@ def check_pixels(pixels: Tensor, levels: int) -> Tensor:
     levels = check_levels(levels)
     # NaN is no integer either.
     wrong = (pixels < 0) | (pixels >= levels) | (pixels != pixels.floor())
-    if has_readable_values(pixels) and wrong.any():
+    if has_values(pixels) and wrong.any():
         seen = pixels[wrong][0].item()
         raise ArgumentError(
             f"Expected pixels to be integers from 0 to {levels - 1}; got {seen:g}. Scale the "
-            "images back to grey levels, such as (255 * images).round(), or set levels."
+            f"images back to grey levels, such as ({levels - 1} * images).round(), or set levels."
         )
     return pixels

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..blocks import Block, Evaluation
-from ..errors import check_cache_size, check_instance, check_tensor
+from ..errors import check_instance, check_tensor
+from ..hosts.data_dependent_init import without_start
 from ..hosts.pyro.cached_transform import CachedTransform
 from ..operators.linearization import vjp_of
 from ..options import BlockKeywords
@@ -67,17 +68,13 @@ class ImageStack(CachedTransform, TransformModule):
         y, log_det = self.transform(x.reshape(-1, *self.shape))
         return self._evaluation(x, y.reshape(*x.shape[:-3], self.size), log_det)
 
+    def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
+        with without_start(self):
+            return self.evaluate(x)
+
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
         x, log_det = self.transform.inverse(y.reshape(-1, self.size))
         return self._evaluation(x.reshape(*y.shape[:-1], *self.shape), y, -log_det)
-
-    def with_cache(self, cache_size: int = 1) -> "ImageStack":
-        """Return the transform, parameters shared, with another cache."""
-        if check_cache_size(cache_size) == self._cache_size:
-            return self
-        other = ImageStack(self.transform, cache_size=cache_size)
-        other.training = self.training
-        return other
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return the shape of the noise of images."""
@@ -88,18 +85,16 @@ class ImageStack(CachedTransform, TransformModule):
         return torch.Size((*shape[:-1], *self.shape))
 
     def _evaluation(self, x: Tensor, y: Tensor, log_det: Tensor) -> Evaluation:
-        drawn_by = ""
-        for block in self.transform.modules():
-            if isinstance(block, Block):
-                estimator = block.estimator(self.size)
-                drawn_by = type(estimator).__name__ if estimator.stochastic else drawn_by
+        blocks = [m for m in self.transform.modules() if isinstance(m, Block)]
+        estimators = [block.estimator(self.size) for block in blocks]
+        drawn_by = next((type(e).__name__ for e in estimators if e.stochastic), "")
         held = [log_det]
 
         def log_det_again() -> Tensor:
-            # A stochastic estimator draws afresh in each call; the first has come with the pair.
-            value = held[0]
-            if drawn_by:
-                held[0] = self.transform(x.reshape(-1, *self.shape))[1]
+            # The first value has come with the pair; a stochastic estimator draws each one after.
+            value = held.pop() if held else self.transform(x.reshape(-1, *self.shape))[1]
+            if not drawn_by:
+                held.append(value)
             return value.reshape(x.shape[:-3])
 
         def forward(images: Tensor) -> Tensor:

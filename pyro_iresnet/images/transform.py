@@ -18,6 +18,7 @@ from ..cached import together
 from ..errors import ArgumentError, check_dims, check_flag, check_positive_int, check_tensor
 from ..hosts.interleave import interleave
 from ..hosts.nflows import IResNetComposite, IResNetTransform, PatientActNorm
+from ..hosts.nflows.transform import widths
 from ..logdet import ByMode, ConvergedSeries, Roulette, Subsample
 from ..options import BlockKeywords, BlockOptions
 from .pixels import PixelLogit
@@ -149,12 +150,10 @@ def iresnet_image_transform(
         >>> noise.shape, logabsdet.shape
         (torch.Size([5, 64]), torch.Size([5]))
     """
-    image = check_image_shape(shape)
+    full = image = check_image_shape(shape)
     logit = PixelLogit(levels, margin)
     factor_out = check_flag(factor_out, "factor_out")
-    hidden = hidden_channels
-    if hidden is not None and not isinstance(hidden, Sequence):
-        hidden = 2 * [check_positive_int(hidden, "hidden_channels")]
+    hidden = widths(hidden_channels, "hidden_channels")
     # Channels without a scale of their own train better: docs/expressive-power.md.
     given = options if "options" in options else {"coordinates": None, **options}
     records = BlockOptions.records(given, iresnet_image_transform, hidden_dims=hidden)
@@ -171,7 +170,7 @@ def iresnet_image_transform(
         leaving = image[0] if last else image[0] // 2 if factor_out else 0
         scales.append((IResNetComposite(parts), image, leaving))
         image = (image[0] - leaving, *image[1:])
-    return ImageTransform(check_image_shape(shape), logit, scales)
+    return ImageTransform(full, logit, scales)
 
 
 def _block(record: BlockOptions, shape: tuple[int, int, int]) -> IResNetTransform:
@@ -201,12 +200,10 @@ def counts_of(
             raise ArgumentError("Expected blocks_per_scale of one scale or more; got none.")
         return counts
     count = check_positive_int(blocks_per_scale, "blocks_per_scale")
-    scales = 1
-    _, height, width = shape
-    while squeezes((1, height, width)):
-        height, width = height // 2, width // 2
-        scales += squeezes((1, height, width))
-    return scales * (count,)
+    scales = 0
+    while squeezes(shape):
+        shape, scales = squeezed(shape), scales + 1
+    return max(1, scales) * (count,)
 
 
 def squeezes(shape: tuple[int, int, int]) -> bool:

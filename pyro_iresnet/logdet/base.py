@@ -108,7 +108,8 @@ class ByMode(LogDet):
         return replace(self, train=train, evaluate=evaluate)
 
     def with_seed(self, seed: int) -> "ByMode":
-        return ByMode(self.train.with_seed(seed), self.evaluate.with_seed(seed))
+        train, evaluate = self.train.with_seed(seed), self.evaluate.with_seed(seed)
+        return replace(self, train=train, evaluate=evaluate)
 
 
 def refuse_call(linearization: object, series: object) -> None:

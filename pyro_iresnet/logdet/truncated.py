@@ -8,7 +8,7 @@ r"""Power series of the log-determinant with fixed probes: cut, or taken to conv
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class PowerSeries(LogDet):
         return total.expand(linearization.batch_shape)
 
     def with_seed(self, seed: int) -> "PowerSeries":
-        return PowerSeries(self.terms, self.probes, seed)
+        return replace(self, seed=seed)
 
     def truncation_error(
         self,
@@ -189,7 +189,7 @@ class ConvergedSeries(LogDet):
         )
 
     def with_seed(self, seed: int) -> "ConvergedSeries":
-        return ConvergedSeries(self.tolerance, self.probes, seed)
+        return replace(self, seed=seed)
 
 
 def _probes(linearization: Linearization, probes: int, seed: int) -> Tensor:

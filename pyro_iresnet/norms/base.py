@@ -186,7 +186,8 @@ class Norm(ABC):
     def rule(self) -> Rule | None:
         """Return :meth:`apply` for matrices with a derivative written by hand, or None.
 
-        A class that overrides a method of its base must not inherit the rule of its base.
+        Return a rule only where ``type(self)`` is the class that defines the rule: a subclass with
+        another method would get the rule of its base.
         """
         return None
 

@@ -19,7 +19,7 @@ from .together import Rule
 class Cholesky(Norm):
     r"""Every singular value brought near the bound, not only the largest one.
 
-    .. math:: c\, L^{-1} W, \qquad L L^\top = W W^\top + \delta^2 I
+    .. math:: c\, K^{-1} W, \qquad K K^\top = W W^\top + \delta^2 I
 
     with the smaller side of W as the rows. A singular value :math:`\sigma` becomes
     :math:`c\, \sigma / \sqrt{\sigma^2 + \delta^2} < c`, so the bound is proven without a norm. The
@@ -28,9 +28,9 @@ class Cholesky(Norm):
 
     A convolution maps the patch around each pixel, and each pixel stands in as many patches as the
     kernel has positions, ``p``. With c channels on one side of a kernel and at least ``c p`` on the
-    other side, W is the matrix of the patches, and :math:`c\, L^{-1} W / \sqrt{p}` keeps the bound
+    other side, W is the matrix of the patches, and :math:`c\, K^{-1} W / \sqrt{p}` keeps the bound
     for images of every size; where W is large, all frequencies keep their size. For fewer
-    channels a row of W holds one channel at all positions, and the product :math:`L^{-1} W` is
+    channels a row of W holds one channel at all positions, and the product :math:`K^{-1} W` is
     scaled by a norm of its Fourier symbol.
 
     Arguments:

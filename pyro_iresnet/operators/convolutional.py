@@ -45,14 +45,13 @@ class ConvolutionalJacobian(FactoredJacobian):
     @classmethod
     def of(cls, maps: Sequence[LinearMap]) -> "ConvolutionalJacobian | None":
         """Return the factors of a chain of maps, their batch flattened; None for other maps."""
-        factors = alternating(maps, Convolution, event_dim=3)
-        if factors is None:
+        found = alternating(maps, Convolution, event_dim=3)
+        if found is None:
             return None
-        convolutions, diagonals = factors
+        convolutions, slopes = found
         circular = convolutions[0].circular
         if any(c.circular != circular for c in convolutions):
             return None
-        slopes = [d.diagonal.reshape(-1, *d.diagonal.shape[-3:]) for d in diagonals]
         rows = tuple([s.permute(0, 2, 3, 1).flatten(1) for s in slopes])
         height, width = slopes[0].shape[-2:]
         return cls(tuple([c.kernel for c in convolutions]), rows, height, width, circular)

@@ -105,17 +105,18 @@ class FactoredJacobian(ABC):
 
 def alternating(
     maps: Sequence[LinearMap], kind: type[Linear], event_dim: int
-) -> tuple[list[Linear], list[Diagonal]] | None:
-    """Return the maps of a kind that alternate with diagonals; None for other maps."""
-    if len(maps) < 3 or len(maps) % 2 == 0:
+) -> tuple[Sequence[Linear], list[Tensor]] | None:
+    """Return maps of a kind, and the entries of the diagonals between them; None for other maps.
+
+    The batch of the entries is flattened, shape ``(n, *event)``.
+    """
+    linear, diagonals = maps[::2], maps[1::2]
+    if not diagonals or len(linear) != len(diagonals) + 1:
         return None
-    linear: list[Linear] = []
-    diagonals: list[Diagonal] = []
-    for i, factor in enumerate(maps):
-        if i % 2 == 0 and isinstance(factor, kind):
-            linear.append(factor)
-        elif i % 2 and isinstance(factor, Diagonal) and factor.event_dim == event_dim:
-            diagonals.append(factor)
-        else:
+    slopes: list[Tensor] = []
+    for a in diagonals:
+        if not isinstance(a, Diagonal) or a.event_dim != event_dim:
             return None
-    return linear, diagonals
+        slopes.append(a.diagonal.reshape(-1, *a.diagonal.shape[-event_dim:]))
+    found = [a for a in linear if isinstance(a, kind)]
+    return (found, slopes) if len(found) == len(linear) else None

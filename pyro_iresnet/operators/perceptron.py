@@ -38,12 +38,11 @@ class PerceptronJacobian(FactoredJacobian):
     @classmethod
     def of(cls, maps: Sequence[LinearMap]) -> "PerceptronJacobian | None":
         """Return the factors of a chain of maps, their batch flattened; None for other maps."""
-        factors = alternating(maps, Dense, event_dim=1)
-        if factors is None:
+        found = alternating(maps, Dense, event_dim=1)
+        if found is None:
             return None
-        dense, diagonals = factors
-        slopes = [d.diagonal.reshape(-1, d.diagonal.shape[-1]) for d in diagonals]
-        return cls(tuple([w.weight for w in dense]), tuple(slopes))
+        dense, slopes = found
+        return cls(tuple([a.weight for a in dense]), tuple(slopes))
 
     @property
     def event_size(self) -> int:

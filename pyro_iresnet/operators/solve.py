@@ -31,8 +31,8 @@ class Solved(NamedTuple):
     Arguments:
         value: the solution, with the shape of the right-hand side.
         products: the number of products with the Jacobian; shape ``(*batch,)``, or one number.
-        failed: the mask of failed samples, shape ``(*batch,)``; None if none failed. A sample
-            fails if it misses the tolerance, or if its Jacobian exceeds its bound.
+        failed: the mask of failed samples, shape ``(*batch,)``; None if a strategy tells of none.
+            A sample fails if it misses the tolerance, or if its Jacobian exceeds its bound.
     """
 
     value: Tensor

@@ -61,7 +61,7 @@ class FittedColumn:
 
     @classmethod
     def of(cls, name: str, kind: Column, dtype: str, values: Values) -> "FittedColumn":
-        """Fit a column to the values of the training rows, of which no two need differ."""
+        """Fit a column to the values of the training rows, which may all be equal."""
         if not kind.is_integer and not dtype.lower().startswith(("float", "double")):
             # Real numbers do not fit into a column of integers.
             dtype = "float64"

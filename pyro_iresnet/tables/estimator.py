@@ -59,7 +59,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         num_blocks: the number of residual blocks; change this first.
         hidden_features: the width of the hidden layers, or a sequence of widths.
         options: the options of a block; by default those of :func:`iresnet_flow`, with more damping
-            if there are fewer than 100 rows for each column. Then there are no ActNorms either.
+            if there are fewer than 100 rows for each column. So few rows also have no ActNorms,
+            whatever the options.
         max_steps: the most steps of training.
         batch_size: the rows of a step.
         learning_rate: the learning rate of Adam.

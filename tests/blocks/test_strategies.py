@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -108,6 +109,20 @@ def test_estimator_by_mode():
     assert both.with_seed(5) == ByMode(
         PowerSeries(4, probes=2, seed=5), ConvergedSeries(1e-2, probes=3, seed=5)
     )
+
+
+@pytest.mark.parametrize("kind", [PowerSeries, ConvergedSeries])
+def test_seed_keeps_subclass(kind):
+    @dataclass(frozen=True)
+    class Own(kind):
+        factor: float = 2.0
+
+    assert Own(factor=3.0).with_seed(5) == Own(factor=3.0, seed=5)
+
+
+def test_mode_of_plain_call():
+    train, evaluate = PowerSeries(4, probes=2, seed=1), ConvergedSeries(1e-2, probes=3, seed=2)
+    both = ByMode(train, evaluate)
     # Without a mode, the value is that of evaluation.
     at = DenseContraction(3).linearize(torch.randn(4, 3))
     torch.testing.assert_close(both(at, lipschitz=0.9), evaluate(at, lipschitz=0.9))

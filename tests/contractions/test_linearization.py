@@ -1,8 +1,11 @@
 import pytest
 import torch
 
-from pyro_iresnet import testing
+from pyro_iresnet import Exact, ResidualBlock, testing
+from pyro_iresnet.contractions import LayeredContraction, materialize_together
+from pyro_iresnet.contractions.layers import Layer
 from pyro_iresnet.errors import TracingError
+from pyro_iresnet.norms import Gram
 from pyro_iresnet.operators import Chain, Dense, Diagonal, Sum, linearize_by_autograd, unpack
 
 from .. import zoo
@@ -102,3 +105,42 @@ def test_refuses_trace_by_name(name):
         transform = zoo.CONDITIONAL_TRANSFORMS["wrapped"]().condition(torch.randn(4, zoo.CONTEXT))
     with pytest.raises(TracingError, match=r"^Wrapped cannot be traced by torch\.jit: .* layers\."):
         torch.jit.trace(lambda x: transform(x), (torch.randn(4, zoo.DIM),), check_trace=False)
+
+
+class Half(Layer):
+    """Half of the sine of each number, a layer without weights."""
+
+    def __call__(self, h):
+        return 0.5 * h.sin()
+
+    def linearize(self, h):
+        return self(h), Diagonal(0.5 * h.cos(), 1)
+
+    def bound(self):
+        return 0.5
+
+    def rounding(self, h, value):
+        return value.norm(dim=1)
+
+
+class Weightless(LayeredContraction):
+    def __init__(self):
+        super().__init__((3,), None, 0.9, Gram())
+
+    def raw_weights(self):
+        return []
+
+    def layers_with(self, weights):
+        return [Half()]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_network_without_weights(training):
+    block = ResidualBlock(Weightless(), logdet=Exact()).train(training)
+    x = torch.randn(5, 3)
+    y, log_det = block.forward_and_log_det(x)
+    torch.testing.assert_close(y, x + 0.5 * x.sin())
+    torch.testing.assert_close(log_det, torch.log1p(0.5 * x.cos()).sum(1))
+    torch.testing.assert_close(block.inverse(y), x)
+    assert materialize_together([block.contraction])[0].lipschitz_bound() == 0.5
+    assert block.lipschitz_bound() == 0.5

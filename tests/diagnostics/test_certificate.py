@@ -1,5 +1,6 @@
 """``certificate`` and ``spectral_penalty``."""
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.contractions import SequentialContraction, SumContraction
 from pyro_iresnet.diagnostics import spectral_penalty
-from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.norms import Gram, PowerIteration
 
 from .. import zoo
@@ -118,6 +119,12 @@ def test_changes_nothing():
     certificate(flow, torch.randn(20, zoo.DIM))
     assert flow.training
     assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("data", [[[1.0, 2.0]], np.zeros((5, 2))])
+def test_refuses_other_data(data):
+    with pytest.raises(ArgumentTypeError, match=r"data to be a torch.Tensor.*as_tensor\(data\)"):
+        certificate(stack(), data)
 
 
 def test_refuses_context_alone():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -119,6 +120,14 @@ def test_namespaces():
         module = importlib.import_module(f"pyro_iresnet.{name}")
         assert len(module.__all__) == len(set(module.__all__))
         assert all(hasattr(module, each) for each in module.__all__)
+
+
+@pytest.mark.parametrize("name", pyro_iresnet.NAMESPACES)
+def test_late_namespace(name):
+    assert name in dir(pyro_iresnet)
+    code = f"import pyro_iresnet; print(pyro_iresnet.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"pyro_iresnet.{name}"
 
 
 def test_unknown_name():

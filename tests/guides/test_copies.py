@@ -66,6 +66,8 @@ def test_loads_state_dict():
     guide = AutoIResNet(gaussian, 2)
     step(guide, gaussian)
     fresh = AutoIResNet(gaussian, 2, init="plain")
+    with pytest.raises(ArgumentError, match="seen its model"):
+        fresh.load_state_dict(guide.state_dict())
     fresh()
     fresh.load_state_dict(guide.state_dict())
     assert same(fresh, guide)

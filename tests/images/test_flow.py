@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from pyro_iresnet import ConvContraction, Exact
 from pyro_iresnet.blocks import Block, Evaluation
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
+from pyro_iresnet.hosts.nflows import PatientActNorm
 from pyro_iresnet.images import (
     ImageStack,
     dequantize,
@@ -268,6 +269,32 @@ def test_draws_are_known():
     evaluation = stack.evaluate(x)
     assert evaluation.drawn_by == ""
     assert torch.equal(evaluation.log_det(), evaluation.log_det())
+
+
+def test_one_pass_for_a_density(monkeypatch):
+    stack = iresnet_image_stack((1, 8, 8), 1, hidden_channels=4)
+    noise = dist.Normal(torch.zeros(64), torch.ones(64)).to_event(1)
+    density, x = dist.TransformedDistribution(noise, [stack.inv]), 256 * torch.rand(20, 1, 8, 8)
+    stack(x)
+    passes, forward = [], stack.transform.forward
+
+    def counted(inputs, context=None):
+        passes.append(inputs)
+        return forward(inputs, context)
+
+    monkeypatch.setattr(stack.transform, "forward", counted)
+    density.log_prob(x.clone())
+    assert len(passes) == 1
+
+
+def test_pair_starts_nothing():
+    stack = iresnet_image_stack((1, 8, 8), 1, hidden_channels=4)
+    x = 256 * torch.rand(20, 1, 8, 8)
+    stack.log_abs_det_jacobian(x, torch.randn(20, 64))
+    norms = [m for m in stack.modules() if isinstance(m, PatientActNorm)]
+    assert norms
+    assert not any(norm.has_started() for norm in norms)
+    assert stack.training
 
 
 def test_refuses_another_shape_in_a_file():

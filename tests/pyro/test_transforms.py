@@ -10,11 +10,10 @@ from pyro_iresnet import (
     InverseIResNet,
     IResNet,
     ResidualBlock,
-    actnorm,
     iresnet,
 )
 from pyro_iresnet.errors import ArgumentError
-from pyro_iresnet.hosts.pyro import Stack
+from pyro_iresnet.hosts.pyro import LinearAutoregressive, Stack
 
 from .. import zoo
 
@@ -94,15 +93,37 @@ def test_trains_both_directions(name, direction):
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_with_cache():
-    for transform in (iresnet(3), actnorm(3)):
-        transform.eval()
-        other = transform.with_cache(0)
-        assert other is not transform
-        assert transform.with_cache(1) is transform
-        ours, theirs = list(transform.parameters()), list(other.parameters())
-        assert all(a is b for a, b in zip(ours, theirs, strict=True))
-        assert not other.training
+CACHED = zoo.PYRO_TRANSFORMS | {
+    "linear_autoregressive": lambda: LinearAutoregressive(zoo.DIM),
+    "conditioned": lambda: zoo.conditional().condition(torch.randn(zoo.CONTEXT)),
+}
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_with_cache(name):
+    transform, x = CACHED[name]().eval(), torch.randn(5, zoo.DIM)
+    inverse, y = transform.inv, transform(x)
+    other = transform.with_cache(0)
+    assert transform.with_cache(1) is transform
+    assert type(other) is type(transform)
+    assert other.inv is not inverse
+    assert torch.equal(other(x), y)
+    assert transform.inv(y) is x
+    assert other.inv(y) is not x
+    ours, theirs = list(transform.parameters()), list(other.parameters())
+    assert all(a is b for a, b in zip(ours, theirs, strict=True))
+    assert list(other.state_dict()) == list(transform.state_dict())
+    assert not other.training
+    assert not other.train() or not transform.training
+
+
+def test_with_cache_leaves_stack():
+    stack, x = zoo.PYRO_TRANSFORMS["stack"]().eval(), torch.randn(5, zoo.DIM)
+    y = stack(x)
+    other = stack.with_cache(0)
+    other.parts = other.parts[:1]
+    assert len(stack.parts) > len(other.parts) == 1
+    assert torch.equal(stack(x.clone()), y)
 
 
 def test_stack_registers_parameters():

@@ -108,6 +108,8 @@ def test_declares_columns(folder, kind, told, monkeypatch):
         (("fit", "none.csv", "-o", "m.pt"), "there is none at none.csv"),
         (("fit", "{t}", "-o", "m.pt", "--columns", "size=blue"), "NAME=KIND"),
         (("fit", "{t}", "-o", "m.pt", "--columns", "size=integer:a:b"), "NAME=KIND"),
+        (("fit", "{t}", "-o", "m.pt", "--columns", "real"), "NAME=KIND"),
+        (("fit", "{t}", "-o", "m.pt", "--columns", "integer:0:5"), "NAME=KIND"),
         (("fit", "{t}", "-o", "{f}/no/folder/m.pt", "--steps", "1"), "no/folder"),
         (("score", "{t}", "{t}", "-o", "s.csv"), "another kind of file"),
         (("score", "{m}", "{t}", "-o", "s.txt"), ".csv or .parquet"),

@@ -103,10 +103,12 @@ class IResNetTransform(SavedSettings, Transform):
         return evaluation.x, -evaluation.log_det()
 
 
-def widths(hidden_features: int | Sequence[int] | None) -> Sequence[int] | None:
+def widths(
+    value: int | Sequence[int] | None, name: str = "hidden_features"
+) -> Sequence[int] | None:
     """Return the widths of the hidden layers; one number stands for two layers of that width."""
-    if hidden_features is None:
+    if value is None:
         return None
-    if isinstance(hidden_features, SupportsIndex):
-        return 2 * [check_positive_int(hidden_features, "hidden_features")]
-    return check_dims(hidden_features, "hidden_features")
+    if isinstance(value, SupportsIndex):
+        return 2 * [check_positive_int(value, name)]
+    return check_dims(value, name)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...blocks import Evaluation
-from ...errors import ArgumentError, check_cache_size, check_positive_int, check_tensor
+from ...errors import ArgumentError, check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
 from .cached_transform import CachedTransform
 from .transform import reals
@@ -93,16 +93,6 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
         # A question about a pair does not start.
         return self._evaluation(x, y)
-
-    def with_cache(self, cache_size: int = 1) -> "ActNorm":
-        """Return the transform, parameters shared, with another cache."""
-        if check_cache_size(cache_size) == self._cache_size:
-            return self
-        event_dim = len(self._spread)
-        other = ActNorm(self.input_dim, event_dim=event_dim, cache_size=cache_size)
-        other._parameters = self._parameters
-        other.training = self.training
-        return other
 
     def extra_repr(self) -> str:
         shown = f"input_dim={self.input_dim}"

@@ -8,7 +8,7 @@ import sys
 import weakref
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro.nn import PyroModule
@@ -35,8 +35,8 @@ NO_CALL = "a transform of torch is called without the hooks of a module"
 class CachedTransform:
     """A bijective Pyro transform with one remembered evaluation, before a host's transform class.
 
-    To write one, define ``domain``, :meth:`check`, :meth:`evaluate`, :meth:`evaluate_inverse` and
-    ``with_cache``. The last call is found by the identity of its tensors, as in torch:
+    To write one, define ``domain``, :meth:`check`, :meth:`evaluate` and :meth:`evaluate_inverse`.
+    The last call is found by the identity of its tensors, as in torch:
     ``log_abs_det_jacobian(x, y)`` after ``y = t(x)`` costs no second pass, and ``t.inv(y)`` no
     inversion. A write to ``x``, ``y`` or a parameter, and another mode, end the memory. With
     gradients a second ``t(x)`` and a second log-determinant are computed anew, so that two losses
@@ -108,6 +108,16 @@ class CachedTransform:
             x, y = _of_one_batch(x, y, ends.domain.event_dim, ends.codomain.event_dim)
         evaluation = self.evaluate_pair(x, y)
         return _without_mcmc(evaluation) if evaluation.drawn_by else evaluation
+
+    def with_cache(self, cache_size: int = 1) -> Self:
+        """Return the transform, parameters shared, with another cache."""
+        if check_cache_size(cache_size) == self._cache_size:
+            return self
+        other = type(self).__new__(type(self))
+        # A stack that is given other parts clears its table of modules in place.
+        own = {"_cache_size": cache_size, "_memory": None, "_inv": None}
+        vars(other).update(vars(self), **own, _modules=dict(vars(self)["_modules"]))
+        return other
 
     def _call(self, x: Tensor) -> Tensor:
         return self.evaluation(x=x).y

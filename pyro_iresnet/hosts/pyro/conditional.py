@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
 from ...contractions.hooks import HOOKS, refuse_hooks
-from ...errors import ArgumentError, check_cache_size, check_instance
+from ...errors import ArgumentError, check_instance
 from .cached_transform import NO_CALL, forget_the_store
 from .transform import BlockTransform, reals
 
@@ -47,14 +47,6 @@ class ConditionedIResNet(BlockTransform):
         """Return the context with the batch of a checked tensor."""
         batch = x.shape[: x.dim() - self.block.event_dim]
         return self.context.expand(*batch, self.context.shape[-1])
-
-    def with_cache(self, cache_size: int = 1) -> "ConditionedIResNet":
-        """Return the transform, parameters and context shared, with another cache."""
-        if check_cache_size(cache_size) == self._cache_size:
-            return self
-        other = ConditionedIResNet(self.block, self.context, cache_size=cache_size)
-        other.training = self.training
-        return other
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return ``shape`` with the batch of the context, or raise."""

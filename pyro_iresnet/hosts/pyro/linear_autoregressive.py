@@ -10,7 +10,6 @@ from ...blocks import Evaluation
 from ...errors import (
     ArgumentError,
     ArgumentTypeError,
-    check_cache_size,
     check_dense,
     check_positive_int,
     check_tensor,
@@ -145,15 +144,6 @@ class LinearAutoregressive(CachedTransform, TransformModule):
             x = torch.cat(columns, 1).reshape(y.shape)
             change = change.clamp(-LIMIT, LIMIT).reshape(y.shape)
             return self._evaluation(x, y, change, change.exp(), below, above)
-
-    def with_cache(self, cache_size: int = 1) -> "LinearAutoregressive":
-        """Return the transform, parameters shared, with another cache."""
-        if check_cache_size(cache_size) == self._cache_size:
-            return self
-        other = LinearAutoregressive(self.input_dim, cache_size=cache_size)
-        other._parameters = self._parameters
-        other.training = self.training
-        return other
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}"

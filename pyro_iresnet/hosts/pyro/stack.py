@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from ..._modules import contractions_of, evaluating, modules_of
+from ..._modules import contractions_of
 from ..._settings import SavedSettings
 from ..._torch import InverseTransform, is_compiling
 from ...blocks import Block, Evaluation
@@ -18,7 +18,7 @@ from ...blocks.in_turn import evaluate_in_turn
 from ...cached import together
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
-from ..data_dependent_init import DataDependentInit
+from ..data_dependent_init import without_start
 from .any_transform import evaluate_each, evaluate_inverse
 from .cached_transform import NO_CALL, CachedTransform
 from .registered import module_in, parts_in, slots_of
@@ -169,8 +169,7 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
     def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
         if is_compiling():
             return self.evaluate(x)
-        # A question about a pair starts no ActNorm.
-        with evaluating([m for m in modules_of(self) if isinstance(m, DataDependentInit)]):
+        with without_start(self):
             return self.evaluate(x)
 
     def check(self, x: Tensor, name: str) -> Tensor:
@@ -229,14 +228,6 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
             runs = _runs([part for part, _, _ in parts])
             self._derived = key, _Ends(domain, codomain, extra_dims, mixed, runs)
         return self._derived[1]
-
-    def with_cache(self, cache_size: int = 1) -> "Stack":
-        """Return a stack of the same parts with another cache."""
-        if check_cache_size(cache_size) == self._cache_size:
-            return self
-        other = Stack(self.parts, cache_size)
-        other.training = self.training
-        return other
 
 
 class _Ends(NamedTuple):

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ..._settings import SavedSettings
 from ...blocks import Block, Evaluation
-from ...errors import check_cache_size, check_event_shape, check_instance
+from ...errors import check_event_shape, check_instance
 from .cached_transform import CachedTransform
 
 # Torch asks for the domain many times in a step, and the domain does not change.
@@ -54,14 +54,6 @@ class BlockTransform(SavedSettings, CachedTransform, TransformModule):
 
     def check(self, x: Tensor, name: str) -> Tensor:
         return self.block.check(x, None, name)[0]
-
-    def with_cache(self, cache_size: int = 1) -> "BlockTransform":
-        """Return the transform, parameters shared, with another cache."""
-        if check_cache_size(cache_size) == self._cache_size:
-            return self
-        other = type(self)(self.block, cache_size=cache_size)
-        other.training = self.training
-        return other
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return ``shape``, or raise unless it ends in the event shape."""

@@ -18,6 +18,7 @@ from ....blocks import Block, pack_blocks
 from ....errors import (
     ArgumentError,
     ArgumentTypeError,
+    check_flag,
     check_positive,
     check_positive_int,
 )
@@ -117,10 +118,7 @@ class AutoIResNet(AutoNormalizingFlow):
                 "Expected init_loc_fn to be a callable, such as init_to_median; "
                 f"got {init_loc_fn!r}."
             )
-        if not isinstance(path_gradients, bool):
-            raise ArgumentTypeError(
-                f"Expected path_gradients to be True or False; got {path_gradients!r}."
-            )
+        path_gradients = check_flag(path_gradients, "path_gradients")
         if init not in STARTS:
             raise ArgumentError(f"Expected init to be one of {', '.join(STARTS)}; got {init!r}.")
         # AutoNormalizingFlow's own would fix init_loc_fn and register a parameter twice.
@@ -277,6 +275,14 @@ class AutoIResNet(AutoNormalizingFlow):
     def _outer(self) -> LinearAutoregressive:
         [*_, outer] = self._stack().parts
         return outer  # pyright: ignore[reportReturnType]
+
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Any, prefix: str, *arguments: Any
+    ) -> None:
+        if any(name.startswith(f"{prefix}transform.") for name in state_dict):
+            # Torch would list the parameters of the flow as unexpected.
+            self._stack()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's own drops the model from the guide that is copied, too.

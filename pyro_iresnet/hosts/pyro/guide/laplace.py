@@ -15,6 +15,8 @@ LogDensity = Callable[[Tensor], Tensor]
 DRAWS = 64
 # The most coordinates for which a Hessian is tried unasked: each takes one backward pass.
 LARGEST = 200
+# The most steps of L-BFGS.
+SEARCH = 500
 # The most Newton steps; near a mode each step squares the error.
 NEWTON = 20
 
@@ -32,7 +34,7 @@ def plain(loc: Tensor, scale: float) -> Normal:
     return Normal(loc, scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
 
 
-def laplace(log_joint: LogDensity, loc: Tensor, *, max_steps: int = 500) -> Normal:
+def laplace(log_joint: LogDensity, loc: Tensor) -> Normal:
     r"""Return the Laplace approximation, :math:`N(m, H^{-1})`.
 
     ``m`` is the mode, found from ``loc`` by L-BFGS and refined by Newton's method. :math:`H` is the
@@ -41,7 +43,7 @@ def laplace(log_joint: LogDensity, loc: Tensor, *, max_steps: int = 500) -> Norm
     definite.
     """
     try:
-        return _laplace(log_joint, loc, max_steps)
+        return _laplace(log_joint, loc)
     except LaplaceError:
         raise
     # A model may raise any of these where the search leads, or for a missing derivative.
@@ -88,9 +90,9 @@ def _curvature(log_joint: LogDensity, mode: Tensor) -> tuple[Tensor, Tensor]:
     return factor.flip(0, 1), step
 
 
-def _laplace(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Normal:
+def _laplace(log_joint: LogDensity, loc: Tensor) -> Normal:
     with torch.enable_grad():
-        mode = _mode(log_joint, loc, max_steps)
+        mode = _mode(log_joint, loc)
         if not bool(mode.isfinite().all()):
             raise LaplaceError(
                 f"The search for a mode ran away from the start {_told(loc)}. Start elsewhere "
@@ -111,9 +113,9 @@ def _laplace(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Normal:
     return Normal(mode, torch.linalg.solve_triangular(upper, eye, upper=True).mT.contiguous())
 
 
-def _mode(log_joint: LogDensity, loc: Tensor, max_steps: int) -> Tensor:
+def _mode(log_joint: LogDensity, loc: Tensor) -> Tensor:
     z = loc.detach().clone().requires_grad_()
-    search = torch.optim.LBFGS([z], max_iter=max_steps, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([z], max_iter=SEARCH, line_search_fn="strong_wolfe")
 
     def negative() -> float:
         value = -log_joint(z)
