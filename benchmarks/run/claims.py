@@ -217,7 +217,8 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
         f"{ORDERS} orders of the weights. Where a gradient has no error, its line reads as much as "
         "the noise of the draws. normflows and flowcon return in train mode a value whose gradient "
         "is that of the log-density, though it is not the log-density itself; normflows scales "
-        "the log-determinant's by the weight of the first sample."
+        "the gradient of the log-determinant by the weight of the first sample. This project "
+        "certifies the inverse of each block; no package tells the error of the whole flow."
     )
     publish("claims", "What other packages keep", body, fast=fast, write=write)
 

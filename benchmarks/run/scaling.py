@@ -64,6 +64,8 @@ their leading power. A slope is that of the logarithm over the logarithm of the 
 above to its row. Small calls are bound by the number of operations, so their time grows less than
 their products. In eval mode the log-determinant is exact up to {exact:,} coordinates, and a series
 with a stated error above: the number of its terms depends on the weights, which are untrained here.
+The exact log-determinant takes D products where no hidden layer is narrower than D, and has the
+side of the hidden layer where one is: so D = 1,024 with layers of 256 takes less than D = 256.
 """
 
 

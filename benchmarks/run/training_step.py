@@ -1,5 +1,6 @@
 """Time, products and memory of one training step, beside the published packages."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -7,6 +8,7 @@ import torch
 
 # An optimiser imports the compiler at its first step, which would count as memory of that step.
 import torch._dynamo
+import torch._inductor.config
 import typer
 
 from pyro_iresnet import IResNetTransform, Roulette
@@ -122,6 +124,30 @@ def on_trained(saved: str, threads: int, fast: bool) -> dict[str, Timed]:
     return timed(steps, rounds=2 if fast else 51, counted=1 if fast else 10)
 
 
+def first_steps(dim: int) -> list[float]:
+    """Return the seconds of the first compiled step, and of the first with a second batch size."""
+    torch.set_num_threads(2)
+    torch._inductor.config.force_disable_caches = True
+    sizes = [BATCH, BATCH // 2]
+    contender = contenders.this_project(WORKS[dim])
+    step = training_step(contender, lambda: torch.randn(sizes.pop(0), dim), compiled=True)
+    seconds = []
+    while sizes:
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def compilation() -> str:
+    """Return the table of the seconds of compilation."""
+    rows = []
+    for dim in WORKS:
+        rows.append([f"D = {dim}", *(f"{s:.0f}" for s in in_fresh_process(first_steps, dim))])
+    body = table(["", "first step", f"first step with {BATCH // 2} rows"], rows)
+    return f"## Seconds of compilation, two threads\n\n{body}"
+
+
 def plain_over_inside(work: Work, rounds: int) -> float:
     """Time a step of one flow, plain and inside ``cached``, in turn; return the ratio."""
     torch.manual_seed(0)
@@ -207,6 +233,8 @@ def main(fast: Fast = False, write: Write = False, log: Kept = None) -> None:
         cells = ratios(found[DEFAULT], *fastest(base))
         goals.append([f"{head}, over {FORMER}", str(threads), *cells, f"<= {DIGITS_GOAL}"])
     body.append(memory(fast))
+    if not fast:
+        body.append(compilation())
     body.append("## Plain steps over steps inside `cached`\n")
     for dim in BOTH_WAYS:
         ratio = plain_over_inside(WORKS[dim], rounds=1 if fast else 201)
