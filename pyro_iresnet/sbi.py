@@ -9,8 +9,12 @@ from sbi.utils.nn_utils import get_numel  # pyright: ignore[reportMissingImports
 from sbi.utils.sbiutils import standardizing_net  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
+from .activations import Sine
 from .errors import ArgumentError
 from .hosts.nflows import conditional_iresnet_flow
+
+# Higher frequencies learn the noise of some thousand simulations: docs/how-to/sbi.md.
+ACTIVATION = partial(Sine, frequencies=(0.1, 3.0))
 
 
 def iresnet_builder(
@@ -27,7 +31,8 @@ def iresnet_builder(
             thin or separate ones.
         embedding_net: makes a vector of the standardised data of a row; None for data that are
             vectors.
-        options: of :func:`conditional_iresnet_flow`, such as ``hidden_features``.
+        options: of :func:`conditional_iresnet_flow`, such as ``hidden_features``. The default
+            activation is :class:`Sine` with frequencies from 0.1 to 3.
 
     Raises:
         ArgumentError: when the function is called, for data of more than one axis without an
@@ -45,7 +50,8 @@ def iresnet_builder(
         >>> inference = NPE(prior, density_estimator=iresnet_builder(), show_progress_bars=False)
     """
 
-    return partial(_built, num_blocks, embedding_net, options)
+    given = options if "options" in options else {"activation": ACTIVATION, **options}
+    return partial(_built, num_blocks, embedding_net, given)
 
 
 def _built(

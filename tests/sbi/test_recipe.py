@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.distributions import MultivariateNormal
 
 pytest.importorskip("sbi", reason="needs the extra sbi")
 
+from pyro_iresnet.activations import Sine
 from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.options import BlockOptions
 from pyro_iresnet.sbi import iresnet_builder
 
 from .recipe import EXAMPLES, NPE, draw, fitted
@@ -36,6 +39,20 @@ def test_pickles():
     build = pickle.loads(pickle.dumps(iresnet_builder(2, hidden_features=8)))
     net = build(torch.randn(20, 2), torch.randn(20, 3))
     assert net.condition_shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("options", "highest"),
+    [
+        ({}, 3.0),
+        ({"activation": partial(Sine, frequencies=(0.5, 7.0))}, 7.0),
+        ({"options": BlockOptions(lipschitz=0.9)}, 12.0),
+    ],
+)
+def test_frequencies(options, highest):
+    net = iresnet_builder(2, **options)(torch.randn(20, 2), torch.randn(20, 3))
+    found = {m.frequencies[1] for m in net.modules() if isinstance(m, Sine)}
+    assert found == {highest}
 
 
 def test_refuses_series_without_embedding():
