@@ -85,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the names, with those that are imported on demand."""
-    return sorted({*globals(), *__all__, *NAMESPACES})
+    return sorted({*globals(), *__all__})
