@@ -5,7 +5,7 @@ A block ``y = x + g(x)`` with ``Lip(g) < 1`` (Behrmann et al., 2019) as a Pyro `
 
 The names here are those of every day. The rest is in the namespaces ``norms``, ``activations``,
 ``contractions``, ``logdet``, ``solvers``, ``coordinates``, ``operators``, ``blocks``, ``options``,
-``hosts``, ``diagnostics``, ``errors`` and ``testing``; ``tables``, ``images``, ``sbi`` and
+``hosts``, ``diagnostics``, ``images``, ``errors`` and ``testing``; ``tables``, ``sbi`` and
 ``training`` need the packages of an extra.
 """
 

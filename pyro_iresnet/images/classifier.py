@@ -130,9 +130,9 @@ class IResNetClassifier(nn.Module):
                 parts.append(SqueezeTransform())
                 image = squeezed(image)
             for _ in range(count):
-                wide = hidden_of(image) if hidden is None else hidden
+                dims = hidden_of(image) if hidden is None else hidden
                 g = ConvContraction(
-                    image, wide, lipschitz=lipschitz, activation=activation, norm=norm
+                    image, dims, lipschitz=lipschitz, activation=activation, norm=norm
                 )
                 parts += [PatientActNorm(image[0]), self.make_block(g)]
             scales.append(nn.ModuleList(parts))

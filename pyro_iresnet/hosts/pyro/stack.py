@@ -12,7 +12,7 @@ from torch.distributions.transforms import Transform
 
 from ..._modules import contractions_of
 from ..._settings import SavedSettings
-from ..._torch import InverseTransform, is_compiling
+from ..._torch import InverseTransform
 from ...blocks import Block, Evaluation
 from ...blocks.in_turn import evaluate_in_turn
 from ...cached import together
@@ -167,8 +167,6 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
         return _chain(steps, ends.extra_dims)
 
     def evaluate_pair(self, x: Tensor, y: Tensor) -> Evaluation:
-        if is_compiling():
-            return self.evaluate(x)
         with without_start(self):
             return self.evaluate(x)
 
