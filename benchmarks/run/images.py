@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import matplotlib.pyplot as plt
 import torch
@@ -11,6 +11,7 @@ import typer
 from torch import Tensor
 
 from pyro_iresnet import Exact, Roulette
+from pyro_iresnet.activations import ELU, Sine
 from pyro_iresnet.blocks import Block
 from pyro_iresnet.images import ImageFlow, IResNetClassifier
 from pyro_iresnet.logdet import ConvergedSeries, LogDet
@@ -21,6 +22,8 @@ from ..harness.report import Write, publish, table
 from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
 from ..peers.image_flows import makers, size_of
 from ..targets.images import Images, digits, load
+
+T = TypeVar("T")
 
 app = typer.Typer(help="Train an image flow or a classifier, and measure it.")
 
@@ -36,6 +39,7 @@ Progress = Annotated[bool, typer.Option(help="Show the progress.")]
 
 MARGIN = 1e-4
 ROWS = 250
+ACTIVATIONS = {kind.__name__: kind for kind in (Sine, ELU)}
 
 
 @app.command()
@@ -57,7 +61,7 @@ def density(
     images = _images(data, held_out)
     settings = {"seed": seed, "rate": rate, "batch": batch, "held_out": held_out}
     torch.manual_seed(seed)
-    made = makers()[flow](images.shape, images.levels, MARGIN)
+    made = _known("flow", flow, makers())(images.shape, images.levels, MARGIN)
     # ActNorms start from many images.
     made.log_prob(images.x_train[torch.randint(len(images.x_train), (512,))])
     out.mkdir(parents=True, exist_ok=True)
@@ -101,17 +105,25 @@ def classify(
     rate: Rate = 3e-3,
     batch: Size = 128,
     held_out: HeldOut = 0,
+    activation: Annotated[str, typer.Option(help=", ".join(ACTIVATIONS))] = "Sine",
     rebuilt: Annotated[int, typer.Option(help="Test images to reconstruct.")] = 500,
     progress: Progress = True,
 ) -> None:
     """Train a classifier, and measure its error and that of its reconstructions."""
     images = _images(data, held_out)
     settings = {"seed": seed, "rate": rate, "batch": batch, "held_out": held_out}
+    settings["activation"] = activation
+    kind_of_activation = _known("activation", activation, ACTIVATIONS)
     torch.manual_seed(seed)
     classes = int(images.y_train.max()) + 1
     plain = lipschitz == 0
     kind = PlainClassifier if plain else IResNetClassifier
-    net = kind(images.shape, classes, lipschitz=0.9 if plain else lipschitz)
+    net = kind(
+        images.shape,
+        classes,
+        lipschitz=0.9 if plain else lipschitz,
+        activation=kind_of_activation,
+    )
     mirrored = images.shape[0] == 3
     scale = _Scale(images)
     net(scale(images.x_train[torch.randint(len(images.x_train), (512,))]))
@@ -151,6 +163,12 @@ def classify(
         "error_bound": torch.cat([f.error_bound for f in found]).max().item(),
     }
     _write(out, record, images, net, seconds, steps, settings)
+
+
+def _known(argument: str, name: str, known: dict[str, T]) -> T:
+    if name not in known:
+        raise typer.BadParameter(f"{argument} is one of {list(known)}; got {name!r}.")
+    return known[name]
 
 
 def _images(data: Path | None, held_out: int) -> Images:
@@ -260,7 +278,8 @@ the first 100 by the dense determinant; each with its standard error over the im
 def _classifiers(runs: list[dict[str, Any]]) -> str:
     header = [
         *("c", "error, %", "largest proven bound", "largest error of a pixel"),
-        *("largest error of an image", "its certified bound", "parameters", "steps"),
+        *("largest error of an image", "its certified bound", "activation", "rate"),
+        *("parameters", "steps"),
     ]
     rows = [
         [
@@ -268,6 +287,8 @@ def _classifiers(runs: list[dict[str, Any]]) -> str:
             f"{run['error']:.2f}",
             f"{max(run['proven']):.4f}" if run["proven"] else "none",
             *(f"{run[key]:.1e}" for key in ("largest_entry", "largest_norm", "error_bound")),
+            run["activation"],
+            f"{run['rate']:g}",
             f"{run['parameters']:,}",
             f"{run['steps']:,}",
         ]
@@ -277,7 +298,7 @@ def _classifiers(runs: list[dict[str, Any]]) -> str:
 
 
 def _flows(runs: list[dict[str, Any]]) -> str:
-    header = ["flow", "bits/dim", "deterministic", "exact", "parameters", "steps"]
+    header = ["flow", "bits/dim", "deterministic", "exact", "rate", "parameters", "steps"]
     rows = [
         [
             run["flow"],
@@ -285,6 +306,7 @@ def _flows(runs: list[dict[str, Any]]) -> str:
                 f"{run[key][0]:.3f} +- {run[key][1]:.3f}" if key in run else ""
                 for key in ("bits", "series", "exact")
             ),
+            f"{run['rate']:g}",
             f"{run['parameters']:,}",
             f"{run['steps']:,}",
         ]

@@ -53,6 +53,7 @@ def test_classifier(tmp_path, lipschitz):
 
 def test_page(tmp_path):
     common = {"data": "digits", "minutes": 1.02, "parameters": 1000, "steps": 2000, "machine": "m"}
+    common |= {"rate": 3e-3, "activation": "ELU"}
     runs = [
         {"task": "density", "flow": "Glow", "bits": [1.5, 0.01]},
         {"task": "density", "flow": "i-ResNet", "bits": [1.25, 0.01], "exact": [1.26, 0.02]},
@@ -75,21 +76,31 @@ def test_page(tmp_path):
     rows = [[c.strip() for c in row] for row in reduced.cells(result.output)]
     flows = [row for row in rows if row[0] in ("Glow", "i-ResNet")]
     assert flows == [
-        ["i-ResNet", "1.250 +- 0.010", "", "1.260 +- 0.020", "1,000", "2,000"],
-        ["Glow", "1.500 +- 0.010", "", "", "1,000", "2,000"],
+        ["i-ResNet", "1.250 +- 0.010", "", "1.260 +- 0.020", "0.003", "1,000", "2,000"],
+        ["Glow", "1.500 +- 0.010", "", "", "0.003", "1,000", "2,000"],
     ]
-    nets = [row[:6] for row in rows if row[0] in ("none", "0.9")]
+    nets = [row[:8] for row in rows if row[0] in ("none", "0.9")]
     assert nets == [
-        ["none", "0.40", "none", "1.0e+30", "nan", "inf"],
-        ["0.9", "0.50", "0.9000", "1.0e-09", "2.0e-09", "3.0e-08"],
+        ["none", "0.40", "none", "1.0e+30", "nan", "inf", "ELU", "0.003"],
+        ["0.9", "0.50", "0.9000", "1.0e-09", "2.0e-09", "3.0e-08", "ELU", "0.003"],
     ]
 
 
 @pytest.mark.slow
 def test_network_without_bounds(tmp_path):
-    found = run(tmp_path, "classify", "--minutes", "0.1", "--lipschitz", "0")
+    found = run(tmp_path, "classify", "--minutes", "0.1", "--lipschitz", "0", "--activation", "ELU")
     assert found["proven"] == []
+    assert found["activation"] == "ELU"
     assert found["error_bound"] == math.inf
+
+
+@pytest.mark.parametrize(("task", "argument"), [("density", "flow"), ("classify", "activation")])
+def test_unknown_name(tmp_path, task, argument):
+    command = [task, "--out", str(tmp_path), f"--{argument}", "Glov"]
+    result = typer.testing.CliRunner().invoke(images.app, command)
+    assert result.exit_code == 2
+    assert f"{argument} is one of" in result.output
+    assert "Glov" in result.output
 
 
 @pytest.mark.parametrize("name", [n for n in makers() if n.startswith("i-ResNet")])
