@@ -77,7 +77,7 @@ def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | N
     size = linearization.event_size
     expected = vmap(jacrev(one), in_dims=in_dims)(x, context).reshape(len(x), size, size)
     torch.testing.assert_close(linearization.as_matrix(), expected)
-    v = torch.randn(3, *x.shape, dtype=x.dtype)
+    v = torch.randn(3, *x.shape, dtype=x.dtype, device=x.device)
     flat = v.flatten(v.dim() - event_dim)
     mv = (expected @ flat[..., None])[..., 0].reshape(v.shape)
     vm = (expected.mT @ flat[..., None])[..., 0].reshape(v.shape)
@@ -86,7 +86,7 @@ def check_linearization(contraction: Contraction, x: Tensor, context: Tensor | N
     trace = linearization.trace()
     if trace is not None:
         torch.testing.assert_close(trace, expected.diagonal(dim1=-2, dim2=-1).sum(-1))
-    index = torch.tensor([len(x) - 1, 0, 0])
+    index = torch.tensor([len(x) - 1, 0, 0], device=x.device)
     torch.testing.assert_close(linearization.select(index).mv(v[0][index]), mv[0][index])
 
 
@@ -144,18 +144,23 @@ def check_purity(contraction: Contraction, x: Tensor, context: Tensor | None = N
     """
     _is_one(contraction)
     state = {name: value.clone() for name, value in contraction.state_dict().items()}
-    before = x.clone()
-    training = contraction.training
-    first = contraction.train()(x, context)
-    linearized = contraction.linearize(x, context).value
-    contraction.lipschitz_bound()
-    second = contraction.eval()(x, context)
-    contraction.train(training)
-    _require(torch.equal(first, second), "train and eval mode give different values")
-    torch.testing.assert_close(linearized, first)
-    _require(torch.equal(x, before), "a call changed its input")
+    inputs = {"x": x} if context is None else {"x": x, "context": context}
+    before = {name: value.clone() for name, value in inputs.items()}
+    modes = [(module, module.training) for module in contraction.modules()]
+    try:
+        first = contraction.train()(x, context)
+        linearized = contraction.linearize(x, context).value
+        contraction.lipschitz_bound()
+        second = contraction.eval()(x, context)
+    finally:
+        for module, training in modes:
+            module.training = training
+    for name, value in inputs.items():
+        _require(torch.equal(value, before[name]), f"a call changed {name}")
     for name, value in contraction.state_dict().items():
         _require(torch.equal(value, state[name]), f"a call changed {name}")
+    _require(torch.equal(first, second), "train and eval mode give different values")
+    torch.testing.assert_close(linearized, first)
 
 
 @torch.no_grad()
@@ -186,9 +191,10 @@ def check_logdet(
         >>> testing.check_logdet(Roulette(), linearization, lipschitz=g.lipschitz)
     """
     size = linearization.event_size
-    matrix = torch.eye(size, dtype=linearization.value.dtype) + linearization.as_matrix()
-    exact = torch.linalg.slogdet(matrix).logabsdet
-    samples = torch.arange(len(exact)).repeat(max(1, draws // CALLS))
+    jacobian = linearization.as_matrix()
+    identity = torch.eye(size, dtype=jacobian.dtype, device=jacobian.device)
+    exact = torch.linalg.slogdet(identity + jacobian).logabsdet
+    samples = torch.arange(len(exact), device=exact.device).repeat(max(1, draws // CALLS))
     means: list[Tensor] = []
     for _ in range(CALLS):
         estimates = estimator(linearization.select(samples), lipschitz=lipschitz)

@@ -67,7 +67,9 @@ def steps_to(flow: Flow, z: Tensor, truth: Tensor, error: float) -> list[int]:
 
         return block
 
-    loosest(flow, z, truth, counting, error)
+    tolerance, _ = loosest(flow, z, truth, counting, error)
+    # The last tolerance that was tried may be another one.
+    invert(flow, z, counting(tolerance))
     return counts
 
 

@@ -94,7 +94,8 @@ def this_project(
 
 def normflows_residual(work: Work, *, brute_force: bool) -> Contender:
     """Build ``normflows.flows.Residual``, whose ``update_lipschitz`` belongs to every step."""
-    flows: list[nn.Module] = []
+    # The list runs from noise to data.
+    flows: list[nn.Module] = [normflows.flows.ActNorm(work.dim)] if work.actnorm else []
     for _ in range(work.blocks):
         net = normflows.nets.LipschitzMLP(
             [work.dim, *work.hidden, work.dim], max_lipschitz_iter=POWER_ITERATIONS

@@ -55,6 +55,19 @@ def test_exact_density():
     torch.testing.assert_close(claims.exact(contender, x), normal.log_prob(x).sum(1))
 
 
+def test_error_of_mean():
+    torch.set_default_dtype(torch.float64)
+
+    def noisy(x):
+        exact = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+        return exact + 0.1 + torch.randn(len(x))
+
+    torch.manual_seed(0)
+    contender = Contender(torch.nn.Identity(), noisy, lambda x: x)
+    assert claims.density(contender, 20)[1] == pytest.approx(0.8 / math.sqrt(20), rel=0.25)
+    assert claims.density(contender, 2000)[1] == pytest.approx(0.1, rel=0.1)
+
+
 def test_hears_warnings():
     contender = Contender(torch.nn.Identity(), lambda x: x, lambda x: x)
 

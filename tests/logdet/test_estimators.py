@@ -97,26 +97,11 @@ def test_unbiased_value(roulette, hidden):
     testing.check_logdet(roulette, g.linearize(x), lipschitz=0.95, draws=DRAWS)
 
 
-MATRICES = {
-    "near_one": 0.95 * torch.eye(3),
-    "near_minus_one": -0.9 * torch.eye(3),
-    "rotation": 0.9 * torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
-    "nilpotent": torch.tensor([[0.0, 0.9, 0.0], [0.0, 0.0, 0.9], [0.0, 0.0, 0.0]]),
-    "zero": torch.zeros(3, 3),
-}
-
-
-@pytest.mark.parametrize("name", MATRICES)
-def test_hard_jacobians(name):
-    matrix = MATRICES[name].double()
-    linearization = Linearization(torch.zeros(2, 3), Dense(matrix))
-    testing.check_logdet(Roulette(), linearization, lipschitz=0.95, draws=DRAWS)
-
-
 def test_bounded_draws():
     linearization = Linearization(torch.zeros(2000, 2), Dense(0.9 * torch.eye(2)))
-    draws = Roulette()(linearization, lipschitz=0.9)
-    assert (draws - 2 * math.log(1.9)).abs().max() <= 0.1
+    # The control variate of equal Jacobians is exact, so no draw would be off.
+    draws = Roulette(control_variate=None)(linearization, lipschitz=0.9)
+    assert 0 < (draws - 2 * math.log(1.9)).abs().max() <= 0.02
 
 
 @pytest.mark.parametrize("hidden", [(8,), (8, 7), (6, 6, 6)])
