@@ -65,7 +65,7 @@ class BlockOptions:
         coordinates: the coordinates in which ``g`` contracts: a strategy, a sequence of strategies
             that act in turn, or None for those of ``x``.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(D)``.
-        solver: the solver of the inverse with its tolerance; by default ``auto_solver(D)``.
+        solver: the solver of the inverse with its tolerance; by default :class:`Anderson`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an option out of range or of the wrong type.

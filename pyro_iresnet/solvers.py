@@ -10,7 +10,6 @@ from .inverse import (
     Solver,
     Stateless,
     Step,
-    auto_solver,
     solve,
 )
 from .solution import Result, Solution, Stats
@@ -28,6 +27,5 @@ __all__ = [
     "Stateless",
     "Stats",
     "Step",
-    "auto_solver",
     "solve",
 ]

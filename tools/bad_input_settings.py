@@ -172,7 +172,6 @@ def builders() -> dict[str, Recipe]:
         ),
         "auto_activation": (activations.auto_activation, {"dim": 3}),
         "auto_logdet": (logdet.auto_logdet, {"event_size": 3}),
-        "auto_solver": (solvers.auto_solver, {"event_size": 3}),
         "auto_linear_solve": (operators.auto_linear_solve, {"event_size": 3}),
         "ByMode": (ir.ByMode, {"train": ir.Exact(), "evaluate": ir.Exact()}),
         "iresnet_image_flow": (images.iresnet_image_flow, PICTURES),

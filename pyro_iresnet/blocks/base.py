@@ -16,7 +16,7 @@ from ..contractions import Contraction
 from ..contractions.hooks import HOOKS, refuse_forward, refuse_hooks
 from ..coordinates import Coordinates, build
 from ..errors import check_instance
-from ..inverse import Solver, auto_solver
+from ..inverse import Anderson, Solver
 from ..logdet import LogDet, Series, auto_logdet
 from ..operators import ContractionMap, Linearization
 from ..operators.solve import COARSEST, raise_unresolved
@@ -79,7 +79,7 @@ class Block(SavedSettings, ABC):
         contraction: ``g``, a :class:`Contraction`; :func:`wrap` makes one of your own network.
         logdet: the estimator of the log-determinant; by default ``auto_logdet(D)``: exact for few
             coordinates, else unbiased in train mode and exact in eval mode.
-        solver: the solver of the inverse with its tolerance; by default ``auto_solver(D)``.
+        solver: the solver of the inverse with its tolerance; by default :class:`Anderson`.
         coordinates: the coordinates in which ``g`` acts: a strategy such as :class:`DiagonalScale`,
             a sequence of strategies that act in turn, or None.
 
@@ -113,8 +113,7 @@ class Block(SavedSettings, ABC):
         elif logdet is not None:
             check_instance(logdet, LogDet, "logdet", "Exact()")
         self.logdet = logdet
-        if solver is None:
-            solver = auto_solver(size)
+        solver = Anderson() if solver is None else solver
         self.solver = check_instance(solver, Solver, "solver", "Anderson()")
         self.coordinates = build(coordinates, contraction.event_shape)
 

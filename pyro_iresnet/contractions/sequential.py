@@ -104,15 +104,11 @@ class LayeredContraction(Contraction):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)
-        with full_precision(x):
-            g = self.materialize()
-        return g(x, context)
+        return self.materialize()(x, context)
 
     def materialize(self) -> "LayerSequence":
         raw, make = self._prepared()
-        # A block opens full precision around the whole call.
-        acting = self.norm.constrain_all(*zip(*raw, strict=True)) if raw else []
-        layers = tuple(make(acting))
+        layers = tuple(make(normalized(self.norm, raw)))
         return LayerSequence(layers, len(self.event_shape), self.conditioner)
 
     def normalized_weights(self) -> list[tuple[str, NormalizedWeight]]:

@@ -13,7 +13,6 @@ from .solvers import (
     Solver,
     Stateless,
     Step,
-    auto_solver,
 )
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Solver",
     "Stateless",
     "Step",
-    "auto_solver",
     "implicit_inverse",
     "solve",
     "solve_in",

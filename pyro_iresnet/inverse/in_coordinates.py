@@ -1,6 +1,7 @@
 """The inverse of a block in coordinates of its own, certified in the coordinates of the user."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from .solvers import Solver
 CLOSER = 0.9
 
 
-class Coordinates(Protocol):
+class CoordinateMap(Protocol):
     """Coordinates ``z`` of ``x``, as far as the inverse needs coordinates."""
 
     is_linear: ClassVar[bool]
@@ -30,7 +31,7 @@ class Coordinates(Protocol):
 @disable_compiler("its number of steps depends on the data")
 @torch.no_grad()
 def solve_in(
-    coordinates: Coordinates | None,
+    coordinates: CoordinateMap | None,
     g: ContractionMap,
     y: Tensor,
     event_dim: int,
@@ -75,14 +76,15 @@ def solve_in(
     way = _Way(coordinates, then, slope)
     if x0 is not None:
         check_tensor(x0, tuple(y.shape[y.dim() - event_dim :]), y, "x0", of="y")
-    size = _norm(y, event_dim)
+    norm = partial(torch.linalg.vector_norm, dim=tuple(range(-event_dim, 0)))
+    size = norm(y)
     given = solver.atol if atol is None else own["atol"]
     relative = solver.rtol if rtol is None else own["rtol"]
     asked = given + (default_rtol(y.dtype) if relative is None else relative) * size
     # In float64, so that the solution keeps the digits that the coordinates would lose. The way
     # back and there again tells the loss that remains.
     precise = way.to(y.double())
-    lost = _norm(way.to(way.back(precise)) - precise, event_dim).to(y.dtype)
+    lost = norm(way.to(way.back(precise)) - precise).to(y.dtype)
     target = precise.to(y.dtype)
     start = None if x0 is None else way.to(x0)
     limit = solver.max_steps if max_steps is None else own["max_steps"]
@@ -104,7 +106,7 @@ def solve_in(
         z, stats = found.value, found.stats
         steps, evaluations = steps + stats.steps, evaluations + stats.evaluations
         hidden = lost / (1 - found.lipschitz)
-        rounding = 4 * torch.finfo(z.dtype).eps * _norm(z, event_dim)
+        rounding = 4 * torch.finfo(z.dtype).eps * norm(z)
         error = way.error(z, stats.error_bound + hidden, rounding)
         narrower = way.within(z, asked)
         missed = found.converged & (error > asked) & (narrower < CLOSER * within)
@@ -114,7 +116,7 @@ def solve_in(
             break
         start, within = z, torch.minimum(within, narrower)
     value = way.back(way.after(z).double()).to(y.dtype)
-    finite = (_norm(value, event_dim) + error).isfinite()
+    finite = (norm(value) + error).isfinite()
     results = torch.where(finite, stats.results, int(Result.NON_FINITE))
     allowed = way.error(z, stats.tolerance + hidden, rounding)
     figures = Stats(
@@ -136,7 +138,10 @@ class _Way:
     """The way from y into the coordinates, and from z to x; arguments as in :func:`solve_in`."""
 
     def __init__(
-        self, coordinates: Coordinates | None, then: Callable[[Tensor], Tensor] | None, slope: float
+        self,
+        coordinates: CoordinateMap | None,
+        then: Callable[[Tensor], Tensor] | None,
+        slope: float,
     ) -> None:
         self.coordinates, self.then, self.slope = coordinates, then, slope
         self.is_linear = coordinates is None or coordinates.is_linear
@@ -176,7 +181,3 @@ class _Way:
         """Bound the distance from the image of ``z``, within ``radius + rounding`` of ``z``."""
         radius = radius + rounding
         return radius * self.stretch(z, radius)
-
-
-def _norm(v: Tensor, event_dim: int) -> Tensor:
-    return torch.linalg.vector_norm(v.flatten(v.dim() - event_dim), dim=-1)

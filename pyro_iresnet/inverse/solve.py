@@ -29,7 +29,7 @@ from ..operators.solve import COARSEST, raise_unresolved
 from ..solution import Result, Solution, Stats
 from .loop import iterate
 from .mixed import single_precision, solve_mixed
-from .solvers import Problem, Solver, auto_solver
+from .solvers import Anderson, Problem, Solver
 from .stopping import Tolerance
 
 
@@ -94,7 +94,7 @@ def solve(
     Arguments:
         contraction: ``g``.
         y: shape ``(*batch, *event)``.
-        solver: goes from one iterate to the next; by default ``auto_solver(D)``.
+        solver: goes from one iterate to the next; by default :class:`Anderson`.
         x0: the start, of a shape that broadcasts to that of ``y``; by default the solver's own
             start.
         context: shape ``(*batch, size)``, for a conditional ``g``.
@@ -152,8 +152,7 @@ def solve_map(
     of torch.func, and in full precision.
     """
     batch, event = y.shape[: y.dim() - event_dim], y.shape[y.dim() - event_dim :]
-    if solver is None:
-        solver = auto_solver(event.numel())
+    solver = Anderson() if solver is None else solver
     check_instance(solver, Solver, "solver", "Anderson()")
     if x0 is not None:
         x0 = _start(x0, y, tuple(event))

@@ -88,8 +88,11 @@ class ByMode(LogDet):
     evaluate: LogDet
 
     def __post_init__(self) -> None:
-        check_instance(self.train, LogDet, "train", "Roulette()")
-        check_instance(self.evaluate, LogDet, "evaluate", "Exact()")
+        train = check_instance(self.train, LogDet, "train", "Roulette()")
+        evaluate = check_instance(self.evaluate, LogDet, "evaluate", "Exact()")
+        # Of a pair of estimators within the pair, one alone can act.
+        object.__setattr__(self, "train", train.for_mode(True))
+        object.__setattr__(self, "evaluate", evaluate.for_mode(False))
 
     def __call__(
         self,
@@ -101,7 +104,7 @@ class ByMode(LogDet):
         return self.evaluate(linearization, lipschitz=lipschitz, series=series)
 
     def for_mode(self, training: bool) -> LogDet:
-        return (self.train if training else self.evaluate).for_mode(training)
+        return self.train if training else self.evaluate
 
     def for_likelihood(self) -> "ByMode":
         train, evaluate = self.train.for_likelihood(), self.evaluate.for_likelihood()

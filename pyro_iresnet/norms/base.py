@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import COARSE, in_plain_autograd
+from .._torch import COARSE, full_precision, in_plain_autograd
 from ..errors import ArgumentError, check_dense, check_instance
 from .checks import bounds_of, check_weight
 from .convolution import over_symbol, spectral_norm
@@ -58,7 +58,8 @@ class NormalizedWeight:
         weight = self.weight
         if weight.dtype in COARSE:
             weight = weight.float()
-        return norm(weight) if weight.dim() == 2 else over_symbol(weight, norm)
+        with full_precision(weight):
+            return norm(weight) if weight.dim() == 2 else over_symbol(weight, norm)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import hashlib
 import io
 import json
-import os
 import pickle
-import tempfile
+import secrets
+import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ def write(path: Path, content: dict[str, Any], version: str) -> None:
     torch.save(content, body)
     payload = body.getvalue()
     header = {"format": FORMAT, "version": version, "sha256": _digest(FORMAT, version, payload)}
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with new.open("xb") as file:
+            # A private file stays private.
+            if path.exists():
+                shutil.copymode(path, new)
             file.write(MAGIC + json.dumps(header).encode() + b"\n" + payload)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        new.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
 
 

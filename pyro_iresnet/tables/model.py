@@ -9,7 +9,7 @@ import torch
 from nflows.flows import Flow
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, IResNetError
 from ..hosts.nflows import conditional_iresnet_flow, iresnet_flow
 from ..options import BlockOptions
 from . import files
@@ -64,12 +64,10 @@ class TableModel:
     def rows(self, table: Any) -> Values:
         """Read rows that have the columns of the fit."""
         source = source_of(table)
-        parts = source.parts()
-        names = not self.is_array
-        found = [fixed(p, self.encoding.columns, source, names=names) for p in parts]
-        if not any(map(len, found)):
+        found = fixed(source, self.encoding.columns, names=not self.is_array)
+        if not len(found):
             raise ArgumentError(f"Expected rows in {source.label}; got 0 sample(s).")
-        return np.concatenate(found)
+        return found
 
     def encoded_context(self, context: Any, count: int | None = None) -> Values | None:
         """Read and encode a context of ``count`` rows, or raise if there should be none."""
@@ -81,9 +79,8 @@ class TableModel:
             )
         if self.context is None:
             return None
-        source = source_of(context, "context")
-        found = [fixed(part, self.context, source, names=True) for part in source.parts()]
-        values = encoded_context(self.context, np.concatenate(found))
+        found = fixed(source_of(context, "context"), self.context, names=True)
+        values = encoded_context(self.context, found)
         if count is not None:
             check_as_many(count, len(values))
         return values
@@ -98,8 +95,14 @@ class TableModel:
             where = inside[start : start + size]
             part = None if context is None else context[where]
             found[where] = self._log_prob(torch.from_numpy(rows[where]), part, points).numpy()
-        # Beyond the doubles of the encoding a density is 0.
-        return np.where(np.isnan(found), -np.inf, found)
+        unknown = np.isnan(found)
+        if unknown.any() and not all(p.isfinite().all() for p in self.flow.parameters()):
+            raise IResNetError(
+                "Expected finite parameters of the flow; some are NaN or infinite, so the "
+                "densities are unknown. Fit the estimator again, or load its file."
+            )
+        # A row so far out that the flow overflows has density 0.
+        return np.where(unknown, -np.inf, found)
 
     @torch.no_grad()
     def draw(self, count: int, context: Values | None) -> pd.DataFrame:

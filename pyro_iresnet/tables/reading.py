@@ -86,15 +86,23 @@ def _of_array(array: np.ndarray, label: str) -> Source:
             f"Expected {label} to hold real numbers; Complex data not supported. Pass real and "
             "imaginary parts as two columns."
         )
-    frame = pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
-    # An array of mixed objects has numbers in some columns.
-    frame = frame.infer_objects()
-    return Source(label, lambda: _in_parts(frame), is_array=True)
+    names = [f"x{i}" for i in range(array.shape[1])]
+    if array.dtype.kind == "O":
+        # An array of mixed objects has numbers in some columns.
+        frame = pd.DataFrame(array, columns=names).infer_objects()
+        return Source(label, lambda: _in_parts(frame), is_array=True)
+    # A frame copies, and a file may be larger than the memory.
+    return Source(label, lambda: _in_frames(array, names), is_array=True)
 
 
 def _in_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     for start in range(0, max(1, len(frame)), PART):
         yield frame.iloc[start : start + PART]
+
+
+def _in_frames(array: np.ndarray, names: list[str]) -> Iterator[pd.DataFrame]:
+    for start in range(0, max(1, len(array)), PART):
+        yield pd.DataFrame(array[start : start + PART], columns=names)
 
 
 def _of_file(path: Path) -> Source:

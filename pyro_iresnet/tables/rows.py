@@ -173,15 +173,25 @@ class _Reader:
         return tuple(found)
 
 
-def fixed(part: pd.DataFrame, columns: Sequence[Any], source: Source, *, names: bool) -> Values:
+def fixed(source: Source, columns: Sequence[Any], *, names: bool) -> Values:
     """Return the numbers of rows that have the columns of a fit, in the order of the fit.
 
     Arguments:
-        part: the rows.
+        source: the rows.
         columns: the columns, each with a name and labels, or None for numbers.
-        source: the source of the rows, for errors.
         names: True to match the columns by name, False by position.
     """
+    found: list[Values] = []
+    before = 0
+    for part in source.parts():
+        found.append(_fixed(part, columns, source, names, before))
+        before += len(part)
+    return np.concatenate(found)
+
+
+def _fixed(
+    part: pd.DataFrame, columns: Sequence[Any], source: Source, names: bool, before: int
+) -> Values:
     wanted = [column.name for column in columns]
     if names and not source.is_array:
         got = names_of(part, source.label)
@@ -194,16 +204,16 @@ def fixed(part: pd.DataFrame, columns: Sequence[Any], source: Source, *, names: 
         part = part.set_axis(list(got), axis=1).reindex(columns=wanted)
     elif part.shape[1] != len(wanted):
         raise ArgumentError(
-            f"Expected {len(wanted)} columns in {source.label}, as in the fit; X has "
+            f"Expected {len(wanted)} columns in {source.label}, as in the fit; {source.label} has "
             f"{part.shape[1]} features, but DensityEstimator is expecting {len(wanted)} features "
             "as input."
         )
     found = np.empty(part.shape)
     for i, column in enumerate(columns):
         values = part.iloc[:, i]
-        check_present(values, column.name, source.label, 0)
+        check_present(values, column.name, source.label, before)
         if column.labels is None:
-            found[:, i] = numbers(values, column.name, source.label, 0)
+            found[:, i] = numbers(values, column.name, source.label, before)
         else:
             check_labels(values, column.name, source.label)
             if all(isinstance(label, str) for label in column.labels):

@@ -220,4 +220,16 @@ def test_bound_under_autocast(name):
         weights = [w.weight for part in parts for w in weights_of(part)]
         assert all(w.dtype == torch.float32 for w in weights)
         near = g(x)
+        made = g.materialize()
+        assert torch.equal(made.lipschitz_bound(), bound)
     torch.testing.assert_close(near.float(), g(x), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(made(x), g(x))
+
+
+@pytest.mark.parametrize("norm", zoo.NORMS)
+def test_norms_under_autocast(norm):
+    g = zoo.dense(norm=zoo.NORMS[norm]).float()
+    bound = g.lipschitz_bound()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(g.lipschitz_bound(), bound)
+        assert torch.equal(g.materialize().lipschitz_bound(), bound)

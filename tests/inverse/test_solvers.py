@@ -18,7 +18,7 @@ from pyro_iresnet.operators import (
     Linearization,
     NeumannSolve,
 )
-from pyro_iresnet.solvers import AffinePreconditioner, Result, Solver, auto_solver, solve
+from pyro_iresnet.solvers import AffinePreconditioner, Result, Solver, solve
 
 from .. import zoo
 
@@ -186,12 +186,6 @@ def test_fit_saves_evaluations():
         for p in (None, AffinePreconditioner())
     )
     assert fitted < 0.95 * plain
-
-
-def test_default_solver():
-    assert auto_solver(2) == auto_solver(1000) == auto_solver() == Anderson()
-    with pytest.raises(ArgumentError, match="event_size to be at least 1"):
-        auto_solver(0)
 
 
 WRONG = {

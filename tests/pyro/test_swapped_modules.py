@@ -1,8 +1,10 @@
 """Stacks whose modules are swapped: by a replica, by a copy, by hand."""
 
 import copy
+import gc
 import importlib
 import pickle
+import weakref
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as pyro_transforms
@@ -150,3 +152,19 @@ def test_swapped_part_of_conditional_stack():
     stack[0] = other
     assert stack.transforms[1] is other
     torch.testing.assert_close(stack.eval().condition(context)(x), other.condition(context)(2 * x))
+
+
+def test_part_in_the_place_of_a_freed_one():
+    """A stack holds a removed part until its next call, so no new part has the old one's id."""
+    stack = Stack([iresnet(3), iresnet(3)], cache_size=0)
+    x = torch.randn(4, 3)
+    stack(x)
+    removed = weakref.ref(stack[0])
+    del stack[0]
+    gc.collect()
+    assert removed() is not None
+    stack.insert(0, iresnet(3).inv.inv)
+    expected = Stack(list(stack), cache_size=0)(x)
+    torch.testing.assert_close(stack(x), expected)
+    gc.collect()
+    assert removed() is None

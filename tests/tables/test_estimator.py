@@ -1,6 +1,9 @@
 """Fit, score, sample, save and load of tables."""
 
+import copy
 import math
+import os
+import stat
 
 import numpy as np
 import pandas as pd
@@ -296,6 +299,29 @@ def test_save(fitted, table, tmp_path):
         made.drawn = made.sample(4)
     assert loaded.drawn.equals(fitted.drawn)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_keeps_permissions(fitted, tmp_path):
+    path, private = tmp_path / "model.pt", tmp_path / "private.pt"
+    private.touch(0o600)
+    mask = os.umask(0o027)
+    try:
+        fitted.save(path)
+        fitted.save(private)
+    finally:
+        os.umask(mask)
+    modes = [stat.S_IMODE(p.stat().st_mode) for p in (path, private)]
+    assert modes == [0o640, 0o600]
+
+
+def test_scores_of_broken_flow(fitted, table):
+    far = table.assign(large=1e300)
+    assert (fitted.score_samples(far) == -np.inf).all()
+    broken = copy.deepcopy(fitted)
+    with torch.no_grad():
+        next(broken.model_.flow.parameters()).fill_(math.nan)
+    with pytest.raises(IResNetError, match="Expected finite parameters of the flow"):
+        broken.score_samples(table)
 
 
 def test_saves_options(table, tmp_path):

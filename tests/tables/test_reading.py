@@ -1,5 +1,8 @@
 """Reading of files: delimiters, headers, parts, and faults."""
 
+import tracemalloc
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +13,7 @@ from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.tables import Category
 from pyro_iresnet.tables import reading as module
 from pyro_iresnet.tables.reading import source_of
-from pyro_iresnet.tables.rows import read
+from pyro_iresnet.tables.rows import fixed, read
 
 
 def table_of(text, tmp_path, name="x.csv"):
@@ -57,6 +60,26 @@ def test_parts(tmp_path, monkeypatch):
         assert rows.labels == (None, ("x", "y", "z"))
         assert (rows.values[:, 0] == np.arange(12)).all()
         assert rows.values[-1, 1] == 2
+
+
+def test_rows_of_errors_are_of_the_whole_table(monkeypatch):
+    monkeypatch.setattr(module, "PART", 5)
+    values = np.arange(12.0)
+    values[9] = np.nan
+    column = types.SimpleNamespace(name="a", labels=None)
+    with pytest.raises(ArgumentError, match=r"counted from 1: 10\."):
+        fixed(source_of(pd.DataFrame({"a": values})), [column], names=True)
+
+
+def test_array_in_a_file_stays_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 1000)
+    np.save(tmp_path / "x.npy", np.zeros((500_000, 2)))
+    tracemalloc.start()
+    try:
+        assert sum(map(len, source_of(tmp_path / "x.npy").parts())) == 500_000
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 def test_categories_of_a_later_part(tmp_path, monkeypatch):

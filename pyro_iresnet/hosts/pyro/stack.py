@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from operator import is_
 from typing import Any, NamedTuple
 
 from pyro.distributions import ComposeTransformModule
@@ -113,7 +114,8 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
     @parts.setter
     def parts(self, parts: Sequence[Any]) -> None:
         self._slots = slots_of(parts)
-        self._derived: Any = None
+        # The modules of the parts, and what is derived from the parts; no module is None.
+        self._derived: Any = (None,), None
         self._modules.clear()
         for part in parts:
             module = module_in(part)
@@ -209,8 +211,10 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
         return self._ends().codomain
 
     def _ends(self) -> "_Ends":
-        key = tuple(map(id, self._modules.values()))
-        if self._derived is None or self._derived[0] != key:
+        # The modules themselves, since another module may come to have the id of a freed one.
+        key = tuple(self._modules.values())
+        held, ends = self._derived
+        if len(held) != len(key) or not all(map(is_, held, key)):
             parts = [(part, part.domain.event_dim, part.codomain.event_dim) for part in self.parts]
             # The event dimensions at both ends are the largest that any part asks for.
             first = parts[-1][2] if parts else 0
@@ -224,8 +228,9 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
             codomain = _widened(parts[-1][0].codomain if parts else constraints.real, last)
             mixed = any(_ours(part) is None for part, _, _ in parts)
             runs = _runs([part for part, _, _ in parts])
-            self._derived = key, _Ends(domain, codomain, extra_dims, mixed, runs)
-        return self._derived[1]
+            ends = _Ends(domain, codomain, extra_dims, mixed, runs)
+            self._derived = key, ends
+        return ends
 
 
 class _Ends(NamedTuple):

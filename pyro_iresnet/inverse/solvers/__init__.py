@@ -1,7 +1,6 @@
 """Solvers of ``x + g(x) = y``: strategies to go from one iterate to the next."""
 
 from .anderson import Anderson
-from .auto import auto_solver
 from .base import Point, Problem, Solver, Stateless, Step
 from .fixed_point import FixedPoint
 from .newton import Newton
@@ -17,5 +16,4 @@ __all__ = [
     "Solver",
     "Stateless",
     "Step",
-    "auto_solver",
 ]
