@@ -1,6 +1,7 @@
 """A density estimator for sbi's ``NPE``: needs the extra ``sbi``."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from .activations import Sine
 from .errors import ArgumentError
 from .hosts.nflows import conditional_iresnet_flow
+from .options import BlockOptions
 
 # Higher frequencies learn the noise of some thousand simulations: docs/how-to/sbi.md.
 ACTIVATION = partial(Sine, frequencies=(0.1, 3.0))
@@ -50,8 +52,22 @@ def iresnet_builder(
         >>> inference = NPE(prior, density_estimator=iresnet_builder(), show_progress_bars=False)
     """
 
-    given = options if "options" in options else {"activation": ACTIVATION, **options}
-    return partial(_built, num_blocks, embedding_net, given)
+    return partial(_built, num_blocks, embedding_net, _with_activation(options))
+
+
+def _with_activation(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the default activation where none is given."""
+    given = options.get("options")
+    if given is None:
+        return {"activation": ACTIVATION, **options}
+    records = given if isinstance(given, list | tuple) else [given]
+    whole = [
+        replace(record, activation=ACTIVATION)
+        if isinstance(record, BlockOptions) and record.activation is None
+        else record
+        for record in records
+    ]
+    return {**options, "options": whole}
 
 
 def _built(

@@ -117,7 +117,7 @@ def _flow(
     makers: Sequence[Callable[[], Transform]],
     composite: Callable[[list[Transform]], CompositeTransform],
 ) -> Contender:
-    parts = interleave((make() for make in makers), ActNorm, DIM, "ActNorm")
+    parts = interleave((make() for make in makers), ActNorm, DIM, Transform, "ActNorm")
     return of_nflows(Flow(composite(parts), StandardNormal([DIM])))
 
 

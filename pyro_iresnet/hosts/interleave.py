@@ -10,12 +10,13 @@ def interleave(
     blocks: Iterable[Any],
     between: Callable[[int], Any] | None,
     size: int,
+    kinds: type | tuple[type, ...],
     example: str,
 ) -> list[Any]:
     """List the blocks, with a transform by ``between(size)`` before each and behind the last.
 
-    ``between`` is None for no transform; :class:`ArgumentTypeError` shows the ``example`` of a
-    right one.
+    ``between`` is None for no transform. :class:`ArgumentTypeError` unless ``between`` makes
+    transforms of ``kinds``, as ``example`` does.
     """
     if between is not None and not callable(between):
         raise ArgumentTypeError(
@@ -24,7 +25,17 @@ def interleave(
         )
     if between is None:
         return list(blocks)
-    parts = [between(size)]
+
+    def made() -> Any:
+        part = between(size)
+        if not isinstance(part, kinds):
+            raise ArgumentTypeError(
+                f"Expected the result of between to be a transform, such as {example}({size}); got "
+                f"{type(part).__name__}."
+            )
+        return part
+
+    parts = [made()]
     for block in blocks:
-        parts += [block, between(size)]
+        parts += [block, made()]
     return parts

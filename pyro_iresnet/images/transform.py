@@ -165,7 +165,7 @@ def iresnet_image_transform(
             parts.append(SqueezeTransform())
             image = squeezed(image)
         blocks = (_block(record, image) for record in islice(cycle(records), count))
-        parts += interleave(blocks, PatientActNorm, image[0], "PatientActNorm")
+        parts += interleave(blocks, PatientActNorm, image[0], Transform, "PatientActNorm")
         last = i == len(counts) - 1
         leaving = image[0] if last else image[0] // 2 if factor_out else 0
         scales.append((IResNetComposite(parts), image, leaving))

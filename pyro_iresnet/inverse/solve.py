@@ -117,9 +117,9 @@ def solve(
     """
     if isinstance(contraction, type) or not isinstance(contraction, Contractive):
         raise ArgumentTypeError(
-            "Expected contraction to be a Contraction, such as DenseContraction(2), or that of a "
-            f"transform, transform.block.contraction; got {_named(contraction)}. Of a block, "
-            "block.solve(y) is the inverse in its own coordinates."
+            "Expected contraction to be a Contraction, such as DenseContraction(2); got "
+            f"{_named(contraction)}. For the inverse of a block or a transform call "
+            "block.solve(y) or transform.block.solve(y), in the coordinates of x."
         )
     y, context = contraction.check(y, context, "y")
     refuse_transforms("The inverse", y)
@@ -252,13 +252,14 @@ def _below_one(proven: Tensor) -> float:
     bound = float(proven)
     if not bound < 1.0:
         cause = (
-            "its parameters hold NaN or infinity"
+            "not finite, so its parameters hold NaN or infinity. Load or train them again"
             if not math.isfinite(bound)
-            else "its norm strategy does not keep the bound (PowerIteration is a lower bound), or "
-            "lipschitz is nearer to 1 than the dtype resolves"
+            else "1 or more; its norm strategy does not keep the bound (PowerIteration is a lower "
+            "bound), or lipschitz is nearer to 1 than the dtype resolves. Use Cholesky(), Gram() "
+            "or SingularValue(), or a lower lipschitz"
         )
         raise ContractionError(
             f"g cannot be inverted with a certificate: its proven Lipschitz bound is {bound:.4g}, "
-            f"1 or more; {cause}. Use Cholesky(), Gram() or SingularValue(), or a lower lipschitz."
+            f"{cause}."
         )
     return bound

@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -295,9 +295,8 @@ def pack(truncation: Truncation) -> tuple[str, list[float]] | None:
 def unpack_truncation(name: str, settings: list[float]) -> Truncation:
     """Return the truncation that :func:`pack` took apart."""
     kind: Any = subclass_named(Truncation, name)
-    whole = [f.type in (int, "int") for f in _fields(kind)]
-    values = [int(v) if w else v for v, w in zip(settings, whole, strict=True)]
-    return kind(*values)
+    pairs = zip(_fields(kind), settings, strict=True)
+    return kind(**{f.name: int(v) if f.type in (int, "int") else v for f, v in pairs})
 
 
 def qualified_name(kind: type) -> str:
@@ -316,4 +315,4 @@ def subclass_named(base: type[T], name: str) -> Callable[..., T]:
 
 
 def _fields(kind: type[Truncation]) -> list[Field]:
-    return list(getattr(kind, "__dataclass_fields__", {}).values())
+    return list(fields(kind)) if is_dataclass(kind) else []

@@ -101,6 +101,25 @@ def as_text(value: Any) -> Any:
     return value if isinstance(value, bool | np.bool_) else str(value)
 
 
+def as_read(labels: list[Any], dtype: str) -> tuple[list[Any], str]:
+    """Return the cells of a file as True and False or numbers, where no text is lost; the dtype."""
+    if any(not isinstance(label, str) for label in labels):
+        return labels, dtype
+    lower = [label.lower() for label in labels]
+    if set(lower) <= {"true", "false"} and len(set(lower)) == len(lower):
+        return [label == "true" for label in lower], "bool"
+    for kind, name in ((int, "int64"), (float, "float64")):
+        try:
+            found = [kind(label) for label in labels]
+        except ValueError:
+            continue
+        if all(str(value) == label for value, label in zip(found, labels, strict=True)) and all(
+            abs(value) <= EXACT for value in found
+        ):
+            return found, name
+    return labels, dtype
+
+
 def holds_labels(dtype: Any, name: str, label: str) -> bool:
     """Return True for labels, False for numbers, or raise for another dtype, such as of dates."""
     kinds = pd.api.types

@@ -26,6 +26,7 @@ from ..errors import ArgumentError
 from ..norms import Cholesky
 from ..options import BlockOptions
 from ..training import FlowModule, NonFiniteLossError, TenthAverage
+from ..training.non_finite import remedy
 from .cells import some
 from .columns import check_mapping
 from .data import RandomBatches, TableBatches
@@ -229,8 +230,8 @@ def _rows_of(batches: RandomBatches) -> Iterator[None]:
         rows = [int(row) for row in batches.drawn[error.rows] + 1]
         told = f"; its rows of the table, counted from 1, are {some(rows)}" if rows else ""
         raise NonFiniteLossError(
-            f"Expected a finite loss; got one that is not at step {error.step}{told}. Look at "
-            "these rows, or take a smaller learning_rate.",
+            f"Expected a finite loss; got one that is not at step {error.step}{told}. "
+            f"{remedy(rows, 'learning_rate')}",
             error.step,
             rows,
         ) from error

@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,19 @@ class Source:
 
     Arguments:
         label: the name of the table in errors.
-        parts: yields the rows in order, ``PART`` or fewer at once.
+        read: yields the rows in order, ``PART`` or fewer at once, given the columns of text.
         is_array: True if the columns have no names of their own.
+        is_csv: True if the dtypes are those that pandas infers from the cells of each part.
     """
 
     label: str
-    parts: Callable[[], Iterator[pd.DataFrame]]
+    read: Callable[[Collection[str]], Iterator[pd.DataFrame]]
     is_array: bool = False
+    is_csv: bool = False
+
+    def parts(self, text: Collection[str] = ()) -> Iterator[pd.DataFrame]:
+        """Yield the rows; a file of text leaves the cells of the columns ``text`` as they are."""
+        return self.read(text)
 
 
 def source_of(table: Any, name: str = "X") -> Source:
@@ -53,7 +60,7 @@ def source_of(table: Any, name: str = "X") -> Source:
         # Columns of objects may hold numbers alone; to infer a dtype copies the table.
         has_objects = any(map(pd.api.types.is_object_dtype, table.dtypes))
         frame = table.infer_objects() if has_objects else table
-        return Source(name, lambda: _in_parts(frame))
+        return Source(name, lambda text: _in_parts(frame))
     if isinstance(table, np.ma.MaskedArray):
         table = np.ma.filled(table.astype(float), np.nan)
     if isinstance(table, Tensor):
@@ -90,9 +97,9 @@ def _of_array(array: np.ndarray, label: str) -> Source:
     if array.dtype.kind == "O":
         # An array of mixed objects has numbers in some columns.
         frame = pd.DataFrame(array, columns=names).infer_objects()
-        return Source(label, lambda: _in_parts(frame), is_array=True)
+        return Source(label, lambda text: _in_parts(frame), is_array=True)
     # A frame copies, and a file may be larger than the memory.
-    return Source(label, lambda: _in_frames(array, names), is_array=True)
+    return Source(label, lambda text: _in_frames(array, names), is_array=True)
 
 
 def _in_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -110,9 +117,9 @@ def _of_file(path: Path) -> Source:
         raise ArgumentError(f"Expected a file to read; there is none at {path}.")
     match path.suffix.lower():
         case ".csv":
-            return Source(str(path), lambda: _csv_parts(path))
+            return Source(str(path), partial(_csv_parts, path), is_csv=True)
         case ".parquet":
-            return Source(str(path), lambda: _parquet_parts(path))
+            return Source(str(path), lambda text: _parquet_parts(path))
         case ".npy":
             return _of_array(_array_in(path), str(path))
         case _:
@@ -140,19 +147,23 @@ def _parquet_parts(path: Path) -> Iterator[pd.DataFrame]:
         raise ArgumentError(f"Expected a parquet table in {path}; {error}.") from error
 
 
-def _csv_parts(path: Path) -> Iterator[pd.DataFrame]:
+def _csv_parts(path: Path, text: Collection[str]) -> Iterator[pd.DataFrame]:
     try:
         with warnings.catch_warnings():
             # Pandas warns if a row is longer than the header, when cells would be lost.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             cells, delimiter = _first_row(path)
             header = is_header(cells, path)
+            # Without a header pandas knows a column by its number.
+            columns = [cell if header else f"x{i}" for i, cell in enumerate(cells)]
+            kept: Any = {i: str for i, name in enumerate(columns) if name in text}
             with pd.read_csv(
                 path,
                 sep=delimiter,
                 header=0 if header else None,
                 index_col=False,
                 skipinitialspace=True,
+                dtype=kept,
                 chunksize=PART,
             ) as parts:
                 for part in parts:

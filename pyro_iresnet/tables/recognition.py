@@ -23,8 +23,10 @@ ROWS, HEAP, EDGE = 10, 0.05, 0.5
 MARGIN = 0.05
 # The share of rows of one real number above which a warning comes.
 POINT = 0.3
-# Nats a row by which a normal fits better behind asinh than without.
+# Nats a row by which a normal fits better behind asinh than without, or without a logarithm.
 GAIN = 0.1
+# A number is near 0 below this share of the median; the share of such rows that tells of a limit.
+NEAR, CROWD = 0.1, 0.01
 
 
 def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedColumn]:
@@ -70,7 +72,8 @@ def recognised(values: Values, *, is_integer: bool) -> Column:
 
     Integers have a limit at an end where they heap, as ratings do, and the limit 0 if none is
     negative. Other numbers lie between 0 and 1 if all do and some lie near each end, else above 0
-    if all do. The rest is heavy-tailed if a normal fits better behind asinh.
+    if all do, unless few are near 0 and a normal fits better without the logarithm: the next row
+    may then be negative. The rest is heavy-tailed if a normal fits better behind asinh.
     """
     low, high = float(values.min()), float(values.max())
     if is_integer:
@@ -83,12 +86,16 @@ def recognised(values: Values, *, is_integer: bool) -> Column:
         return Integer(lower, upper)
     if 0 < low < MARGIN and 1 - MARGIN < high < 1:
         return Real(0.0, 1.0)
+    # Log-likelihoods a row under the best normal, up to a constant, with the slope of a curve.
     if low > 0:
-        return Real(low=0.0)
+        logs = np.log(values)
+        logged = -math.log(logs.std()) - float(logs.mean())
+        crowd = float(np.mean(values < NEAR * np.median(values)))
+        if crowd >= CROWD or -math.log(values.std()) - logged <= GAIN:
+            return Real(low=0.0)
     tailed = HeavyTailed()
     median, spread = tailed.origin(values)
     t = (values - median) / spread
-    # Log-likelihoods a row under the best normal, up to a constant; behind asinh with its slope.
     plain = -math.log(t.std())
     bent = -math.log(np.arcsinh(t).std()) - float(np.log(np.hypot(1.0, t)).mean())
     return tailed if bent - plain > GAIN else Real()

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..errors import ArgumentError
 from .cells import (
+    as_read,
     as_text,
     check_labels,
     check_present,
@@ -27,7 +28,8 @@ from .reading import Source
 
 # The fewest rows of a fit.
 LEAST = 10
-COMMA = re.compile(r"[-+]?\d+,\d+")
+COMMA = re.compile(r"[-+]?\d+(,\d+)+")
+THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+")
 # More labels than this, most of them in one row, are names or badly read numbers.
 FEW_LABELS = 20
 
@@ -64,8 +66,9 @@ def read(source: Source, declared: Mapping[str, object], scratch: Path) -> Rows:
             value that is neither a number nor a label.
     """
     reader: _Reader | None = None
+    text = _labels_in_text(source, declared) if source.is_csv else ()
     with scratch.open("wb") as file:
-        for part in source.parts():
+        for part in source.parts(text):
             if reader is None:
                 reader = _Reader(source, part, declared)
             reader.numbers(part).tofile(file)
@@ -77,7 +80,24 @@ def read(source: Source, declared: Mapping[str, object], scratch: Path) -> Rows:
         )
     values = np.memmap(scratch, np.float64, "r+", shape=(reader.count, len(reader.names)))
     labels = reader.sort_labels(values)
-    return Rows(reader.names, reader.dtypes, labels, values, source.is_array)
+    return Rows(reader.names, tuple(reader.dtypes), labels, values, source.is_array)
+
+
+def _labels_in_text(source: Source, declared: Mapping[str, object]) -> list[str]:
+    """List the columns of labels, whose cells pandas may read in one way here, in another there."""
+    first = next(source.parts(), None)
+    if first is None:
+        return []
+    found: list[str] = []
+    for name, dtype in zip(names_of(first, source.label), first.dtypes, strict=True):
+        kind = declared.get(name)
+        if isinstance(kind, Category) and kind.labels is not None:
+            # The labels that are given tell how to read a cell.
+            in_text = all(isinstance(label, str) for label in kind.labels)
+        else:
+            in_text = isinstance(kind, Category) or holds_labels(dtype, name, source.label)
+        found += [name] * in_text
+    return found
 
 
 class _Reader:
@@ -86,7 +106,7 @@ class _Reader:
     def __init__(self, source: Source, first: pd.DataFrame, declared: Mapping[str, object]) -> None:
         self.source, self.count = source, 0
         self.names = names_of(first, source.label)
-        self.dtypes = tuple(map(dtype_name, first.dtypes))
+        self.dtypes = list(map(dtype_name, first.dtypes))
         self.numbered: list[dict[Any, int] | None] = []
         for name, dtype in zip(self.names, first.dtypes, strict=True):
             given = declared.get(name)
@@ -143,6 +163,8 @@ class _Reader:
                 found.append(None if numbered is None else tuple(numbered))
                 continue
             labels = list(numbered)
+            if self.source.is_csv:
+                labels, self.dtypes[i] = as_read(labels, self.dtypes[i])
             if len(labels) < 2:
                 raise ArgumentError(
                     f"Expected columns that vary; {self.names[i]!r} is {labels[0]!r} in every row. "
@@ -156,10 +178,12 @@ class _Reader:
                 )
             commas = [v for v in labels if isinstance(v, str) and COMMA.fullmatch(v.strip())]
             if commas:
+                in_thousands = all(THOUSANDS.fullmatch(v.strip()) for v in commas)
+                option = "thousands" if in_thousands else "decimal"
                 raise ArgumentError(
                     f"Expected numbers with a decimal point in the column {self.names[i]!r} of "
                     f"{self.source.label}; got {commas[0]!r}. Read the table with "
-                    "pandas.read_csv(..., decimal=',')."
+                    f"pandas.read_csv(..., {option}=',')."
                 )
             keys = [
                 (self.orders[i].get(label, len(labels)), str(type(label)), label)
@@ -183,7 +207,8 @@ def fixed(source: Source, columns: Sequence[Any], *, names: bool) -> Values:
     """
     found: list[Values] = []
     before = 0
-    for part in source.parts():
+    text = [c.name for c in columns if c.labels and all(isinstance(v, str) for v in c.labels)]
+    for part in source.parts(text):
         found.append(_fixed(part, columns, source, names, before))
         before += len(part)
     return np.concatenate(found)

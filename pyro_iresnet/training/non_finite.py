@@ -1,7 +1,9 @@
 """Steps that stop at a loss that is not finite."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -21,9 +23,11 @@ class NonFiniteLossError(IResNetError, RuntimeError):
         path: the file with ``step`` and ``rows`` as JSON; None if none was written.
     """
 
-    def __init__(self, message: str, step: int, rows: list[int], path: Path | None = None) -> None:
+    def __init__(
+        self, message: str, step: int = 0, rows: Sequence[int] = (), path: Path | None = None
+    ) -> None:
         super().__init__(message)
-        self.step, self.rows, self.path = step, rows, path
+        self.step, self.rows, self.path = step, list(rows), path
 
 
 def check_loss(module: lightning.LightningModule, loss: Tensor, rows: Tensor | None) -> None:
@@ -46,10 +50,17 @@ def check_loss(module: lightning.LightningModule, loss: Tensor, rows: Tensor | N
         )
         path.write_text(json.dumps({"step": step, "rows": bad}) + "\n")
     where = f"; the rows of the batch are {bad[:10]}" if bad else ""
+    kept: Any = trainer.checkpoint_callback
+    kept = kept and (kept.last_model_path or kept.best_model_path)
     raise NonFiniteLossError(
-        f"Expected a finite loss; got {float(loss.detach())} at step {step}{where}. Look at these "
-        "rows, or take a smaller learning rate. The last checkpoint is good.",
+        f"Expected a finite loss; got {float(loss.detach())} at step {step}{where}. "
+        f"{remedy(bad, 'learning rate')}{f' The checkpoint {kept} is of before.' * bool(kept)}",
         step,
         bad,
         path,
     )
+
+
+def remedy(rows: Sequence[int], learning_rate: str) -> str:
+    """Return what to do about a loss that is not finite, at rows that are known or not."""
+    return f"{'Look at these rows, or take' if rows else 'Take'} a smaller {learning_rate}."

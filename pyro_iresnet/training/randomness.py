@@ -13,8 +13,8 @@ STREAMS = "torch_rng_states"
 class FollowsTorchSeed(lightning.LightningModule):
     """Module whose draws follow ``torch.manual_seed`` on the first process alone.
 
-    Every process draws its own probes and noise. A checkpoint holds the state of every stream, so a
-    resumed training draws what an unbroken one draws.
+    Every process draws its own probes and noise. A checkpoint holds the state of every stream on
+    the CPU, so a training resumed there draws what an unbroken one draws.
     """
 
     _resumed: list[Tensor] | None = None

@@ -185,6 +185,8 @@ def test_finds_every_block():
         (stack.inv, 2),
         (dist.TransformedDistribution(base, [stack.inv]), 2),
         (dist.TransformedDistribution(base, [stack.inv]).expand([3]), 2),
+        (dist.TransformedDistribution(base, [stack.inv]).expand([3]).to_event(1), 2),
+        (dist.TransformedDistribution(base, [stack.inv]).mask(True), 2),
         ([stack, block], 3),
         (base, 0),
     ]:

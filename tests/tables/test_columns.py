@@ -108,6 +108,10 @@ def test_correlated_columns_become_uncorrelated():
         # Near one end only: the next row may lie beyond 1.
         (RNG.uniform(0.01, 0.94, 500), False, Real(low=0.0)),
         (RNG.uniform(0.06, 0.99, 500), False, Real(low=0.0)),
+        # No row is negative, but the next may be.
+        (np.abs(np.random.default_rng(3).normal(3, 1, 500)), False, Real()),
+        (np.random.default_rng(3).normal(170, 10, 500), False, Real(low=0.0)),
+        (RNG.gamma(2, 1, 500), False, Real(low=0.0)),
         (RNG.standard_t(1.5, 2000), False, HeavyTailed()),
         (RNG.poisson(4, 500), True, Integer(low=0)),
         (RNG.integers(1, 6, 500), True, Integer(1, 5)),

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("lightning", reason="needs the extra train")
 
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
-from pyro_iresnet.tables import Category
+from pyro_iresnet.tables import Category, DensityEstimator
 from pyro_iresnet.tables import reading as module
 from pyro_iresnet.tables.reading import source_of
 from pyro_iresnet.tables.rows import fixed, read
@@ -80,6 +80,61 @@ def test_array_in_a_file_stays_there(tmp_path, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
+
+
+def test_labels_of_a_file_keep_their_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 5)
+    frame = pd.DataFrame(
+        {
+            "code": ["01234", "10000"] * 6,
+            "flag": ["True", "False"] * 5 + ["unknown"] * 2,
+            "ok": ["true", "false"] * 6,
+            "ward": [10, 9] * 6,
+            "late": ["7"] * 8 + ["A"] * 4,
+            "half": [0.5, 1.0] * 6,
+        }
+    )
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    declared = {name: Category() for name in ("code", "ward", "late", "half")}
+    rows = read(source_of(tmp_path / "x.csv"), declared, tmp_path / "scratch")
+    assert rows.labels == (
+        ("01234", "10000"),
+        ("False", "True", "unknown"),
+        (False, True),
+        (9, 10),
+        ("7", "A"),
+        (0.5, 1.0),
+    )
+    assert [d for d in rows.dtypes if d not in ("str", "object")] == ["bool", "int64", "float64"]
+    assert rows.values[:2, 3].tolist() == [1, 0]
+    assert rows.values[-1].tolist() == [1, 2, 0, 0, 1, 1]
+
+
+def test_scores_the_file_of_its_samples(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"code": rng.choice(["01234", "02345", "10000"], 60), "x": rng.normal(size=60)}
+    )
+    table.to_csv(tmp_path / "table.csv", index=False)
+    for given in (table, tmp_path / "table.csv"):
+        estimator = DensityEstimator(
+            {"code": Category()}, num_blocks=1, hidden_features=8, max_steps=3, progress=False
+        )
+        drawn = estimator.fit(given).sample(20)
+        drawn.to_csv(tmp_path / "drawn.csv", index=False)
+        assert set(drawn["code"]) <= set(table["code"])
+        expected = estimator.score_samples(drawn)
+        np.testing.assert_allclose(estimator.score_samples(tmp_path / "drawn.csv"), expected)
+
+
+@pytest.mark.parametrize(
+    ("cells", "option"),
+    [(["1,000", "2,500", "1,200,000"], "thousands"), (["1,5", "2,500", "0,1"], "decimal")],
+)
+def test_commas_in_numbers(cells, option, tmp_path):
+    source = source_of(pd.DataFrame({"a": cells * 4}))
+    with pytest.raises(ArgumentError, match=rf"read_csv\(\.\.\., {option}=','\)"):
+        read(source, {}, tmp_path / "scratch")
 
 
 def test_categories_of_a_later_part(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -199,6 +200,32 @@ def test_stops_at_a_bad_row(tmp_path):
         fit.fit(FlowModule(iresnet_flow(2, 1, between=None)), DataLoader(x, batch_size=16))
     assert caught.value.rows == [3, 5]
     assert json.loads(caught.value.path.read_text()) == {"step": 0, "rows": [3, 5]}
+    assert "Look at these rows" in str(caught.value)
+    assert "checkpoint" not in str(caught.value)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copied), copied.step, copied.rows) == (str(caught.value), 0, [3, 5])
+    assert copied.path == caught.value.path
+
+
+def test_stops_after_a_checkpoint(tmp_path):
+    x = points(48)
+    x[40] = math.nan
+    callback = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    fit = trainer(tmp_path, max_steps=5, enable_checkpointing=True, callbacks=[callback])
+    with pytest.raises(NonFiniteLossError, match=r"last.ckpt is of before"):
+        fit.fit(FlowModule(iresnet_flow(2, 1, between=None)), DataLoader(x, batch_size=16))
+
+
+def test_stops_a_guide_without_rows(tmp_path):
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("bad", math.nan * z.sum())
+
+    fit = trainer(tmp_path, max_steps=2)
+    rows = DataLoader([()] * 2, batch_size=None)
+    found = pytest.raises(NonFiniteLossError, match=r"step 0\. Take a smaller learning rate\.$")
+    with pyro.validation_enabled(False), found:
+        fit.fit(GuideModule(model, AutoDiagonalNormal(model)), rows)
 
 
 @pytest.mark.parametrize("flow", [torch.nn.Linear(2, 2), dist.Normal(0.0, 1.0), "flow"])

@@ -8,7 +8,7 @@ from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import nn
 
-from ...errors import ArgumentTypeError, check_instance, check_positive_int
+from ...errors import ArgumentTypeError, check_positive_int
 from ...options import BlockKeywords, BlockOptions
 from ..interleave import interleave
 from .actnorm import PatientActNorm
@@ -114,8 +114,6 @@ def _flow(
         )
     made = (record.build(size, context_features) for record in islice(cycle(records), count))
     blocks = (IResNetTransform.from_block(block) for block in made)
-    parts = interleave(blocks, between, size, "PatientActNorm")
-    for part in parts:
-        check_instance(part, Transform, "the result of between", "PatientActNorm(2)")
+    parts = interleave(blocks, between, size, Transform, "PatientActNorm")
     embedding = None if embedding_net is None else Embedding(embedding_net)
     return Flow(IResNetComposite(parts), Noise(size), embedding_net=embedding)

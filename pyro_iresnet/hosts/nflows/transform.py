@@ -109,6 +109,9 @@ def widths(
     """Return the widths of the hidden layers; one number stands for two layers of that width."""
     if value is None:
         return None
-    if isinstance(value, SupportsIndex):
-        return 2 * [check_positive_int(value, name)]
-    return check_dims(value, name)
+    given: Any = value
+    # An array claims to be an index, whatever its shape.
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(plain, SupportsIndex):
+        return 2 * [check_positive_int(plain, name)]
+    return check_dims(plain, name)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Any, Unpack
 
+from pyro.distributions import ConditionalTransform
 from torch.distributions import Transform
 
 from ...errors import check_positive_int
@@ -162,4 +163,5 @@ def _parts(
     count = check_positive_int(num_blocks, "num_blocks")
     in_turn = islice(cycle(records), count)
     blocks = (kind(record.build(size, context_dim)) for record in in_turn)
-    return interleave(blocks, between, size, "actnorm")
+    kinds = Transform if context_dim is None else (Transform, ConditionalTransform)
+    return interleave(blocks, between, size, kinds, "actnorm")
