@@ -40,7 +40,7 @@ class ImageFlow(Flow):
         example = "iresnet_image_transform((1, 28, 28))"
         check_instance(transform, ImageTransform, "transform", example)
         self.shape = transform.shape
-        super().__init__(transform, Noise(math.prod(self.shape)))
+        super().__init__(transform, Noise(math.prod(self.shape), transform))
         self.levels = transform.logit.levels
 
     @property

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -24,6 +25,15 @@ class TenthAverage(WeightAveraging):
 
     def __init__(self) -> None:
         super().__init__(multi_avg_fn=_towards)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the average, which Lightning copied before, to the dtype of the module."""
+        super().on_train_start(trainer, pl_module)
+        average = self._average_model
+        if average is not None:
+            pairs = zip(average.module.parameters(), pl_module.parameters(), strict=True)
+            for mean, value in pairs:
+                mean.data = mean.data.to(value.dtype)
 
 
 @torch.no_grad()

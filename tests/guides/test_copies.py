@@ -152,3 +152,45 @@ def test_refuses_random_weights():
         to_pyro_module_(guide)
     with pytest.raises(ArgumentTypeError, match="random variables"):
         PyroModule[type(guide.transform.parts[0])]
+
+
+def is_trained(guide):
+    before = [p.detach().clone() for p in guide.parameters()]
+    step(guide, gaussian)
+    pairs = zip(guide.parameters(), before, strict=True)
+    # Some have no gradient, such as a mask.
+    return sum(not torch.equal(p, old) for p, old in pairs) > len(before) / 2
+
+
+def unpickled(guide):
+    file = io.BytesIO()
+    torch.save(guide, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("other_of", [copy.deepcopy, unpickled, lambda _: AutoIResNet(gaussian, 2)])
+def test_guides_of_one_name_train_in_turn(other_of):
+    guide = AutoIResNet(gaussian, 2)
+    step(guide, gaussian)
+    other = other_of(guide)
+    other()
+    for each in (other, guide, other):
+        own = [p.detach().clone() for p in (guide if each is other else other).parameters()]
+        assert is_trained(each)
+        rest = (guide if each is other else other).parameters()
+        assert all(torch.equal(p, old) for p, old in zip(rest, own, strict=True))
+
+
+def test_live_guide_takes_the_values_of_a_file(tmp_path):
+    guide = AutoIResNet(gaussian, 2)
+    step(guide, gaussian)
+    store = pyro.get_param_store()
+    store.save(tmp_path / "params")
+    saved = copy.deepcopy(guide)
+    step(guide, gaussian)
+    assert not same(guide, saved)
+    store.load(tmp_path / "params")
+    guide()
+    assert same(guide, saved)
+    assert is_trained(guide)

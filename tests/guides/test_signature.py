@@ -275,3 +275,38 @@ def test_signature_behind_pickled_model():
     model = pickle.loads(pickle.dumps(Own(5))).model
     assert signature_behind(model) == signature_behind(Own(5).model)
     assert signature_behind(model) != signature_behind(Own(7).model)
+
+
+class Faulty:
+    @property
+    def shape(self):
+        raise RuntimeError("not known yet")
+
+
+def test_long_and_cyclic_data():
+    root = {"children": []}
+    root["children"].append({"parent": root, "size": 3})
+    other = {"children": []}
+    other["children"].append({"parent": other, "size": 3})
+    assert signature(root) == signature(other)
+    other["children"][0]["size"] = 4
+    assert signature(root) != signature(other)
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    signature(deep)
+    words = [["w"] * 3] * 2000
+    assert signature(words) == signature(words[:1] + words[1:])
+    assert signature(words) != signature(words[1:])
+    assert signature(Faulty()) == signature(Faulty())
+
+
+def test_guide_of_a_model_with_a_large_corpus():
+    corpus = [[f"w{j}" for j in range(10)] for _ in range(5000)]
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), len(corpus) / 5000).to_event(1))
+
+    guide = AutoIResNet(model, num_blocks=1, init="plain")
+    guide()
+    assert len(repr(signature_behind(model))) < 2000

@@ -168,3 +168,24 @@ def test_error_names_argument(options, name):
 def test_refuses_foreign_between(between):
     with pytest.raises(ArgumentTypeError, match="the result of between"):
         iresnet_flow(2, 2, between=between)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loads_into_a_flow_on_meta(assign, dtype):
+    flow = iresnet_flow(2, 2, hidden_features=8).to(dtype).eval()
+    with torch.device("meta"):
+        other = iresnet_flow(2, 2, hidden_features=8).eval()
+    if not assign:
+        other = other.to(dtype).to_empty(device="cpu")
+    other.load_state_dict(flow.state_dict(), assign=assign)
+    x = torch.randn(5, 2, dtype=dtype)
+    assert torch.equal(other.log_prob(x), flow.log_prob(x))
+    drawn = other.sample(3)
+    assert drawn.dtype == dtype
+    assert drawn.device.type == "cpu"
+
+
+def test_noise_refuses_another_size():
+    with pytest.raises(ValueError, match=r"inputs of shape \(batch, 2\); got \(5, 3\)"):
+        iresnet_flow(2, 1)._distribution.log_prob(torch.zeros(5, 3))

@@ -192,6 +192,23 @@ def test_clips_in_mixed_precision(tmp_path):
     assert fit.global_step == 2
 
 
+def test_averages_in_double_precision(tmp_path):
+    flow = iresnet_flow(2, 1, hidden_features=4)
+    x = points().double()
+    fit = trainer(tmp_path, max_steps=4, precision="64-true", callbacks=[TenthAverage()])
+    module = FlowModule(flow)
+    fit.fit(module, DataLoader(x, batch_size=16), DataLoader(x, batch_size=64))
+    assert {p.dtype for p in module.parameters()} == {torch.float64}
+
+
+def test_embeds_in_mixed_precision(tmp_path):
+    flow = conditional_iresnet_flow(2, 3, 1, hidden_features=4, embedding_net=torch.nn.Linear(3, 3))
+    rows = DataLoader(TensorDataset(points(), torch.randn(64, 3)), batch_size=32)
+    fit = trainer(tmp_path, max_steps=2, precision="bf16-mixed")
+    fit.fit(FlowModule(flow), rows)
+    assert fit.global_step == 2
+
+
 def test_stops_at_a_bad_row(tmp_path):
     x = points(16)
     x[[3, 5]] = math.nan

@@ -116,4 +116,5 @@ def _flow(
     blocks = (IResNetTransform.from_block(block) for block in made)
     parts = interleave(blocks, between, size, Transform, "PatientActNorm")
     embedding = None if embedding_net is None else Embedding(embedding_net)
-    return Flow(IResNetComposite(parts), Noise(size), embedding_net=embedding)
+    transform = IResNetComposite(parts)
+    return Flow(transform, Noise(size, transform), embedding_net=embedding)

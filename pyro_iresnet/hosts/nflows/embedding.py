@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ..._torch import autocasts
 from ...errors import ArgumentError
 
 
@@ -17,4 +18,6 @@ class Embedding(nn.Sequential):
                 "Expected a context for this conditional flow; got none. Pass it, as in "
                 "flow.log_prob(inputs, context)."
             )
-        return super().forward(context)
+        embedded = super().forward(context)
+        # Autocast rounds the network's result, and a block takes the dtype of its parameters.
+        return embedded.to(context.dtype) if autocasts(context) else embedded

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_feasible
@@ -32,7 +33,7 @@ from .log_joint import LogJoint
 from .look import Look, latent_sites
 from .path_gradients import PathDistribution
 from .start import STARTS, find_start
-from .store import take_from_store
+from .store import keep_in_store, take_from_store
 
 # Up to this number of coordinates a guide's log-determinant is exact in training too: for a few
 # particles exactness costs less than the noise of a draw.
@@ -167,6 +168,7 @@ class AutoIResNet(AutoNormalizingFlow):
         self._look.again(self._users_model[0], args, kwargs, sites, like)
         kind = PathDistribution if self.path_gradients else dist.TransformedDistribution
         base = self.get_base_dist()
+        keep_in_store(self._stack(), f"{self._pyro_name}.transform")
         # By its name, once: here Pyro learns of the parameters.
         return kind(base, [self.transform])
 
@@ -182,14 +184,14 @@ class AutoIResNet(AutoNormalizingFlow):
 
     @torch.no_grad()
     def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+        self, quantiles: Sequence[float] | Tensor | np.ndarray, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         """Return quantiles of each coordinate, by site, shape ``(len(quantiles), *site)``.
 
         ``num_draws`` draws give the quantiles; ``args`` and ``kwargs`` are those of the model. A
         quantile outside [0, 1] raises :class:`ArgumentError`.
         """
-        if not isinstance(quantiles, Tensor | Sequence) or isinstance(quantiles, str):
+        if not isinstance(quantiles, Tensor | Sequence | np.ndarray) or isinstance(quantiles, str):
             raise ArgumentTypeError(
                 "Expected quantiles to be a list or a tensor such as [0.05, 0.95]; "
                 f"got {quantiles!r}."

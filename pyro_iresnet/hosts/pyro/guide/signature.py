@@ -18,20 +18,29 @@ from .log_joint import things_behind
 
 # Integers of a longer tensor are data, such as labels, and no sizes of plates.
 FEW = 16
+# Entries of a longer container are data, such as the words of texts, and each step comes here.
+LONG = 1000
+# Containers within containers are followed so far.
+DEEP = 50
 # Attributes of an argument are followed so far, and of what lies behind a model one step less.
 DEPTH = 2
 SCALARS = (str, bytes, Number, Enum, range, type, torch.dtype, torch.device, type(None))
 
 
-def signature(value: Any, depth: int = DEPTH) -> object:
+def signature(value: Any, depth: int = DEPTH, inside: Mapping[int, int] = {}) -> object:
     """Return everything about an argument of a model that may decide which sites the model has.
 
     A tensor or an array counts by its shape, dtype and device; with booleans, or with a few
     integers, by its values too. A float counts by its sign unless it is a whole number, since a
     weight that falls from step to step changes no site; another scalar by its value; a container
-    by its entries; an object by its attributes, followed for ``depth`` steps; a function by its
-    code and the data behind it. Two signatures of an argument that cannot be read, such as an
-    iterator, are never equal.
+    by its entries, or by their number above 1,000; an object by its attributes, followed for
+    ``depth`` steps; a function by its code and the data behind it. Two signatures of an argument
+    that cannot be read, such as an iterator, are never equal.
+
+    Arguments:
+        value: the argument.
+        depth: the steps left to follow.
+        inside: the containers on the way to the value, by their identity, with their numbers.
     """
     kind = type(value)
     if isinstance(value, Tensor):
@@ -45,15 +54,28 @@ def signature(value: Any, depth: int = DEPTH) -> object:
         return kind, value > 0
     if isinstance(value, SCALARS):
         return kind, value
-    if isinstance(value, list | tuple | deque):
-        return kind, [signature(v, depth) for v in value]
     if isinstance(value, Set):
-        return kind, frozenset(value)
+        return kind, len(value) if len(value) > LONG else frozenset(value)
+    if isinstance(value, list | tuple | deque | Mapping) and len(value) > LONG:
+        return kind, len(value)
+    if id(value) in inside:
+        # The way leads back, as from a child to its parent.
+        return kind, inside[id(value)]
+    if len(inside) > DEEP:
+        return kind
+    inside = {**inside, id(value): len(inside)}
+    if isinstance(value, list | tuple | deque):
+        return kind, [signature(v, depth, inside) for v in value]
     if isinstance(value, Mapping):
-        return kind, [(signature(k, depth), signature(v, depth)) for k, v in value.items()]
+        return kind, [
+            (signature(k, depth, inside), signature(v, depth, inside)) for k, v in value.items()
+        ]
     if is_dataclass(value):
-        return kind, [signature(getattr(value, field.name), depth) for field in fields(value)]
-    shape = getattr(value, "shape", None)
+        return kind, [signature(getattr(value, f.name), depth, inside) for f in fields(value)]
+    try:
+        shape = getattr(value, "shape", None)
+    except Exception:
+        shape = None
     if isinstance(shape, tuple):
         return kind, shape
     if depth == 0:
@@ -63,7 +85,7 @@ def signature(value: Any, depth: int = DEPTH) -> object:
     attributes = _attributes(value)
     if attributes is None:
         return object() if depth == DEPTH else kind
-    return kind, [(name, signature(v, depth - 1)) for name, v in attributes.items()]
+    return kind, [(name, signature(v, depth - 1, inside)) for name, v in attributes.items()]
 
 
 def signature_behind(function: Callable[..., Any], depth: int = DEPTH - 1) -> object:

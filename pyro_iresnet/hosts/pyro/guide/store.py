@@ -40,3 +40,26 @@ def take_from_store(stack: Stack, prefix: str) -> None:
             )
         parameter.copy_(value)
         del store[full]
+
+
+def keep_in_store(stack: Stack, prefix: str) -> None:
+    """Let Pyro's store hold the parameters of a stack, and no others, under a prefix.
+
+    A copy and a second guide have the same names, and Pyro keeps the tensors that came first: it
+    would train these, and leave those of the guide that runs as they are. So the guide that runs
+    takes its place in the store. But values that a file brought become the guide's.
+    """
+    if pyro.settings.get("module_local_params"):
+        return
+    store = pyro.get_param_store()
+    name, own = f"{len(stack) - 1}.shift", stack[-1].shift
+    held = dict(store.named_parameters()).get(param_with_module_name(prefix, name))
+    if held is None or held is own:
+        return
+    # Pyro marks a tensor that it gives out, and training gives it a gradient.
+    if held.grad is None and not hasattr(held, "unconstrained"):
+        take_from_store(stack, prefix)
+        return
+    for full in list(store.keys()):
+        if full.startswith(param_with_module_name(prefix, "")):
+            del store[full]
