@@ -54,6 +54,9 @@ def source_of(table: Any, name: str = "X") -> Source:
     """
     if isinstance(table, str | os.PathLike):
         return _of_file(Path(table))
+    if hasattr(table, "to_pandas"):
+        # A table of pyarrow or polars.
+        table = table.to_pandas()
     if isinstance(table, pd.Series):
         table = table.to_frame()
     if isinstance(table, pd.DataFrame):
@@ -79,7 +82,10 @@ def source_of(table: Any, name: str = "X") -> Source:
 
 def _of_array(array: np.ndarray, label: str) -> Source:
     if array.ndim != 2 and array.dtype.names is None:
+        # A dictionary of columns, or a list of dictionaries.
+        is_plain = array.dtype != object or not isinstance(array.flat[0], dict)
         hint = f" Reshape {label} to (n, 1) or (1, D)." if array.ndim == 1 else ""
+        hint = hint if is_plain else f" Pass pandas.DataFrame({label})."
         raise ArgumentError(
             f"Expected {label} to be a table of shape (n, D); got shape {array.shape}.{hint}"
         )
@@ -209,7 +215,8 @@ def is_header(cells: list[str], path: Path) -> bool:
         odd = said[text.index(True)]
         raise ArgumentError(
             f"Expected the first row of {path} to be all names or all numbers; got both, "
-            f"{odd.strip()!r} among them. Add a header row, or mend the cell."
+            f"{odd.strip()!r} among them. Add a header row, or mend the cell; or read the file "
+            "with pandas.read_csv, and pass the DataFrame."
         )
     return bool(text) and all(text)
 

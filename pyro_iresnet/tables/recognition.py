@@ -34,8 +34,8 @@ def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedCol
     unknown = [name for name in declared if name not in rows.names]
     if unknown:
         raise ArgumentError(
-            f"Expected columns to name columns of the table, {some(rows.names)}; got "
-            f"{some(unknown)}."
+            f"Expected columns to name columns of the table, {some(map(repr, rows.names))}; got "
+            f"{some(map(repr, unknown))}."
         )
     sample = sample_of(rows.values)
     least, most, integer = _ends(rows.values)

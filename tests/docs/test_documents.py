@@ -153,6 +153,14 @@ def test_quotes_claims():
     for label, *said in rows:
         found = measured("claims", label)
         assert [FIGURE.findall(c)[:1] for c in said] == [FIGURE.findall(c)[:1] for c in found]
+        silent = [bool(re.search("silent|certified", c)) for c in said]
+        assert silent == ["nothing is said" in c for c in found]
+    hosts = [
+        [re.findall("Pyro|nflows|neither", cell) for cell in row]
+        for row in (rows[0][1:], measured("claims", "runs in"))
+    ]
+    assert rows[0][0] == "runs in"
+    assert [h[:1] if "neither" in h else h for h in hosts[1]] == hosts[0]
 
 
 # Place of each figure of the two tables in the results: row label, heading and column.

@@ -189,3 +189,9 @@ def test_loads_into_a_flow_on_meta(assign, dtype):
 def test_noise_refuses_another_size():
     with pytest.raises(ValueError, match=r"inputs of shape \(batch, 2\); got \(5, 3\)"):
         iresnet_flow(2, 1)._distribution.log_prob(torch.zeros(5, 3))
+
+
+@pytest.mark.compiled
+def test_samples_under_the_compiler():
+    flow = iresnet_flow(2, 2, hidden_features=8).eval()
+    assert torch.compile(flow.sample, backend="eager")(4).shape == (4, 2)

@@ -257,7 +257,7 @@ def test_refuses_new_labels(fitted, table):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"columns": {"x": Real()}}, "name columns of the table.*got x"),
+        ({"columns": {"x": Real()}}, "name columns of the table.*got 'x'"),
         ({"columns": {"large": Real(low=0.0)}}, "'large'.*holds"),
         ({"columns": {"large": "real"}}, "columns\\['large'\\]"),
         ({"columns": [Real()]}, "columns to be a dict"),

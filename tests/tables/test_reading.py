@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("lightning", reason="needs the extra train")
@@ -60,6 +61,19 @@ def test_parts(tmp_path, monkeypatch):
         assert rows.labels == (None, ("x", "y", "z"))
         assert (rows.values[:, 0] == np.arange(12)).all()
         assert rows.values[-1, 1] == 2
+
+
+def test_reads_tables_of_other_packages():
+    frame = pd.DataFrame({"a": np.arange(12.0), "b": np.arange(12)})
+    source = source_of(pa.Table.from_pandas(frame))
+    assert not source.is_array
+    pd.testing.assert_frame_equal(next(source.parts()), frame)
+
+
+@pytest.mark.parametrize("table", [{"a": [1.0, 2.0]}, [{"a": 1.0}, {"a": 2.0}]])
+def test_names_the_way_from_dictionaries(table):
+    with pytest.raises(ArgumentError, match=r"Pass pandas.DataFrame\(X\)"):
+        source_of(table)
 
 
 def test_rows_of_errors_are_of_the_whole_table(monkeypatch):

@@ -7,6 +7,7 @@ from nflows.transforms.base import Transform
 from torch import Tensor
 
 from ..._settings import SavedSettings
+from ..._torch import disable_compiler
 from ...blocks import Block
 from ...errors import check_dims, check_instance, check_positive_int
 from ...options import BlockKeywords, BlockOptions
@@ -89,6 +90,7 @@ class IResNetTransform(SavedSettings, Transform):
         evaluation = block.evaluate(*block.check(inputs, context, "inputs"))
         return evaluation.y, evaluation.log_det()
 
+    @disable_compiler("its number of steps depends on the data")
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
