@@ -254,6 +254,12 @@ def page(
 ) -> None:
     """Make the page of finished runs: a table for each data set and task."""
     runs = [json.loads((folder / "figures.json").read_text()) for folder in folders]
+    trials = [str(f) for f, run in zip(folders, runs, strict=True) if run["held_out"]]
+    if trials:
+        raise typer.BadParameter(
+            f"The folders are of runs that measured the test images; {', '.join(trials)} held out "
+            "training images to choose an option."
+        )
     parts: list[str] = []
     for data in sorted({run["data"] for run in runs}):
         for task, rows in (("classify", _classifiers), ("density", _flows)):
@@ -263,7 +269,8 @@ def page(
                 heading = f"## {data}: {task}, {', '.join(map(str, minutes))} minutes a row"
                 machines = "; ".join(sorted({run["machine"] for run in found}))
                 parts += [heading, rows(found), f"Trained on {machines}."]
-    publish("images", "Images", NOTES + "\n\n".join(parts), fast=False, write=write)
+    options = " ".join(["page", *map(str, folders)])
+    publish("images", "Images", NOTES + "\n\n".join(parts), options, fast=False, write=write)
 
 
 NOTES = """Each row is one run of `python -m benchmarks.run.images classify` or `density`, all for \

@@ -141,11 +141,11 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
         f"{SAMPLES:,} samples; evaluations of `g` for each of them, all blocks together (a "
         "product with a Jacobian counts as one, a dense one as D), and `serial` of one that is the "
         "slowest in each block. Errors are the norm of x less that of a solve to 1e-13 in float64. "
-        "`Plain` is Eq. 12 with samples that leave when they are done; normflows and flowcon run "
+        f"`{SAME}` is Eq. 12 with samples that leave when they are done; normflows and flowcon run "
         "their own iteration of it, of the whole batch, on the same trained weights, which are "
         "normalised for them. `To the same error` is the loosest tolerance whose largest error is "
         "that of this project's default, or where float32 ends before, as near as it comes. "
-        "Seconds are those of the processor, with one thread. A "
+        f"Seconds are those of the processor, threads: {threads}. A "
         f"gradient is taken in all parameters, with {GRADIENT_BATCH} samples, in float32."
     )
     body.insert(0, table(["", "measured", "goal"], goals) + f"\n\n{note}")

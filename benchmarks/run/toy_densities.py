@@ -178,7 +178,7 @@ def goals(study: Study) -> str:
             f"<= {most}",
         ]
         for data, most in DISTANCES.items()
-        if data in study.data
+        if data in study.data and not math.isnan(study.gap(data, OURS, "steps"))
     ]
     return table(["the i-ResNet", "measured", "goal"], rows)
 
@@ -188,7 +188,7 @@ def compared(study: Study, protocol: str, names: Iterable[str]) -> str:
     rows, names = [], study.finished(names)
     for data in study.data:
         gaps = [study.gap(data, flow, protocol) for flow in names]
-        best = min(gap for gap in gaps if not math.isnan(gap))
+        best = min((gap for gap in gaps if not math.isnan(gap)), default=math.nan)
         told = [
             "-" if math.isnan(gap) else f"**{gap:.3f}**" if gap == best else f"{gap:.3f}"
             for gap in gaps

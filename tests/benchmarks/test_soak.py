@@ -2,7 +2,10 @@
 
 import io
 import math
+import os
 import random
+import signal
+import time
 
 import pytest
 import torch
@@ -206,8 +209,14 @@ def test_damage_is_reproducible(name):
 
 
 def test_death_is_counted(monkeypatch):
-    monkeypatch.setattr(soak_files, "fate", lambda data, kind: torch._C._crash_if_missing())
+    monkeypatch.setattr(soak_files, "fate", lambda data, kind: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setattr(soak_files, "SECONDS", 30)
+    assert soak_files.judged("cut short", 1, seed=0)[soak_files.DIED] == 1
+
+
+def test_endless_work_is_counted(monkeypatch):
+    monkeypatch.setattr(soak_files, "fate", lambda data, kind: time.sleep(60))
+    monkeypatch.setattr(soak_files, "SECONDS", 0.5)
     assert soak_files.judged("cut short", 1, seed=0)[soak_files.DIED] == 1
 
 

@@ -51,7 +51,11 @@ def test_half_precision(dim, kind, name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_affine_in_half(dtype):
-    half = LinearAutoregressive(3).to(dtype)
+    half = LinearAutoregressive(3)
+    with torch.no_grad():
+        for parameter in half.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    half = half.to(dtype)
     precise = copy.deepcopy(half).double()
     x = torch.randn(4, 3).to(dtype)
     for found, expected in (

@@ -1,7 +1,7 @@
 """The block as an nflows ``Transform``."""
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex, Unpack
+from typing import Any, SupportsIndex, Unpack, cast
 
 from nflows.transforms.base import Transform
 from torch import Tensor
@@ -111,9 +111,7 @@ def widths(
     """Return the widths of the hidden layers; one number stands for two layers of that width."""
     if value is None:
         return None
-    given: Any = value
     # An array claims to be an index, whatever its shape.
-    plain = given.tolist() if hasattr(given, "tolist") else given
-    if isinstance(plain, SupportsIndex):
-        return 2 * [check_positive_int(plain, name)]
-    return check_dims(plain, name)
+    if isinstance(value, SupportsIndex) and not getattr(value, "shape", ()):
+        return 2 * [check_positive_int(value, name)]
+    return check_dims(cast(Sequence[int], value), name)
