@@ -11,10 +11,11 @@ from sbi.utils.sbiutils import standardizing_net  # pyright: ignore[reportMissin
 from torch import Tensor, nn
 
 from .activations import Sine
-from .errors import ArgumentError
+from .errors import ArgumentError, check_keywords
 from .hosts.nflows import conditional_iresnet_flow
-from .options import BlockOptions
+from .options import BlockKeywords, BlockOptions
 
+KEYWORDS = BlockKeywords.__annotations__
 # Higher frequencies learn the noise of some thousand simulations: docs/how-to/sbi.md.
 ACTIVATION = partial(Sine, frequencies=(0.1, 3.0))
 
@@ -37,6 +38,7 @@ def iresnet_builder(
             activation is :class:`Sine` with frequencies from 0.1 to 3.
 
     Raises:
+        ArgumentTypeError: an unknown keyword.
         ArgumentError: when the function is called, for data of more than one axis without an
             ``embedding_net``.
 
@@ -52,6 +54,7 @@ def iresnet_builder(
         >>> inference = NPE(prior, density_estimator=iresnet_builder(), show_progress_bars=False)
     """
 
+    check_keywords(options, ["hidden_features", "between", *KEYWORDS], "iresnet_builder")
     return partial(_built, num_blocks, embedding_net, _with_activation(options))
 
 

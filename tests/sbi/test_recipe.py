@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 pytest.importorskip("sbi", reason="needs the extra sbi")
 
 from pyro_iresnet.activations import Sine
-from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.options import BlockOptions
 from pyro_iresnet.sbi import iresnet_builder
 
@@ -35,6 +35,11 @@ def test_runs_examples():
     assert names["samples"].shape == (100, 5, 2)
 
 
+def test_refuses_unknown_keyword():
+    with pytest.raises(ArgumentTypeError, match="Did you mean 'hidden_features'"):
+        iresnet_builder(hidden_feature=8)
+
+
 def test_pickles():
     build = pickle.loads(pickle.dumps(iresnet_builder(2, hidden_features=8)))
     net = build(torch.randn(20, 2), torch.randn(20, 3))
@@ -46,7 +51,8 @@ def test_pickles():
     [
         ({}, 3.0),
         ({"activation": partial(Sine, frequencies=(0.5, 7.0))}, 7.0),
-        ({"options": BlockOptions(lipschitz=0.9)}, 12.0),
+        ({"options": BlockOptions(lipschitz=0.9)}, 3.0),
+        ({"options": [BlockOptions(activation=partial(Sine, frequencies=(0.5, 7.0)))]}, 7.0),
     ],
 )
 def test_frequencies(options, highest):
