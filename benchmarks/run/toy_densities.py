@@ -12,7 +12,7 @@ import typer
 from ..harness.report import RESULTS, Fast, Kept, Threads, Write, publish, table
 from ..harness.runs import Runs
 from ..harness.toy_picture import pictured
-from ..harness.toy_training import BATCH, CLIP, WARMUP, Plan, Run, best_of, drawn, held_out, train
+from ..harness.toy_training import BATCH, CLIP, CURVE_POINTS, WARMUP, Plan, Run, best_of, drawn, held_out, train
 from ..peers.contenders import Contender
 from ..peers.toy_flows import activations, flows, layers_between
 from ..targets.toy_data import Toy, toys
@@ -299,8 +299,9 @@ and for each data set the best of the learning rates {RATES}, chosen after \
 which FFJORD alone comes. Adam at a constant rate behind a \
 warm-up of {WARMUP} steps, gradients clipped at {CLIP:g}, fresh batches of {BATCH}, parameters \
 averaged over about the last tenth of the steps. {seeds}; one thread. `-` stands for runs that \
-were not made. Both protocols are read off the same runs, as the best checkpoint so far, scored \
-on {plan.points:,} fresh points with exact \
+were not made. Both protocols are read off the same runs, as the best checkpoint so far: \
+{CURVE_POINTS:,} of {plan.points:,} fresh points choose the checkpoint, and all score the last one \
+with exact \
 log-determinants (FFJORD's to the tolerance of its ODE, below 1e-4 nats). Entropies are of the \
 same points, by the exact densities of `benchmarks/targets/toy_data.py`. Seconds are those of the \
 processor; the runs were made one by one, with other work on the machine.
