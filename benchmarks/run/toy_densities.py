@@ -12,7 +12,18 @@ import typer
 from ..harness.report import RESULTS, Fast, Kept, Threads, Write, publish, table
 from ..harness.runs import Runs
 from ..harness.toy_picture import pictured
-from ..harness.toy_training import BATCH, CLIP, CURVE_POINTS, WARMUP, Plan, Run, best_of, drawn, held_out, train
+from ..harness.toy_training import (
+    BATCH,
+    CLIP,
+    CURVE_POINTS,
+    WARMUP,
+    Plan,
+    Run,
+    best_of,
+    drawn,
+    held_out,
+    train,
+)
 from ..peers.contenders import Contender
 from ..peers.toy_flows import activations, flows, layers_between
 from ..targets.toy_data import Toy, toys
