@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -315,4 +315,6 @@ def subclass_named(base: type[T], name: str) -> Callable[..., T]:
 
 
 def _fields(kind: type[Truncation]) -> list[Field]:
-    return list(fields(kind)) if is_dataclass(kind) else []
+    # As dataclasses.fields, which the compiler does not follow; a ClassVar is no field.
+    found: list[Any] = list(getattr(kind, "__dataclass_fields__", {}).values())
+    return [f for f in found if f._field_type.name == "_FIELD"]

@@ -186,7 +186,7 @@ TYPES = {
     ),
     "solve_block": (
         lambda: solve(zoo.block(), torch.randn(zoo.DIM)),
-        "transform.block.contraction",
+        "transform.block.solve",
     ),
     "wrapped_integers": (
         lambda: zoo.CONTRACTIONS["wrapped"]()(torch.ones(3, zoo.DIM, dtype=torch.int64)),

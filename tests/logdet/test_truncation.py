@@ -1,5 +1,7 @@
 import math
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -121,3 +123,18 @@ def test_tiny_threshold():
     linearization = Linearization(torch.zeros(2, 2), Dense(-0.9 * torch.eye(2)))
     logdet = Roulette(Adaptive(1e-60), control_variate=None)(linearization, lipschitz=0.9)
     torch.testing.assert_close(logdet, torch.full((2,), 2 * math.log(0.1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Geometric):
+    """A truncation of a user's, with a constant of the class and a keyword."""
+
+    note: ClassVar[str] = "not a number"
+    share: float = 0.5
+
+
+def test_takes_a_users_truncation_apart():
+    truncation = Constant(p=0.3, exact_terms=2, share=0.25)
+    packed = pack(truncation)
+    assert packed is not None
+    assert unpack_truncation(*packed) == truncation
