@@ -94,13 +94,11 @@ def _modules(flow: object) -> Iterable[nn.Module]:
         return _modules(flow.inv)
     if isinstance(flow, ComposeTransform):
         return _modules(flow.parts)
-    if hasattr(flow, "condition"):
-        # A conditional object of Pyro, unknown to the core, keeps its parts by these names.
+    if hasattr(flow, "condition") or hasattr(flow, "base_dist"):
+        # A conditional object of Pyro, and a distribution around another, such as Independent, keep
+        # their parts by these names.
         held = ("base_dist", "transforms", "transform")
         return _modules([getattr(flow, name) for name in held if hasattr(flow, name)])
-    if hasattr(flow, "base_dist"):
-        # A distribution around another, such as Independent or one that is masked.
-        return _modules(getattr(flow, "base_dist"))  # noqa: B009  (unknown to the type checker)
     if isinstance(flow, list | tuple):
         return [module for part in flow for module in _modules(part)]
     if isinstance(flow, Transform) or hasattr(flow, "log_prob"):

@@ -13,9 +13,6 @@ EXACT_IN_TRAINING = 8
 IN_TRAINING = Roulette(Subsample(), control_variate=None)
 # Up to this size an exact evaluation is affordable.
 EXACT_IN_EVALUATION = 1024
-SMALL = ByMode(train=Exact(), evaluate=Exact())
-MIDDLE = ByMode(train=IN_TRAINING, evaluate=Exact())
-LARGE = ByMode(train=IN_TRAINING, evaluate=ConvergedSeries())
 
 
 def auto_logdet(event_size: int) -> ByMode:
@@ -38,6 +35,7 @@ def auto_logdet(event_size: int) -> ByMode:
         Exact()
     """
     event_size = check_positive_int(event_size, "event_size")
-    if event_size <= EXACT_IN_TRAINING:
-        return SMALL
-    return MIDDLE if event_size <= EXACT_IN_EVALUATION else LARGE
+    return ByMode(
+        train=Exact() if event_size <= EXACT_IN_TRAINING else IN_TRAINING,
+        evaluate=Exact() if event_size <= EXACT_IN_EVALUATION else ConvergedSeries(),
+    )

@@ -96,6 +96,11 @@ def is_text(dtype: Any) -> bool:
     return is_text and not isinstance(dtype, pd.CategoricalDtype) and not kinds.is_bool_dtype(dtype)
 
 
+def are_text(labels: Iterable[Any]) -> bool:
+    """Return True if all labels are text, so that cells are compared as text."""
+    return all(isinstance(label, str) for label in labels)
+
+
 def as_text(value: Any) -> Any:
     """Return a number as the text that a file has for it; True and False as they are."""
     return value if isinstance(value, bool | np.bool_) else str(value)
@@ -103,7 +108,7 @@ def as_text(value: Any) -> Any:
 
 def as_read(labels: list[Any], dtype: str) -> tuple[list[Any], str]:
     """Return the cells of a file as True and False or numbers, where no text is lost; the dtype."""
-    if any(not isinstance(label, str) for label in labels):
+    if not are_text(labels):
         return labels, dtype
     lower = [label.lower() for label in labels]
     if set(lower) <= {"true", "false"} and len(set(lower)) == len(lower):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..errors import ArgumentError
 from .cells import (
+    are_text,
     as_read,
     as_text,
     check_labels,
@@ -93,7 +94,7 @@ def _labels_in_text(source: Source, declared: Mapping[str, object]) -> list[str]
         kind = declared.get(name)
         if isinstance(kind, Category) and kind.labels is not None:
             # The labels that are given tell how to read a cell.
-            in_text = all(isinstance(label, str) for label in kind.labels)
+            in_text = are_text(kind.labels)
         else:
             in_text = isinstance(kind, Category) or holds_labels(dtype, name, source.label)
         found += [name] * in_text
@@ -207,7 +208,7 @@ def fixed(source: Source, columns: Sequence[Any], *, names: bool) -> Values:
     """
     found: list[Values] = []
     before = 0
-    text = [c.name for c in columns if c.labels and all(isinstance(v, str) for v in c.labels)]
+    text = [column.name for column in columns if column.labels and are_text(column.labels)]
     for part in source.parts(text):
         found.append(_fixed(part, columns, source, names, before))
         before += len(part)
@@ -241,7 +242,7 @@ def _fixed(
             found[:, i] = numbers(values, column.name, source.label, before)
         else:
             check_labels(values, column.name, source.label)
-            if all(isinstance(label, str) for label in column.labels):
+            if are_text(column.labels):
                 values = values.map(as_text)
             numbered = {label: at for at, label in enumerate(column.labels)}
             found[:, i] = positions(values, numbered, column.name, source.label)

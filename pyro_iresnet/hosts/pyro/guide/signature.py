@@ -75,6 +75,7 @@ def signature(value: Any, depth: int = DEPTH, inside: Mapping[int, int] = {}) ->
     try:
         shape = getattr(value, "shape", None)
     except Exception:
+        # A property of the user's may raise anything.
         shape = None
     if isinstance(shape, tuple):
         return kind, shape
