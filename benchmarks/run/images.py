@@ -17,8 +17,9 @@ from pyro_iresnet.images import ImageFlow, IResNetClassifier
 from pyro_iresnet.logdet import ConvergedSeries, LogDet
 from pyro_iresnet.training import FlowModule
 
+from ..harness.image_page import Finished, body, copy_pictures
 from ..harness.measure import machine
-from ..harness.report import Write, publish, table
+from ..harness.report import Write, publish
 from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
 from ..peers.image_flows import makers, size_of
 from ..targets.images import Images, digits, load
@@ -252,74 +253,18 @@ def page(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
     write: Write = False,
 ) -> None:
-    """Make the page of finished runs: a table for each data set and task."""
-    runs = [json.loads((folder / "figures.json").read_text()) for folder in folders]
-    trials = [str(f) for f, run in zip(folders, runs, strict=True) if run["held_out"]]
+    """Make the page of finished runs: a table for each data set, task and number of minutes."""
+    runs = [Finished.read(folder) for folder in folders]
+    trials = [str(run.folder) for run in runs if run.figures["held_out"]]
     if trials:
         raise typer.BadParameter(
             f"The folders are of runs that measured the test images; {', '.join(trials)} held out "
             "training images to choose an option."
         )
-    parts: list[str] = []
-    for data in sorted({run["data"] for run in runs}):
-        for task, rows in (("classify", _classifiers), ("density", _flows)):
-            found = [run for run in runs if (run["data"], run["task"]) == (data, task)]
-            if found:
-                minutes = sorted({round(run["minutes"]) for run in found})
-                heading = f"## {data}: {task}, {', '.join(map(str, minutes))} minutes a row"
-                machines = "; ".join(sorted({run["machine"] for run in found}))
-                parts += [heading, rows(found), f"Trained on {machines}."]
     options = " ".join(["page", *map(str, folders)])
-    publish("images", "Images", NOTES + "\n\n".join(parts), options, fast=False, write=write)
-
-
-NOTES = """Each row is one run of `python -m benchmarks.run.images classify` or `density`, all for \
-the same minutes of the processor over threads: 80 minutes of one thread are the work of two \
-cores in 40 minutes. Bits per dimension are of uniformly dequantised pixels: of all test images \
-by the unbiased `Roulette()`, of the first 500 by the deterministic `ConvergedSeries()`, of \
-the first 100 by the dense determinant; each with its standard error over the images.
-
-"""
-
-
-def _classifiers(runs: list[dict[str, Any]]) -> str:
-    header = [
-        *("c", "error, %", "largest proven bound", "largest error of a pixel"),
-        *("largest error of an image", "its certified bound", "activation", "rate"),
-        *("parameters", "steps"),
-    ]
-    rows = [
-        [
-            "none" if run["lipschitz"] == 0 else f"{run['lipschitz']:g}",
-            f"{run['error']:.2f}",
-            f"{max(run['proven']):.4f}" if run["proven"] else "none",
-            *(f"{run[key]:.1e}" for key in ("largest_entry", "largest_norm", "error_bound")),
-            run["activation"],
-            f"{run['rate']:g}",
-            f"{run['parameters']:,}",
-            f"{run['steps']:,}",
-        ]
-        for run in sorted(runs, key=lambda run: (run["lipschitz"] != 0, -run["lipschitz"]))
-    ]
-    return table(header, rows)
-
-
-def _flows(runs: list[dict[str, Any]]) -> str:
-    header = ["flow", "bits/dim", "deterministic", "exact", "rate", "parameters", "steps"]
-    rows = [
-        [
-            run["flow"],
-            *(
-                f"{run[key][0]:.3f} +- {run[key][1]:.3f}" if key in run else ""
-                for key in ("bits", "series", "exact")
-            ),
-            f"{run['rate']:g}",
-            f"{run['parameters']:,}",
-            f"{run['steps']:,}",
-        ]
-        for run in sorted(runs, key=lambda run: run["bits"][0])
-    ]
-    return table(header, rows)
+    publish("images", "Images", body(runs), options, fast=False, write=write)
+    if write:
+        copy_pictures(runs)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,27 @@ def test_page(tmp_path):
         ["none", "0.40", "none", "1.0e+30", "nan", "inf", "ELU", "0.003"],
         ["0.9", "0.50", "0.9000", "1.0e-09", "2.0e-09", "3.0e-08", "ELU", "0.003"],
     ]
+    assert "(images_digits_samples_1.png)" in result.output
+    assert "(images_digits_rebuilt_1.png)" in result.output
+
+
+def test_page_compares_runs_of_one_time(tmp_path):
+    figures = {"task": "density", "flow": "Glow", "data": "digits", "held_out": 0, "rate": 1e-3}
+    figures |= {"bits": [1.5, 0.1], "parameters": 1, "steps": 2, "machine": "m"}
+    folders = []
+    for minutes in (15.02, 15.4, 80.0):
+        folders.append(str(tmp_path / str(minutes)))
+        (tmp_path / str(minutes)).mkdir()
+        record = json.dumps({**figures, "minutes": minutes})
+        (tmp_path / str(minutes) / "figures.json").write_text(record)
+    result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
+    tables = result.output.split("## ")[1:]
+    assert [t.splitlines()[0] for t in tables] == [
+        "digits: density, 15 minutes a row",
+        "digits: density, 80 minutes a row",
+    ]
+    assert [t.count("| Glow") for t in tables] == [2, 1]
+    assert "png" not in result.output
 
 
 @pytest.mark.slow
