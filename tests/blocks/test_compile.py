@@ -73,7 +73,7 @@ def check_compiled(function, module, x, backend):
         torch.testing.assert_close(a, b)
 
 
-# Each estimator runs once by default. Its other combinations are slow.
+# Each estimator runs once without `slow`, in one of the four combinations.
 LOSSES = [
     pytest.param(
         make,
