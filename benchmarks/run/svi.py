@@ -37,7 +37,7 @@ GUIDES: dict[str, MakeGuide] = {
 }
 PYROS_FLOWS = (IAF, "block autoregressive (2)", SPLINES)
 NOTE = (
-    "16 particles, ClippedAdam from 1e-2 to 1e-4, 3,000 steps, float64, one thread; KL, k-hat and "
+    "16 particles, ClippedAdam from 1e-2 to 1e-4, 3,000 steps, float64; KL, k-hat and "
     "moments on Pyro's unconstrained scale over 20,000 draws. Errors of means in standard "
     "deviations of the posterior, of standard deviations relative, of the worst coordinate. Hidden "
     "layers of Pyro's flows as wide as ours (64); block autoregressive as it comes. Seconds are "
