@@ -51,7 +51,7 @@ def density(
     minutes: Minutes = 60.0,
     device: Device = "cpu",
     seed: Seed = 2,
-    rate: Rate = 5e-3,
+    rate: Rate = 1e-2,
     batch: Size = 64,
     held_out: HeldOut = 0,
     series: Annotated[int, typer.Option(help="Images of the deterministic estimate.")] = 500,
@@ -75,18 +75,16 @@ def density(
         progress=progress,
     )
     made.eval().to(device)
-    found: dict[str, Any] = {
-        "task": "density",
-        "flow": flow,
-        "bits": bits(made, images.x_test, Roulette(), device),
-    }
+    drawn = bits(made, images.x_test, Roulette(), device)
+    found: dict[str, Any] = {"task": "density", "flow": flow, "bits": _mean(drawn)}
     if any(isinstance(m, Block) for m in made.modules()):
         for name, estimator, count in (
             ("series", ConvergedSeries(), series),
             ("exact", Exact(), exact),
         ):
             if count:
-                found[name] = bits(made, images.x_test[:count], estimator, device)
+                found[name] = _mean(bits(made, images.x_test[:count], estimator, device))
+                found[f"{name}_drawn"] = _mean(drawn[:count])
     torch.manual_seed(seed)
     with torch.no_grad():
         picture(made.sample(64), out / "samples.png")
@@ -192,8 +190,8 @@ def _bounds(net: IResNetClassifier) -> list[float]:
     return [m.lipschitz_bound().item() for m in net.modules() if isinstance(m, Block)]
 
 
-def bits(flow: ImageFlow, pixels: Tensor, estimator: LogDet, device: str) -> list[float]:
-    """Return mean and standard error of the bits per dimension, by an estimator."""
+def bits(flow: ImageFlow, pixels: Tensor, estimator: LogDet, device: str) -> Tensor:
+    """Return the bits per dimension of each image, by an estimator."""
     blocks = [m for m in flow.modules() if isinstance(m, Block)]
     before = [b.logdet for b in blocks]
     for block in blocks:
@@ -204,7 +202,12 @@ def bits(flow: ImageFlow, pixels: Tensor, estimator: LogDet, device: str) -> lis
         found = torch.cat([flow.bits_per_dim(x.to(device)) for x in pixels.split(rows)])
     for block, logdet in zip(blocks, before, strict=True):
         block.logdet = logdet
-    return [found.mean().item(), found.std().item() / math.sqrt(len(found))]
+    return found.cpu()
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
 def _levels(scale: _Scale, *parts: Tensor) -> Tensor:
