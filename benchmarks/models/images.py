@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_iresnet.contractions import ConvContraction
 from pyro_iresnet.images import IResNetClassifier, Reconstruction
+from pyro_iresnet.operators.convolution import convolve
 from pyro_iresnet.training import TenthAverage
 
 # Numbers whose release lets malloc keep memory: fresh pages cost up to half of a step.
@@ -132,7 +133,7 @@ class PlainBlock(nn.Module):
         """Return ``g(x)`` with the weights as they are stored."""
         g: Any = self.contraction
         for layer, activation in zip(g.layers, [*g.activations, nn.Identity()], strict=True):
-            x = activation(functional.conv2d(x, layer.weight, layer.bias, padding="same"))
+            x = activation(convolve(x, layer.weight, layer.bias))
         return x
 
 
@@ -143,6 +144,13 @@ class PlainClassifier(IResNetClassifier):
 
     def make_block(self, contraction: ConvContraction) -> Any:
         return PlainBlock(contraction)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features of images; no norm is taken, since no weight is normalised."""
+        x = self._widened(images)
+        for part in self._parts():
+            x = part(x)[0]
+        return x
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, *, rtol: float = 1e-13) -> Reconstruction:
