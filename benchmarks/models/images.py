@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
@@ -17,6 +16,7 @@ from pyro_iresnet.contractions import ConvContraction
 from pyro_iresnet.images import IResNetClassifier, Reconstruction
 from pyro_iresnet.operators.convolution import convolve
 from pyro_iresnet.training import TenthAverage
+from pyro_iresnet.training.randomness import FollowsTorchSeed
 
 # Numbers whose release lets malloc keep memory: fresh pages cost up to half of a step.
 ARENA = 31 * 2**18
@@ -36,6 +36,11 @@ class Batches(IterableDataset[Any]):
     ) -> None:
         self.tensors, self.size, self.change = tensors, size, change
 
+    def __len__(self) -> int:
+        # Lightning would draw a batch ahead of an end that it does not know, and a checkpoint would
+        # lose the batch.
+        return 10**9
+
     def __iter__(self) -> Iterator[Any]:
         while True:
             rows = torch.randint(len(self.tensors[0]), (self.size,))
@@ -45,19 +50,23 @@ class Batches(IterableDataset[Any]):
 
 
 class Minutes(Callback):
-    """A limit of the time of training, all sittings together.
+    """A limit of the time of training, all sittings together, and a checkpoint on the way.
 
     The time is processor time over threads, so other programs on the machine do not count; on a
-    device the time is that of the clock.
+    device the time is that of the clock. The last checkpoint is one of training, not of the average
+    that a module takes at the end.
 
     Arguments:
         minutes: the limit.
         device: cpu or cuda.
+        last: the file of the checkpoint, written every two minutes and at the limit.
     """
 
-    def __init__(self, minutes: float, device: str) -> None:
-        self.limit, self.seconds = 60 * minutes, 0.0
-        self._device, self._since = device, 0.0
+    EVERY = 120.0
+
+    def __init__(self, minutes: float, device: str, last: Path) -> None:
+        self.limit, self.seconds, self.last = 60 * minutes, 0.0, last
+        self._device, self._since, self._saved = device, 0.0, 0.0
 
     def _now(self) -> float:
         if self._device == "cpu":
@@ -65,13 +74,17 @@ class Minutes(Callback):
         return time.perf_counter()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._since = self._now()
+        self._since, self._saved = self._now(), self.seconds
         trainer.should_stop = self.seconds >= self.limit
 
     def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
         now = self._now()
         self.seconds, self._since = self.seconds + now - self._since, now
-        trainer.should_stop = self.seconds >= self.limit
+        is_over = self.seconds >= self.limit
+        if is_over or self.seconds - self._saved >= self.EVERY:
+            self._saved = self.seconds
+            trainer.save_checkpoint(self.last)
+        trainer.should_stop = is_over
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -96,26 +109,23 @@ def train(
     """
     if device == "cpu":
         torch.empty(ARENA).fill_(0)
-    clock = Minutes(minutes, device)
-    checkpoint = ModelCheckpoint(
-        folder, save_last=True, save_top_k=0, train_time_interval=timedelta(minutes=2)
-    )
+    last = folder / "last.ckpt"
+    clock = Minutes(minutes, device, last)
     trainer = lightning.Trainer(
         accelerator=device,
         devices=1,
         max_steps=-1,
         max_epochs=-1,
         gradient_clip_val=10.0,
-        callbacks=[TenthAverage(), clock, checkpoint],
+        callbacks=[TenthAverage(), clock],
+        enable_checkpointing=False,
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=progress,
     )
-    last = folder / "last.ckpt"
-    trainer.fit(
-        module, DataLoader(batches, batch_size=None), ckpt_path=last if last.exists() else None
-    )
-    trainer.save_checkpoint(last)
+    # By a generator of its own, the loader takes no number of the stream of a checkpoint.
+    loader = DataLoader(batches, batch_size=None, generator=torch.Generator())
+    trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
     return clock.seconds, trainer.global_step
 
 
@@ -166,7 +176,7 @@ class PlainClassifier(IResNetClassifier):
         return Reconstruction(x[:, : self.shape[0]], x.new_full((len(x),), torch.inf))
 
 
-class ClassModule(lightning.LightningModule):
+class ClassModule(FollowsTorchSeed, lightning.LightningModule):
     """A classifier under Lightning: cross-entropy, Adam with a warm-up and decay of weights.
 
     Arguments:
