@@ -18,7 +18,7 @@ from pyro_iresnet.logdet import ConvergedSeries, LogDet
 from pyro_iresnet.training import FlowModule
 
 from ..harness.image_page import Finished, body, copy_pictures
-from ..harness.measure import machine
+from ..harness.measure import commit, machine
 from ..harness.report import Write, publish
 from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
 from ..peers.image_flows import makers, size_of
@@ -60,12 +60,13 @@ def density(
 ) -> None:
     """Train a flow of images, and measure its bits per dimension on the test images."""
     images = _images(data, held_out)
-    settings = {"seed": seed, "rate": rate, "batch": batch, "held_out": held_out}
+    make = _known("flow", flow, makers())
+    settings = {"task": "density", "flow": flow, "data": images.name, "seed": seed, "rate": rate}
+    settings = begun(out, settings | {"batch": batch, "held_out": held_out, "device": device})
     torch.manual_seed(seed)
-    made = _known("flow", flow, makers())(images.shape, images.levels, MARGIN)
+    made = make(images.shape, images.levels, MARGIN)
     # ActNorms start from many images.
     made.log_prob(images.x_train[torch.randint(len(images.x_train), (512,))])
-    out.mkdir(parents=True, exist_ok=True)
     seconds, steps = train(
         FlowModule(made, learning_rate=rate),
         Batches(images.x_train, size=batch),
@@ -76,7 +77,7 @@ def density(
     )
     made.eval().to(device)
     drawn = bits(made, images.x_test, Roulette(), device)
-    found: dict[str, Any] = {"task": "density", "flow": flow, "bits": _mean(drawn)}
+    found: dict[str, Any] = {"bits": _mean(drawn)}
     if any(isinstance(m, Block) for m in made.modules()):
         for name, estimator, count in (
             ("series", ConvergedSeries(), series),
@@ -85,12 +86,12 @@ def density(
             if count:
                 found[name] = _mean(bits(made, images.x_test[:count], estimator, device))
                 found[f"{name}_drawn"] = _mean(drawn[:count])
+    _write(out, settings | found, made, seconds, steps)
     torch.manual_seed(seed)
     with torch.no_grad():
-        picture(made.sample(64), out / "samples.png")
+        picture(made.sample(64), images.levels, out / "samples.png")
         ends = images.x_test[:8].to(device), images.x_test[8:16].to(device)
-        picture(made.interpolate(*ends, 8).flatten(0, 1), out / "between.png")
-    _write(out, found, images, made, seconds, steps, settings)
+        picture(made.interpolate(*ends, 8).flatten(0, 1), images.levels, out / "between.png")
 
 
 @app.command()
@@ -110,9 +111,10 @@ def classify(
 ) -> None:
     """Train a classifier, and measure its error and that of its reconstructions."""
     images = _images(data, held_out)
-    settings = {"seed": seed, "rate": rate, "batch": batch, "held_out": held_out}
-    settings["activation"] = activation
     kind_of_activation = _known("activation", activation, ACTIVATIONS)
+    settings = {"task": "classify", "lipschitz": lipschitz, "activation": activation}
+    settings |= {"data": images.name, "seed": seed, "rate": rate, "batch": batch}
+    settings = begun(out, settings | {"held_out": held_out, "device": device})
     torch.manual_seed(seed)
     classes = int(images.y_train.max()) + 1
     plain = lipschitz == 0
@@ -126,7 +128,6 @@ def classify(
     mirrored = images.shape[0] == 3
     scale = _Scale(images)
     net(scale(images.x_train[torch.randint(len(images.x_train), (512,))]))
-    out.mkdir(parents=True, exist_ok=True)
 
     def augmented(x: Tensor) -> Tensor:
         by = 4 if mirrored else images.shape[1] // 14
@@ -151,17 +152,15 @@ def classify(
         found = [net.reconstruct(net.features(part)) for part in x.split(ROWS)]
     back = torch.cat([f.images for f in found])
     error = (back - x).flatten(1)
-    picture(_levels(scale, x[:32], back[:32]), out / "rebuilt.png")
     record = {
-        "task": "classify",
-        "lipschitz": lipschitz,
         "error": 100 * wrong.double().mean().item(),
         "proven": [] if plain else _bounds(net),
         "largest_entry": error.abs().max().item(),
         "largest_norm": error.norm(dim=1).max().item(),
         "error_bound": torch.cat([f.error_bound for f in found]).max().item(),
     }
-    _write(out, record, images, net, seconds, steps, settings)
+    _write(out, settings | record, net, seconds, steps)
+    picture(_levels(scale, x[:32], back[:32]), images.levels, out / "rebuilt.png")
 
 
 def _known(argument: str, name: str, known: dict[str, T]) -> T:
@@ -214,14 +213,15 @@ def _levels(scale: _Scale, *parts: Tensor) -> Tensor:
     return torch.cat(parts) * scale.std + scale.mean
 
 
-def picture(images: Tensor, path: Path) -> None:
-    """Draw images in rows of 8."""
+def picture(images: Tensor, levels: int, path: Path) -> None:
+    """Draw images in rows of 8, from black for 0 to white for the last level."""
     rows = math.ceil(len(images) / 8)
     _, axes = plt.subplots(rows, 8, figsize=(8, rows), squeeze=False)
-    top = max(1.0, images[images.isfinite()].max().item())
+    top = levels - 1
     for axis, image in zip(axes.flat, images.cpu(), strict=False):
         pixels = image.nan_to_num(0).clamp(0, top).permute(1, 2, 0) / top
-        axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray")
+        grey = pixels.shape[-1] == 1
+        axis.imshow(pixels.squeeze(-1) if grey else pixels, cmap="gray", vmin=0, vmax=1)
     for axis in axes.flat:
         axis.axis("off")
     plt.subplots_adjust(0, 0, 1, 1, 0.05, 0.05)
@@ -229,22 +229,37 @@ def picture(images: Tensor, path: Path) -> None:
     plt.close()
 
 
+def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings and the commit of a folder's first sitting, and keep them there.
+
+    A checkpoint goes on with the settings of its start, so other settings are refused.
+    """
+    settings = settings | {"threads": torch.get_num_threads()}
+    file = out / "settings.json"
+    if not file.exists():
+        if (out / "last.ckpt").exists():
+            raise typer.BadParameter(
+                f"{out} has a checkpoint without settings.json; take a new one."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings | {"commit": commit()}) + "\n")
+    kept = json.loads(file.read_text())
+    other = [
+        f"{key}={kept.get(key)}, now {new}" for key, new in settings.items() if kept.get(key) != new
+    ]
+    if other:
+        raise typer.BadParameter(f"{out} has a run of {'; '.join(other)}. Take another folder.")
+    return kept
+
+
 def _write(
-    out: Path,
-    found: dict[str, Any],
-    images: Images,
-    net: torch.nn.Module,
-    seconds: float,
-    steps: int,
-    settings: dict[str, Any],
+    out: Path, found: dict[str, Any], net: torch.nn.Module, seconds: float, steps: int
 ) -> None:
     record = {
         **found,
-        "data": images.name,
         "parameters": size_of(net),
         "minutes": round(seconds / 60, 2),
         "steps": steps,
-        **settings,
         "machine": machine(),
     }
     (out / "figures.json").write_text(json.dumps(record) + "\n")

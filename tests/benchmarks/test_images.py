@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import typer
 import typer.testing
 
 pytest.importorskip("normflows", reason="needs the extra bench")
@@ -33,8 +34,7 @@ def test_density(tmp_path):
     found = run(tmp_path, *options)
     # Two estimates for the same images, with other noise of pixels.
     for name in ("series", "exact"):
-        mean, error = found[name]
-        assert abs(mean - found[f"{name}_drawn"][0]) < 5 * error
+        assert abs(found[name][0] - found[f"{name}_drawn"][0]) < 0.02
     assert 0.1 <= found["minutes"] < 0.2
     assert (tmp_path / "samples.png").stat().st_size > 5_000
     # A second sitting goes on, and adds nothing to a run that has had its time.
@@ -47,7 +47,8 @@ def test_density(tmp_path):
 @pytest.mark.parametrize("lipschitz", [0.9, 0.5])
 def test_classifier(tmp_path, lipschitz):
     found = run(tmp_path, "classify", "--minutes", "0.1", "--lipschitz", str(lipschitz))
-    assert 0 <= found["error"] <= 100
+    # Guesses err in 90 percent.
+    assert found["error"] < 40
     assert all(bound <= lipschitz * (1 + 1e-6) for bound in found["proven"])
     assert len(found["proven"]) == 3
     assert found["largest_norm"] <= found["error_bound"] < 1e-4
@@ -55,7 +56,8 @@ def test_classifier(tmp_path, lipschitz):
 
 def test_page(tmp_path):
     common = {"data": "digits", "minutes": 1.02, "parameters": 1000, "steps": 2000, "machine": "m"}
-    common |= {"rate": 3e-3, "activation": "ELU", "held_out": 0}
+    common |= {"rate": 3e-3, "activation": "ELU", "held_out": 0, "device": "cpu", "threads": 1}
+    common["commit"] = "commit 123"
     runs = [
         {"task": "density", "flow": "Glow", "bits": [1.5, 0.01]},
         {"task": "density", "flow": "i-ResNet", "bits": [1.25, 0.01], "exact": [1.26, 0.02]}
@@ -75,7 +77,8 @@ def test_page(tmp_path):
     folders = [str(tmp_path / str(i)) for i in range(4)]
     result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
     assert result.exit_code == 0, result.output
-    assert "## digits: density, 1 minutes a row" in result.output
+    assert "## digits: density, 1 minutes of one thread of the processor a row" in result.output
+    assert "Trained at commit 123, on m." in result.output
     rows = [[c.strip() for c in row] for row in reduced.cells(result.output)]
     flows = [row for row in rows if row[0] in ("Glow", "i-ResNet")]
     assert flows == [
@@ -93,20 +96,29 @@ def test_page(tmp_path):
 
 def test_page_compares_runs_of_one_time(tmp_path):
     figures = {"task": "density", "flow": "Glow", "data": "digits", "held_out": 0, "rate": 1e-3}
-    figures |= {"bits": [1.5, 0.1], "parameters": 1, "steps": 2, "machine": "m"}
+    figures |= {"bits": [1.5, 0.1], "parameters": 1, "steps": 2, "machine": "m", "commit": "c"}
     folders = []
-    for minutes in (15.02, 15.4, 80.0):
-        folders.append(str(tmp_path / str(minutes)))
-        (tmp_path / str(minutes)).mkdir()
-        record = json.dumps({**figures, "minutes": minutes})
-        (tmp_path / str(minutes) / "figures.json").write_text(record)
+    for minutes, device, threads in (
+        (15.02, "cpu", 1),
+        (15.4, "cpu", 1),
+        (15.02, "cpu", 2),
+        (15.02, "cuda", 1),
+        (80.0, "cpu", 1),
+    ):
+        folder = tmp_path / f"{minutes} {device} {threads}"
+        folder.mkdir()
+        record = {**figures, "minutes": minutes, "device": device, "threads": threads}
+        (folder / "figures.json").write_text(json.dumps(record))
+        folders.append(str(folder))
     result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
     tables = result.output.split("## ")[1:]
     assert [t.splitlines()[0] for t in tables] == [
-        "digits: density, 15 minutes a row",
-        "digits: density, 80 minutes a row",
+        "digits: density, 15 minutes of 2 threads of the processor a row",
+        "digits: density, 15 minutes of a CUDA device a row",
+        "digits: density, 15 minutes of one thread of the processor a row",
+        "digits: density, 80 minutes of one thread of the processor a row",
     ]
-    assert [t.count("| Glow") for t in tables] == [2, 1]
+    assert [t.count("| Glow") for t in tables] == [1, 1, 2, 1]
     assert "png" not in result.output
 
 
@@ -127,9 +139,34 @@ def test_unknown_name(tmp_path, task, argument):
     assert "Glov" in result.output
 
 
+def test_checkpoint_goes_on_under_its_own_settings(tmp_path):
+    settings = {"rate": 1e-3, "seed": 2}
+    first = images.begun(tmp_path, settings)
+    assert first["commit"]
+    assert images.begun(tmp_path, settings) == first
+    with pytest.raises(typer.BadParameter, match=r"rate=0.001, now 0.01\. Take another folder"):
+        images.begun(tmp_path, settings | {"rate": 1e-2})
+    (tmp_path / "settings.json").rename(tmp_path / "last.ckpt")
+    with pytest.raises(typer.BadParameter, match="without settings"):
+        images.begun(tmp_path, settings)
+
+
+@pytest.mark.parametrize("name", ["MADE", "MAF"])
+def test_masks_join_pixels(name):
+    # Masks of fewer units than pixels may join the units to the first pixels alone.
+    torch.manual_seed(0)
+    flow = makers()[name]((1, 28, 28), 256, 1e-4)
+    pixels = torch.randint(256, (64, 1, 28, 28))
+    flow.log_prob(pixels)
+    x = (pixels[:1] + 0.5).to(torch.get_default_dtype())
+    jacobian = torch.func.jacrev(lambda x: flow.transform(x)[0])(x).reshape(784, 784)
+    influence = (jacobian - jacobian.diagonal().diag()) != 0
+    assert influence.any(0).sum() > 0.8 * 784
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
-@pytest.mark.parametrize("name", [n for n in makers() if n.startswith("i-ResNet")])
-def test_size_of_our_flows(name, shape):
+@pytest.mark.parametrize("name", makers())
+def test_size_of_flows(name, shape):
     assert abs(size_of(makers()[name](shape, 256, 1e-4)) / BUDGET - 1) < 0.1
 
 
