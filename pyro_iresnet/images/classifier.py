@@ -229,7 +229,8 @@ class IResNetClassifier(nn.Module):
         r"""Return the images of features, with a certified bound of their error.
 
         Each block is inverted to a certified error, and a block before stretches an error by at
-        most :math:`1 / (1 - L)`. In float64 the bound stays small over many blocks.
+        most :math:`1 / (1 - L)`. In float64 the bound stays small over many blocks. The images
+        have no gradient.
 
         Arguments:
             features: shape ``(batch, *feature_shape)``.

@@ -144,7 +144,7 @@ class ImageFlow(Flow):
 
     def _pixels(self, inputs: Tensor) -> Tensor:
         """Return pixels in the dtype of the parameters, or raise for other values."""
-        dtype = next(self.parameters()).dtype
+        dtype = next(self.parameters(), torch.empty(0)).dtype
         # with_noise refuses a dtype too coarse for the noise, whatever the dtype of the pixels.
         return check_pixels(inputs, self.levels).to(dtype)
 

@@ -54,8 +54,8 @@ def with_noise(x: Tensor, levels: int) -> Tensor:
     """Add the noise of :func:`dequantize` to checked pixels."""
     if torch.finfo(x.dtype).eps * levels > STEP:
         raise ArgumentTypeError(
-            f"Expected pixels of a dtype that has numbers between {levels} levels; got {x.dtype}. "
-            "Convert them: pixels.float() or pixels.double()."
+            f"Expected a dtype that has numbers between {levels} levels; got {x.dtype}. Convert "
+            "the pixels, and a flow that takes them, to float32 or float64."
         )
     # A sum may round up to the next level.
     below = torch.nextafter(x + 1, torch.zeros_like(x))
@@ -145,7 +145,9 @@ class PixelLogit(SavedSettings, Transform):
                 "images to the grey levels 0, 1, ..., or set levels."
             )
         p = self.margin + (1 - 2 * self.margin) * (inputs / self.levels)
-        outputs = torch.logit(p)
+        # The sum may round to 0 or 1.
+        limits = torch.finfo(p.dtype)
+        outputs = torch.logit(p.clamp(limits.tiny, 1 - limits.eps / 2))
         return outputs, self._logabsdet(outputs)
 
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -153,12 +155,15 @@ class PixelLogit(SavedSettings, Transform):
     ) -> tuple[Tensor, Tensor]:
         """Return the numbers of logits, and ``log|det|``.
 
-        A logit beyond the margin gives a number a little outside of [0, levels].
+        A logit beyond the margin gives a number a little outside of [0, levels]. A logit whose
+        number rounds to :attr:`low` or :attr:`high` gives the next number within.
         """
         self._check(inputs)
         p = torch.sigmoid(inputs)
         outputs = self.levels * (p - self.margin) / (1 - 2 * self.margin)
-        return outputs, -self._logabsdet(inputs)
+        eps = torch.finfo(outputs.dtype).eps
+        inside = outputs.clamp(self.low * (1 - eps), self.high * (1 - eps))
+        return inside, -self._logabsdet(inputs)
 
     def _logabsdet(self, logits: Tensor) -> Tensor:
         # dy/dx = (1 - 2 a) / (n p (1 - p)).

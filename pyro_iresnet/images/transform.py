@@ -44,6 +44,9 @@ class ImageTransform(SavedSettings, Transform):
         logit: from grey levels to real numbers.
         scales: the transform of each scale, the shape of an image behind the transform, and the
             number of channels that leave; all leave after the last.
+
+    Raises:
+        ArgumentError: the channels that leave do not make up the image.
     """
 
     def __init__(
@@ -56,6 +59,13 @@ class ImageTransform(SavedSettings, Transform):
         self.shape = tuple(shape)
         self.logit = logit
         transforms, self.shapes, self.leaving = zip(*scales, strict=True)
+        noise = sum(n * h * w for n, (_, h, w) in zip(self.leaving, self.shapes, strict=True))
+        if noise != math.prod(self.shape) or self.leaving[-1] != self.shapes[-1][0]:
+            raise ArgumentError(
+                f"Expected all {math.prod(self.shape)} numbers of an image to leave the scales, "
+                f"and all channels to leave the last; got {noise} numbers, and {self.leaving[-1]} "
+                f"of {self.shapes[-1][0]} channels."
+            )
         self.scales = nn.ModuleList(transforms)
 
     def settings(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 
 from pyro_iresnet import CayleyBlock, IResNetTransform, ResidualBlock
+from pyro_iresnet.blocks import Block
 from pyro_iresnet.coordinates import DiagonalScale
 from pyro_iresnet.errors import (
     ArgumentError,
@@ -15,7 +16,7 @@ from pyro_iresnet.errors import (
     ContractionError,
     InversionError,
 )
-from pyro_iresnet.hosts.nflows import IResNetComposite
+from pyro_iresnet.hosts.nflows import IResNetComposite, PatientActNorm
 from pyro_iresnet.images import IResNetClassifier
 from pyro_iresnet.norms import Gram
 
@@ -60,12 +61,20 @@ def test_reconstruction_of_rounded_features():
     assert (found.images - images).abs().max() < 1e-4
 
 
-def test_features_are_isolated():
-    # Images that differ have features that differ.
+def test_features_stay_apart():
+    # A block brings two images nearer by 1 - L at most, and an ActNorm by its smallest scale.
     net = started(small(lipschitz=0.5))
     a, b = torch.randn(2, 20, 1, 8, 8)
+    least = 1.0
+    for module in net.modules():
+        if isinstance(module, Block):
+            least *= 1 - module.lipschitz_bound().item()
+        elif isinstance(module, PatientActNorm):
+            least *= module.log_scale.exp().min().item()
+    before = (a - b).flatten(1).norm(dim=1)
     apart = (net.features(a) - net.features(b)).flatten(1).norm(dim=1)
-    assert (apart > 0).all()
+    assert 0 < least < 1
+    assert (apart >= least * before).all()
 
 
 def test_trains_on_digits():

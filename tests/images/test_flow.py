@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from nflows.flows import Flow
+from nflows.transforms import SqueezeTransform
 from sklearn.datasets import load_digits
 
 from pyro_iresnet import ConvContraction, Exact
@@ -14,7 +15,10 @@ from pyro_iresnet.blocks import Block, Evaluation
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.hosts.nflows import PatientActNorm
 from pyro_iresnet.images import (
+    ImageFlow,
     ImageStack,
+    ImageTransform,
+    PixelLogit,
     dequantize,
     iresnet_image_flow,
     iresnet_image_stack,
@@ -158,12 +162,13 @@ def test_samples():
     flow = small()
     flow.bits_per_dim(pixels_of((1, 8, 8)))
     flow.eval()
-    torch.manual_seed(0)
     whole = flow.sample(5)
     assert whole.shape == (5, 1, 8, 8)
     assert ((whole == whole.floor()) & (whole >= 0) & (whole < 256)).all()
     torch.manual_seed(0)
-    assert flow.sample(5, batch_size=2).shape == whole.shape
+    parts = flow.sample(5, batch_size=2)
+    torch.manual_seed(0)
+    assert (parts == torch.cat([flow.sample(n) for n in (2, 2, 1)])).all()
     cold = flow.sample(3, temperature=0.0)
     assert (cold == cold[0]).all()
     assert isinstance(flow, Flow)
@@ -242,11 +247,36 @@ def test_pyro():
         ImageStack(torch.nn.Identity())
 
 
-def test_pyro_support():
+@pytest.mark.parametrize(
+    "scales",
+    [
+        [(SqueezeTransform(), (4, 4, 4), 2)],
+        [(SqueezeTransform(), (4, 4, 4), 2), (SqueezeTransform(), (8, 2, 2), 4)],
+        [(SqueezeTransform(), (4, 4, 4), 5)],
+    ],
+)
+def test_refuses_lost_channels(scales):
+    with pytest.raises(ArgumentError, match="Expected all 64 numbers"):
+        ImageTransform((1, 8, 8), PixelLogit(), scales)
+
+
+def test_flow_without_parameters():
+    transform = ImageTransform((1, 8, 8), PixelLogit(), [(SqueezeTransform(), (4, 4, 4), 4)])
+    flow = ImageFlow(transform)
+    assert flow.log_prob(pixels_of((1, 8, 8))).isfinite().all()
+    assert flow.sample(3).shape == (3, 1, 8, 8)
+
+
+# In float32 a logit of 20 is one of the number at the end of the support.
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float64, 1.0), (torch.float32, 1.0), (torch.float32, 30.0)]
+)
+def test_pyro_support(dtype, scale):
+    torch.set_default_dtype(dtype)
     stack = iresnet_image_stack((1, 4, 4), 1, hidden_channels=4, levels=3, margin=0.1)
     stack(3 * torch.rand(20, 1, 4, 4))
     stack.eval()
-    noise = dist.Normal(torch.zeros(16), torch.ones(16)).to_event(1)
+    noise = dist.Normal(torch.zeros(16), scale * torch.ones(16)).to_event(1)
     density = dist.TransformedDistribution(noise, [stack.inv])
     with torch.no_grad():
         x = density.sample((500,))

@@ -34,7 +34,7 @@ class Noise(StandardNormal):
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
         contexts = 1 if context is None else len(context)
-        like = next(self._of[0].parameters())
+        like = next(self._of[0].parameters(), torch.empty(0))
         samples = torch.randn(
             contexts * num_samples, *self._shape, dtype=like.dtype, device=like.device
         )
