@@ -18,7 +18,7 @@ of all test images by the unbiased `Roulette()`, of the first 500 by the determi
 same images. Real NVP and Glow have eight steps at each scale with residual networks of \
 convolutions; the others are dense: NICE has four couplings, MADE and MAF one and five masked \
 layers, FFJORD one vector field. The widths follow from the number of parameters, and are far \
-below those of the papers. Errors of reconstructions are in standard deviations of the grey levels.
+below those of the papers. A flow that is missing has not run yet. Errors of reconstructions are in standard deviations of the grey levels.
 
 The learning rate of each row is the best of two or more after 3 minutes (FFJORD: 2), measured on \
 training images that were held out."""
@@ -45,26 +45,22 @@ class Finished:
     def table(self) -> tuple[str, str, int, str]:
         """Data, task, minutes and hardware: the runs of one table have them in common."""
         run = self.figures
-        cuda = run["device"] != "cpu"
-        hardware = "a CUDA device" if cuda else f"{run['threads']} threads of the processor"
-        return (
-            run["data"],
-            run["task"],
-            round(run["minutes"]),
-            hardware.replace("1 threads", "one thread"),
-        )
+        threads = "one thread" if run["threads"] == 1 else f"{run['threads']} threads"
+        hardware = threads if run["device"] == "cpu" else "a CUDA device"
+        return run["data"], run["task"], round(run["minutes"]), hardware
 
     @property
     def picture(self) -> tuple[Path, str, str] | None:
         """File, name on the page and caption of the picture; None for a run without one there."""
-        data, task, minutes, _ = self.table
+        data, task, minutes, hardware = self.table
         if task == "classify" and self.figures["lipschitz"] == 0.9:
             file, told = "rebuilt", "Test images, and below them their reconstructions for c = 0.9"
         elif task == "density" and self.figures["flow"] == "i-ResNet":
             file, told = "samples", "Samples of the i-ResNet"
         else:
             return None
-        return self.folder / f"{file}.png", f"images_{data}_{file}_{minutes}.png", told
+        name = f"images_{data}_{file}_{minutes}_minutes_{hardware.replace(' ', '_')}.png"
+        return self.folder / f"{file}.png", name, told
 
 
 def body(runs: list[Finished]) -> str:

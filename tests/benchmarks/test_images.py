@@ -77,7 +77,7 @@ def test_page(tmp_path):
     folders = [str(tmp_path / str(i)) for i in range(4)]
     result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
     assert result.exit_code == 0, result.output
-    assert "## digits: density, 1 minutes of one thread of the processor a row" in result.output
+    assert "## digits: density, 1 minutes of one thread a row" in result.output
     assert "Trained at commit 123, on m." in result.output
     rows = [[c.strip() for c in row] for row in reduced.cells(result.output)]
     flows = [row for row in rows if row[0] in ("Glow", "i-ResNet")]
@@ -90,8 +90,8 @@ def test_page(tmp_path):
         ["none", "0.40", "none", "1.0e+30", "nan", "inf", "ELU", "0.003"],
         ["0.9", "0.50", "0.9000", "1.0e-09", "2.0e-09", "3.0e-08", "ELU", "0.003"],
     ]
-    assert "(images_digits_samples_1.png)" in result.output
-    assert "(images_digits_rebuilt_1.png)" in result.output
+    assert "(images_digits_samples_1_minutes_one_thread.png)" in result.output
+    assert "(images_digits_rebuilt_1_minutes_one_thread.png)" in result.output
 
 
 def test_page_compares_runs_of_one_time(tmp_path):
@@ -113,10 +113,10 @@ def test_page_compares_runs_of_one_time(tmp_path):
     result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
     tables = result.output.split("## ")[1:]
     assert [t.splitlines()[0] for t in tables] == [
-        "digits: density, 15 minutes of 2 threads of the processor a row",
+        "digits: density, 15 minutes of 2 threads a row",
         "digits: density, 15 minutes of a CUDA device a row",
-        "digits: density, 15 minutes of one thread of the processor a row",
-        "digits: density, 80 minutes of one thread of the processor a row",
+        "digits: density, 15 minutes of one thread a row",
+        "digits: density, 80 minutes of one thread a row",
     ]
     assert [t.count("| Glow") for t in tables] == [1, 1, 2, 1]
     assert "png" not in result.output
