@@ -18,7 +18,8 @@ of all test images by the unbiased `Roulette()`, of the first 500 by the determi
 same images. Real NVP and Glow have eight steps at each scale with residual networks of \
 convolutions; the others are dense: NICE has four couplings, MADE and MAF one and five masked \
 layers, FFJORD one vector field. The widths follow from the number of parameters, and are far \
-below those of the papers. A flow that is missing has not run yet. Errors of reconstructions are in standard deviations of the grey levels.
+below those of the papers. A flow that is missing has not run yet. Errors of reconstructions are \
+in standard deviations of the grey levels.
 
 The learning rate of each row is the best of two or more after 3 minutes (FFJORD: 2), measured on \
 training images that were held out."""
