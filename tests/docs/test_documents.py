@@ -205,6 +205,10 @@ PLACES = {
         ("checkerboard", "2,000 steps: nats above the entropy", 1),
         ("checkerboard", "2,000 steps: nats above the entropy", 7),
     ],
+    "MNIST, 15 minutes": [
+        (flow, "mnist: density, 15 minutes of one thread a row", 0)
+        for flow in ("i-ResNet", "Real NVP", "Glow")
+    ],
     "eight schools": [
         ("AutoIResNet", "eight schools", 0),
         ("AutoIAFNormal (3)", "eight schools", 0),
