@@ -14,15 +14,15 @@ ALL_CORES := -n logical --dist loadfile
 # A release of torch for test-lowest and test-newest, in place of the lowest or the newest one.
 TORCH ?=
 
-.PHONY: demo test test-compiled test-slow test-bench test-notebooks test-lowest test-newest notebooks docs bench \
-	lint coverage mutation audit format build clean help
+.PHONY: demo test test-compiled test-slow test-bench test-notebooks test-lowest test-newest \
+	notebooks docs bench lint coverage mutation audit format build clean help
 
 help:
 	@echo 'make demo         run the main job: density estimation and a guide (ARGS="--steps 200")'
 	@echo 'make test         run the tests (ARGS="-k inverse")'
 	@echo 'make test-compiled  run the tests of torch.compile'
 	@echo 'make test-slow    run every test, the slow ones as well'
-	@echo 'make test-bench   run the tests of the benchmarks that other packages stand in'
+	@echo 'make test-bench   run the tests of the benchmarks, with the packages beside which they stand'
 	@echo 'make test-notebooks  run the notebooks, reduced, and the tests of the recipe for sbi'
 	@echo 'make test-lowest  run the tests with the lowest versions promised (TORCH=2.13.0 for that torch)'
 	@echo 'make test-newest  run the tests with the newest versions (TORCH=2.14.1 for that torch)'

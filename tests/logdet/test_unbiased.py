@@ -63,9 +63,7 @@ HARD = [
         matrix,
         estimator,
         id=f"{matrix}-{name}",
-        marks=pytest.mark.slow
-        if matrix != "nilpotent" and name in ("coarse", "two_probes")
-        else (),
+        marks=pytest.mark.slow if matrix != "nilpotent" and name in OTHERS else (),
     )
     for matrix in MATRICES
     for name, estimator in ESTIMATORS.items()
