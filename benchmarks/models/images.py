@@ -125,7 +125,12 @@ def train(
     )
     # By a generator of its own, the loader takes no number of the stream of a checkpoint.
     loader = DataLoader(batches, batch_size=None, generator=torch.Generator())
-    trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    # Numbers below float32, such as exponentials of an ELU, made a step 1.7 times as slow.
+    torch.set_flush_denormal(True)
+    try:
+        trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    finally:
+        torch.set_flush_denormal(False)
     return clock.seconds, trainer.global_step
 
 
