@@ -1,12 +1,13 @@
 """The page of finished runs on images: tables, and the pictures of the i-ResNets."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .report import RESULTS, table
+from .report import table
 
 NOTES = """Each row is one run of `python -m benchmarks.run.images classify` or `density`, of one \
 seed. Minutes are those of the processor, over threads. The goals were set for two cores, 40 \
@@ -22,7 +23,7 @@ below those of the papers. A flow that is missing has not run yet. Errors of rec
 in standard deviations of the grey levels.
 
 The learning rate of each row is the best of two or more after 3 minutes (FFJORD: 2), measured on \
-training images that were held out."""
+training images that were held out; all classifiers with a bound take the rate of c = 0.9."""
 
 
 @dataclass(frozen=True)
@@ -30,38 +31,62 @@ class Finished:
     """A finished run.
 
     Arguments:
-        folder: holds the pictures of the run.
         figures: what the run measured.
+        folder: holds the pictures of the run; None for a run whose pictures lie beside the page.
     """
 
-    folder: Path
     figures: dict[str, Any]
+    folder: Path | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Finished":
         """Read the figures of a folder."""
-        return cls(folder, json.loads((folder / "figures.json").read_text()))
+        return cls(json.loads((folder / "figures.json").read_text()), folder)
 
     @property
-    def table(self) -> tuple[str, str, int, str]:
-        """Data, task, minutes and hardware: the runs of one table have them in common."""
+    def table(self) -> tuple[str, str, int, str, str]:
+        """Data, task, minutes, hardware and processor: the same for all runs of one table."""
         run = self.figures
         threads = "one thread" if run["threads"] == 1 else f"{run['threads']} threads"
         hardware = threads if run["device"] == "cpu" else "a CUDA device"
-        return run["data"], run["task"], round(run["minutes"]), hardware
+        processor = run["machine"].split(",")[0]
+        return run["data"], run["task"], round(run["minutes"]), hardware, processor
 
     @property
-    def picture(self) -> tuple[Path, str, str] | None:
+    def row(self) -> tuple[Any, ...]:
+        """The table and the line: a new run of a line takes the place of the old one."""
+        line = "flow" if self.figures["task"] == "density" else "lipschitz"
+        return *self.table, self.figures[line]
+
+    @property
+    def picture(self) -> tuple[str, str, str] | None:
         """File, name on the page and caption of the picture; None for a run without one there."""
-        data, task, minutes, hardware = self.table
+        data, task, minutes, hardware, processor = self.table
         if task == "classify" and self.figures["lipschitz"] == 0.9:
             file, told = "rebuilt", "Test images, and below them their reconstructions for c = 0.9"
         elif task == "density" and self.figures["flow"] == "i-ResNet":
             file, told = "samples", "Samples of the i-ResNet"
         else:
             return None
-        name = f"images_{data}_{file}_{minutes}_minutes_{hardware.replace(' ', '_')}.png"
-        return self.folder / f"{file}.png", name, told
+        name = f"images {data} {file} {minutes} minutes {hardware} {processor}"
+        return f"{file}.png", re.sub(r"\W+", "_", name) + ".png", told
+
+
+def read_runs(log: Path, folders: list[Path]) -> list[Finished]:
+    """Return the runs of a log, and those of folders in the place of older ones."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    runs = [Finished(json.loads(line)) for line in lines]
+    runs += [Finished.read(folder) for folder in folders]
+    return list({run.row: run for run in runs}.values())
+
+
+def keep_runs(log: Path, runs: list[Finished]) -> None:
+    """Write the figures of runs to a log, and their pictures beside it."""
+    log.write_text("".join(json.dumps(run.figures) + "\n" for run in runs))
+    for run in runs:
+        if run.picture and run.folder:
+            file, name, _ = run.picture
+            shutil.copyfile(run.folder / file, log.parent / name)
 
 
 def body(runs: list[Finished]) -> str:
@@ -69,23 +94,17 @@ def body(runs: list[Finished]) -> str:
     parts = [NOTES]
     for key in sorted({run.table for run in runs}):
         rows = [run for run in runs if run.table == key]
-        data, task, minutes, hardware = key
+        data, task, minutes, hardware, processor = key
         machines = "; ".join(sorted({run.figures["machine"] for run in rows}))
         commits = ", ".join(sorted({run.figures["commit"] for run in rows}))
         parts += [
-            f"## {data}: {task}, {minutes} minutes of {hardware} a row",
+            f"## {data}: {task}, {minutes} minutes of {hardware} a row, {processor}",
             (_classifiers if task == "classify" else _flows)([run.figures for run in rows]),
             f"Trained at {commits}, on {machines}.",
         ]
         for _, name, told in filter(None, (run.picture for run in rows)):
             parts.append(f"![{told}]({name})\n\n{told}.")
     return "\n\n".join(parts)
-
-
-def copy_pictures(runs: list[Finished]) -> None:
-    """Copy the pictures that the page shows beside the page."""
-    for file, name, _ in filter(None, (run.picture for run in runs)):
-        shutil.copyfile(file, RESULTS / name)
 
 
 def _classifiers(runs: list[dict[str, Any]]) -> str:

@@ -17,9 +17,9 @@ from pyro_iresnet.images import ImageFlow, IResNetClassifier
 from pyro_iresnet.logdet import ConvergedSeries, LogDet
 from pyro_iresnet.training import FlowModule
 
-from ..harness.image_page import Finished, body, copy_pictures
+from ..harness.image_page import body, keep_runs, read_runs
 from ..harness.measure import commit, machine
-from ..harness.report import Write, publish
+from ..harness.report import RESULTS, Write, publish
 from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
 from ..peers.image_flows import makers, size_of
 from ..targets.images import Images, digits, load
@@ -268,21 +268,21 @@ def _write(
 
 @app.command()
 def page(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders of new runs.")] = None,
+    log: Annotated[Path, typer.Option(help="The figures of all runs.")] = RESULTS / "images.jsonl",
     write: Write = False,
 ) -> None:
-    """Make the page of finished runs: a table for each data set, task and number of minutes."""
-    runs = [Finished.read(folder) for folder in folders]
+    """Make the page of all runs: a table for each data set, task, time and hardware."""
+    runs = read_runs(log, folders or [])
     trials = [str(run.folder) for run in runs if run.figures["held_out"]]
     if trials:
         raise typer.BadParameter(
             f"The folders are of runs that measured the test images; {', '.join(trials)} held out "
             "training images to choose an option."
         )
-    options = " ".join(["page", *map(str, folders)])
-    publish("images", "Images", body(runs), options, fast=False, write=write)
     if write:
-        copy_pictures(runs)
+        keep_runs(log, runs)
+    publish("images", "Images", body(runs), "page", fast=False, write=write)
 
 
 if __name__ == "__main__":

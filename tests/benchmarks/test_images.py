@@ -54,6 +54,13 @@ def test_classifier(tmp_path, lipschitz):
     assert found["largest_norm"] <= found["error_bound"] < 1e-4
 
 
+def page(log, *folders):
+    command = ["page", *map(str, folders), "--log", str(log)]
+    result = typer.testing.CliRunner().invoke(images.app, command)
+    assert result.exit_code == 0, result.output
+    return result
+
+
 def test_page(tmp_path):
     common = {"data": "digits", "minutes": 1.02, "parameters": 1000, "steps": 2000, "machine": "m"}
     common |= {"rate": 3e-3, "activation": "ELU", "held_out": 0, "device": "cpu", "threads": 1}
@@ -74,10 +81,8 @@ def test_page(tmp_path):
     for i, run_ in enumerate(runs):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "figures.json").write_text(json.dumps({**common, **run_}))
-    folders = [str(tmp_path / str(i)) for i in range(4)]
-    result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
-    assert result.exit_code == 0, result.output
-    assert "## digits: density, 1 minutes of one thread a row" in result.output
+    result = page(tmp_path / "log", *(tmp_path / str(i) for i in range(4)))
+    assert "## digits: density, 1 minutes of one thread a row, m" in result.output
     assert "Trained at commit 123, on m." in result.output
     rows = [[c.strip() for c in row] for row in reduced.cells(result.output)]
     flows = [row for row in rows if row[0] in ("Glow", "i-ResNet")]
@@ -90,36 +95,52 @@ def test_page(tmp_path):
         ["none", "0.40", "none", "1.0e+30", "nan", "inf", "ELU", "0.003"],
         ["0.9", "0.50", "0.9000", "1.0e-09", "2.0e-09", "3.0e-08", "ELU", "0.003"],
     ]
-    assert "(images_digits_samples_1_minutes_one_thread.png)" in result.output
-    assert "(images_digits_rebuilt_1_minutes_one_thread.png)" in result.output
+    assert "(images_digits_samples_1_minutes_one_thread_m.png)" in result.output
+    assert "(images_digits_rebuilt_1_minutes_one_thread_m.png)" in result.output
+
+
+GLOW = {"task": "density", "flow": "Glow", "data": "digits", "held_out": 0, "rate": 1e-3}
+GLOW |= {"bits": [1.5, 0.1], "parameters": 1, "steps": 2, "machine": "m", "commit": "c"}
+GLOW |= {"minutes": 15.02, "device": "cpu", "threads": 1}
+
+
+def finished(folder, **figures):
+    folder.mkdir()
+    (folder / "figures.json").write_text(json.dumps({**GLOW, **figures}))
+    return folder
 
 
 def test_page_compares_runs_of_one_time(tmp_path):
-    figures = {"task": "density", "flow": "Glow", "data": "digits", "held_out": 0, "rate": 1e-3}
-    figures |= {"bits": [1.5, 0.1], "parameters": 1, "steps": 2, "machine": "m", "commit": "c"}
-    folders = []
-    for minutes, device, threads in (
-        (15.02, "cpu", 1),
-        (15.4, "cpu", 1),
-        (15.02, "cpu", 2),
-        (15.02, "cuda", 1),
-        (80.0, "cpu", 1),
-    ):
-        folder = tmp_path / f"{minutes} {device} {threads}"
-        folder.mkdir()
-        record = {**figures, "minutes": minutes, "device": device, "threads": threads}
-        (folder / "figures.json").write_text(json.dumps(record))
-        folders.append(str(folder))
-    result = typer.testing.CliRunner().invoke(images.app, ["page", *folders])
-    tables = result.output.split("## ")[1:]
+    others = {"threads": 2}, {"device": "cuda"}, {"minutes": 80.0}, {"machine": "n, 2 cores"}
+    same = {"minutes": 15.4, "flow": "NICE"}
+    folders = [finished(tmp_path / str(i), **o) for i, o in enumerate([{}, same, *others])]
+    tables = page(tmp_path / "log", *folders).output.split("## ")[1:]
     assert [t.splitlines()[0] for t in tables] == [
-        "digits: density, 15 minutes of 2 threads a row",
-        "digits: density, 15 minutes of a CUDA device a row",
-        "digits: density, 15 minutes of one thread a row",
-        "digits: density, 80 minutes of one thread a row",
+        "digits: density, 15 minutes of 2 threads a row, m",
+        "digits: density, 15 minutes of a CUDA device a row, m",
+        "digits: density, 15 minutes of one thread a row, m",
+        "digits: density, 15 minutes of one thread a row, n",
+        "digits: density, 80 minutes of one thread a row, m",
     ]
-    assert [t.count("| Glow") for t in tables] == [1, 1, 2, 1]
-    assert "png" not in result.output
+    assert [t.count("| Glow") for t in tables] == [1, 1, 1, 1, 1]
+    assert [t.count("| NICE") for t in tables] == [0, 0, 1, 0, 0]
+    assert "png" not in "".join(tables)
+
+
+def test_page_keeps_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.harness.report.RESULTS", tmp_path)
+    log = tmp_path / "log"
+    first = finished(tmp_path / "a", flow="i-ResNet")
+    (first / "samples.png").write_bytes(b"a picture")
+    page(log, first, finished(tmp_path / "b"), "--write")
+    written = (tmp_path / "images.md").read_text()
+    assert (tmp_path / "images_digits_samples_15_minutes_one_thread_m.png").exists()
+    # Without folders the page is the same.
+    page(log, "--write")
+    assert (tmp_path / "images.md").read_text() == written
+    # A new run of a line takes the place of the old one.
+    page(log, finished(tmp_path / "c", bits=[1.25, 0.1]), "--write")
+    assert [json.loads(line)["bits"][0] for line in log.read_text().splitlines()] == [1.5, 1.25]
 
 
 @pytest.mark.slow
@@ -171,8 +192,8 @@ def test_size_of_flows(name, shape):
 
 
 def test_page_refuses_held_out_images(tmp_path):
-    (tmp_path / "figures.json").write_text(json.dumps({"data": "digits", "held_out": 100}))
-    result = typer.testing.CliRunner().invoke(images.app, ["page", str(tmp_path)])
+    command = ["page", str(finished(tmp_path / "a", held_out=100))]
+    result = typer.testing.CliRunner().invoke(images.app, command)
     assert result.exit_code == 2
     assert "held out" in result.output
 

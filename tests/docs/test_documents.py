@@ -206,7 +206,7 @@ PLACES = {
         ("checkerboard", "2,000 steps: nats above the entropy", 7),
     ],
     "MNIST, 15 minutes": [
-        (flow, "mnist: density, 15 minutes of one thread a row", 0)
+        (flow, "mnist: density, 15 minutes of one thread a row, AMD EPYC", 0)
         for flow in ("i-ResNet", "Real NVP", "Glow")
     ],
     "eight schools": [
