@@ -24,6 +24,7 @@ from ..errors import (
     check_positive_int,
 )
 from ..hosts.nflows import IResNetTransform, PatientActNorm
+from ..hosts.nflows.composite import encoded
 from ..hosts.nflows.transform import widths
 from ..norms import Cholesky, Norm
 from .pixels import INTEGERS
@@ -165,7 +166,7 @@ class IResNetClassifier(nn.Module):
         x = self._widened(images)
         with together(contractions_of(self)):
             for part in self._parts():
-                x = part.block(x) if isinstance(part, IResNetTransform) else part(x)[0]
+                x = encoded(part, x)
         return x
 
     def features_and_log_det(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ class ImageFlow(Flow):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the noise of pixels, dequantised at the middle of each level, ``(batch, D)``."""
-        return self.transform(self._pixels(inputs) + 0.5)[0]
+        return self.transform.encode(self._pixels(inputs) + 0.5)
 
     @torch.no_grad()
     def decode(self, noise: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class ImageStack(CachedTransform, TransformModule):
             return self.evaluate(x)
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
-        x, log_det = self.transform.inverse(y.reshape(-1, self.size))
-        return self._evaluation(x.reshape(*y.shape[:-1], *self.shape), y, -log_det)
+        x = self.transform.decode(y.reshape(-1, self.size))
+        return self._evaluation(x.reshape(*y.shape[:-1], *self.shape), y)
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return the shape of the noise of images."""
@@ -84,21 +84,22 @@ class ImageStack(CachedTransform, TransformModule):
         """Return the shape of the images of noise."""
         return torch.Size((*shape[:-1], *self.shape))
 
-    def _evaluation(self, x: Tensor, y: Tensor, log_det: Tensor) -> Evaluation:
+    def _evaluation(self, x: Tensor, y: Tensor, log_det: Tensor | None = None) -> Evaluation:
         blocks = [m for m in self.transform.modules() if isinstance(m, Block)]
         estimators = [block.estimator(self.size) for block in blocks]
         drawn_by = next((type(e).__name__ for e in estimators if e.stochastic), "")
-        held = [log_det]
+        held = [] if log_det is None else [log_det]
 
         def log_det_again() -> Tensor:
-            # The first value has come with the pair; a stochastic estimator draws each one after.
-            value = held.pop() if held else self.transform(x.reshape(-1, *self.shape))[1]
-            if not drawn_by:
-                held.append(value)
+            # A first value may come with the pair; a stochastic estimator draws each one after.
+            if not held:
+                with without_start(self):
+                    held.append(self.transform(x.reshape(-1, *self.shape))[1])
+            value = held.pop() if drawn_by else held[0]
             return value.reshape(x.shape[:-3])
 
         def forward(images: Tensor) -> Tensor:
-            return self.transform(images.reshape(-1, *self.shape))[0].reshape(y.shape)
+            return self.transform.encode(images.reshape(-1, *self.shape)).reshape(y.shape)
 
         def inverse(noise: Tensor) -> Tensor:
             return self.transform.decode(noise.reshape(-1, self.size)).reshape(x.shape)

@@ -1,11 +1,11 @@
 """The transform of an image flow: from grey levels to noise at several scales."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack, cast
 
 import torch
 from nflows.transforms import SqueezeTransform, Transform
@@ -18,6 +18,7 @@ from ..cached import together
 from ..errors import ArgumentError, check_dims, check_flag, check_positive_int, check_tensor
 from ..hosts.interleave import interleave
 from ..hosts.nflows import IResNetComposite, IResNetTransform, PatientActNorm
+from ..hosts.nflows.composite import decoded, encoded
 from ..hosts.nflows.transform import widths
 from ..logdet import ByMode, ConvergedSeries, Roulette, Subsample
 from ..options import BlockKeywords, BlockOptions
@@ -31,6 +32,8 @@ PATCH, LARGEST_PATCH, NARROW = 9, 432, 64
 ACTIVATION = partial(Sine, frequencies=(1.0, 20.0))
 # The exact determinant of an image costs one product for each pixel.
 LOGDET = ByMode(Roulette(Subsample(), control_variate=None), ConvergedSeries())
+# Runs one scale, and returns its outputs with log|det| or 0.
+Run: TypeAlias = Callable[[Transform, Tensor], tuple[Tensor, Tensor | float]]
 
 
 class ImageTransform(SavedSettings, Transform):
@@ -78,11 +81,19 @@ class ImageTransform(SavedSettings, Transform):
         ``(batch, channels, height, width)``.
         """
         check_batch(inputs, self.shape, self, "inputs")
+        return self._forth(inputs, lambda scale, x: scale(x))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Return the noise of images, without the log-determinants of blocks."""
+        check_batch(inputs, self.shape, self, "inputs")
+        return self._forth(inputs, lambda scale, x: (encoded(scale, x), 0.0))[0]
+
+    def _forth(self, inputs: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         with together(contractions_of(self)):
             x, total = self.logit(inputs)
             noise: list[Tensor] = []
-            for i, scale in enumerate(self.scales):
-                x, logabsdet = scale(x)
+            for i, scale in enumerate(self._scales()):
+                x, logabsdet = run(scale, x)
                 total = total + logabsdet
                 noise.append(x[:, : self.leaving[i]].flatten(1))
                 x = x[:, self.leaving[i] :]
@@ -92,45 +103,33 @@ class ImageTransform(SavedSettings, Transform):
         self, inputs: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`, to the tolerance of the solvers."""
-        return self._back(inputs, with_log_det=True)
+        check_batch(inputs, (math.prod(self.shape),), self, "inputs")
+        return self._back(inputs, lambda scale, x: scale.inverse(x))
 
     def decode(self, noise: Tensor) -> Tensor:
-        """Return the images of noise, without log-determinants."""
-        return self._back(noise, with_log_det=False)[0]
+        """Return the images of noise, without the log-determinants of blocks."""
+        check_batch(noise, (math.prod(self.shape),), self, "noise")
+        return self._back(noise, lambda scale, x: (decoded(scale, x), 0.0))[0]
 
-    def _back(self, noise: Tensor, *, with_log_det: bool) -> tuple[Tensor, Tensor]:
-        check_batch(noise, (math.prod(self.shape),), self, "inputs")
+    def _back(self, noise: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         with together(contractions_of(self)):
             total = noise.new_zeros(len(noise))
             x = noise.new_empty(len(noise), 0, *self.shapes[-1][1:])
-            scales: Any = self.scales
-            for i, scale in reversed(list(enumerate(scales))):
+            for i, scale in reversed(list(enumerate(self._scales()))):
                 noise, x = self._joined(noise, x, i)
-                x, logabsdet = _inverse(scale, x, with_log_det)
+                x, logabsdet = run(scale, x)
                 total = total + logabsdet
             x, logabsdet = self.logit.inverse(x)
             return x, total + logabsdet
+
+    def _scales(self) -> list[Transform]:
+        return list(cast(Iterable[Transform], self.scales))
 
     def _joined(self, noise: Tensor, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Return the noise of the scales before, and the image behind scale ``i``."""
         leaving, (_, *sides) = self.leaving[i], self.shapes[i]
         rest, own = noise.tensor_split([noise.shape[1] - leaving * math.prod(sides)], 1)
         return rest, torch.cat([own.reshape(len(own), leaving, *sides), x], 1)
-
-
-def _inverse(transform: Transform, x: Tensor, with_log_det: bool) -> tuple[Tensor, Tensor]:
-    """Invert a transform; without log-determinants those of blocks are left out."""
-    if with_log_det:
-        return transform.inverse(x)
-    nothing = x.new_zeros(len(x))
-    if isinstance(transform, IResNetComposite):
-        parts: Any = transform._transforms
-        for part in reversed(parts):
-            x, _ = _inverse(part, x, with_log_det)
-        return x, nothing
-    if isinstance(transform, IResNetTransform):
-        return transform.block.inverse(x), nothing
-    return transform.inverse(x)[0], nothing
 
 
 def iresnet_image_transform(

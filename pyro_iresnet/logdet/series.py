@@ -75,7 +75,7 @@ class LogOnePlus(Series):
 
 
 def log_det_one_plus(a: Tensor) -> Tensor:
-    """Return ``log|det(I + A)|``, in closed form for sides 1, 2 and 3, else by LU factors."""
+    """Return ``log|det(I + A)|``, in closed form for sides 1 and 2, else by LU factors."""
     if a.dtype in COARSE:
         return log_det_one_plus(a.float()).to(a)
     match a.shape[-1]:
@@ -83,8 +83,6 @@ def log_det_one_plus(a: Tensor) -> Tensor:
             return torch.log1p(a[..., 0, 0])
         case 2:
             return _LogDet2.apply(a) if in_plain_autograd() else torch.log(_det2(a)[0])
-        case 3:
-            return torch.log(_det3(a))
     # The identity first: torch.compile takes a wrong gradient of the sum in the other order, whose
     # strides are those of a transposed matrix (torch 2.13, inductor).
     b = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device) + a
@@ -124,11 +122,3 @@ class _LogDet2(Function):
             # In a second derivative the slope must be a function of the matrix again.
             slope = _slope2(*_det2(a))
         return (slope * grad_outputs[0]).movedim((0, 1), (-2, -1))
-
-
-def _det3(a: Tensor) -> Tensor:
-    """Return ``det(I + A)`` of 3 x 3 matrices, along the first row."""
-    p, q, r = 1 + a[..., 0, 0], a[..., 0, 1], a[..., 0, 2]
-    d, e, f = a[..., 1, 0], 1 + a[..., 1, 1], a[..., 1, 2]
-    g, h, i = a[..., 2, 0], a[..., 2, 1], 1 + a[..., 2, 2]
-    return p * (e * i - f * h) - q * (d * i - f * g) + r * (d * h - e * g)

@@ -67,8 +67,8 @@ class Norm(ABC):
     """Base class of strategies that take ``||W||_2`` and keep it at a bound.
 
     To write one, define :meth:`__call__` for a batch of matrices. If the result is no upper bound
-    of the spectral norm, set ``certified`` to False and define :meth:`proven` too. The norm of a
-    convolution follows from the matrices of its Fourier symbol.
+    of the spectral norm, let ``certified`` return False. The norm of a convolution follows from the
+    matrices of its Fourier symbol.
 
     Raises:
         ArgumentError, ArgumentTypeError: :meth:`constrain` or a call got a weight of fewer than two
@@ -108,7 +108,7 @@ class Norm(ABC):
 
     def proven(self, weight: Tensor) -> Tensor:
         """Return a proven upper bound of ``||weight||_2``; shapes as in :meth:`__call__`."""
-        return self(weight)
+        return self(weight) if self.certified else spectral_norm(weight)
 
     def constrain(self, weight: Tensor, bound: float | Tensor) -> Tensor:
         r"""Return ``weight`` if its norm is at most ``bound``, else ``weight`` scaled to ``bound``.

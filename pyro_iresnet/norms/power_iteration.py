@@ -8,7 +8,6 @@ from torch import Tensor
 from ..errors import check_positive_int, store_checked
 from .base import Norm
 from .checks import check_weight
-from .convolution import spectral_norm
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,3 @@ class PowerIteration(Norm):
                 u = weight @ v
                 u = u / torch.linalg.vector_norm(u, dim=-2, keepdim=True).clamp(min=tiny)
         return (u.conj() * (weight @ v)).sum((-2, -1)).real
-
-    def proven(self, weight: Tensor) -> Tensor:
-        return spectral_norm(weight)

@@ -1,11 +1,15 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from pyro_iresnet import DenseContraction
 from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.norms import (
     Cholesky,
     Gram,
     Hard,
+    Norm,
     PowerIteration,
     SingularValue,
 )
@@ -334,3 +338,19 @@ def test_cholesky_of_narrow_kernels():
     kernel = Cholesky(1e-4).constrain_all([torch.randn(17, 2, 3, 3)], [0.9])[0].weight
     singular = torch.linalg.svdvals(zoo.operator(kernel, (6, 7), circular=True))
     assert 0.8 < singular.max() <= 0.9
+
+
+def test_norm_of_a_users_own_proves_nothing_by_itself():
+    @dataclass(frozen=True)
+    class Low(Norm):
+        @property
+        def certified(self):
+            return False
+
+        def __call__(self, weight):
+            return 0.7 * spectral_norm(weight)
+
+    g = DenseContraction(2, [], lipschitz=0.9, norm=Low())
+    with torch.no_grad():
+        g.layers[0].weight.copy_(torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
+    torch.testing.assert_close(g.lipschitz_bound(), torch.tensor(0.9 / 0.7))

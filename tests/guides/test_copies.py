@@ -182,6 +182,22 @@ def test_guides_of_one_name_train_in_turn(other_of):
         assert all(torch.equal(p, old) for p, old in zip(rest, own, strict=True))
 
 
+@pytest.mark.parametrize("other_of", [copy.deepcopy, unpickled])
+def test_copy_keeps_what_it_loads(other_of):
+    guide = AutoIResNet(gaussian, 2)
+    step(guide, gaussian)
+    other = other_of(guide)
+    step(guide, gaussian)
+    loaded = other_of(guide)
+    other.load_state_dict(guide.state_dict())
+    step(guide, gaussian)
+    # Without gradients, as those of an optimiser that sets them to None.
+    guide.zero_grad()
+    copy.deepcopy(guide)
+    other()
+    assert same(other, loaded)
+
+
 def test_live_guide_takes_the_values_of_a_file(tmp_path):
     guide = AutoIResNet(gaussian, 2)
     step(guide, gaussian)

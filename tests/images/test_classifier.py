@@ -35,6 +35,15 @@ def started(net, shape=(1, 8, 8)):
     return net.eval()
 
 
+def test_hooks_act():
+    net, seen = started(small()), []
+    blocks = [m for m in net.modules() if isinstance(m, IResNetTransform)]
+    for block in blocks:
+        block.register_forward_hook(lambda *_: seen.append(1))
+    net(torch.randn(3, 1, 8, 8))
+    assert len(seen) == len(blocks)
+
+
 @pytest.mark.parametrize("lipschitz", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("channels", [None, 4])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -44,6 +44,34 @@ def test_default_width(channels, width):
     assert hidden_of((channels, 4, 4)) == (width, width)
 
 
+def test_outputs_alone(monkeypatch):
+    """Noise and samples take no log-determinant, in both hosts."""
+    flow = small(logdet=Exact())
+    flow.log_prob(pixels_of((1, 8, 8)))
+    x = 256 * torch.rand(5, 1, 8, 8)
+    stack = ImageStack(flow.eval().transform)
+    noise, log_det = flow.transform(x)
+    taken = Exact.__call__
+    monkeypatch.setattr(Exact, "__call__", None)
+    assert torch.equal(flow.transform.encode(x), noise)
+    assert flow.sample(3).shape == (3, 1, 8, 8)
+    drawn = stack.inv(noise)
+    torch.testing.assert_close(drawn, x, atol=1e-5, rtol=0)
+    monkeypatch.setattr(Exact, "__call__", taken)
+    found = stack.inv.log_abs_det_jacobian(noise, drawn)
+    torch.testing.assert_close(found, -log_det, atol=1e-4, rtol=0)
+
+
+def test_sample_does_not_start():
+    stack = iresnet_image_stack((1, 8, 8), 2, hidden_channels=8)
+    noise = torch.randn(20, 64)
+    images = stack.inv(noise)
+    stack.inv.log_abs_det_jacobian(noise, images)
+    norms = [m for m in stack.modules() if isinstance(m, PatientActNorm)]
+    assert norms
+    assert all((norm.log_scale == 0).all() for norm in norms)
+
+
 @pytest.mark.parametrize("factor_out", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_round_trip(shape, factor_out):

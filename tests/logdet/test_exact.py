@@ -8,6 +8,7 @@ import torch
 
 from pyro_iresnet import Exact
 from pyro_iresnet.logdet import exact as module
+from pyro_iresnet.logdet.series import log_det_one_plus
 from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
 
 from .. import zoo
@@ -22,6 +23,22 @@ def of(g, x):
 def dense(g, x):
     eye = torch.eye(x.shape[-1])
     return torch.linalg.slogdet(eye + g.linearize(x).as_matrix()).logabsdet
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_digits_near_singular(size, turns):
+    """A Jacobian -L in some directions: LU factors lose cond(I + J) digits, and no more."""
+    torch.manual_seed(0)
+    signs = torch.ones(size)
+    signs[:turns] = -1
+    q = torch.linalg.qr(torch.randn(300, size, size))[0]
+    j = 0.999 * q @ signs.diag() @ q.mT
+    single = j.float()
+    expected = torch.linalg.slogdet(torch.eye(size) + single.double()).logabsdet
+    error = (log_det_one_plus(single) - expected).abs().max()
+    # (1 + L) / (1 - L) = 2,000 times the rounding.
+    assert error < 2_000 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

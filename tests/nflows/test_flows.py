@@ -1,12 +1,14 @@
 """Ready-made density estimators for nflows."""
 
+import math
 import pickle
 
 import pytest
 import torch
+from nflows.transforms import Transform
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_iresnet import IResNetTransform, conditional_iresnet_flow, iresnet_flow
+from pyro_iresnet import Exact, IResNetTransform, conditional_iresnet_flow, iresnet_flow
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.hosts.nflows import PatientActNorm
 
@@ -75,6 +77,59 @@ def test_refuses_wrong_types(make, words):
 def test_nothing_between():
     flow = iresnet_flow(3, 2, between=None)
     assert len(flow._transform._transforms) == 2
+
+
+# ---------------------------------------------------------------------------- samples
+
+
+class Doubled(Transform):
+    """A transform of the user's."""
+
+    def forward(self, inputs, context=None):
+        return 2 * inputs, inputs.new_full((len(inputs),), math.log(2) * inputs.shape[1])
+
+    def inverse(self, inputs, context=None):
+        return inputs / 2, inputs.new_full((len(inputs),), -math.log(2) * inputs.shape[1])
+
+
+@pytest.mark.parametrize("between", [PatientActNorm, lambda size: Doubled(), None])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_outputs_alone(between, conditional, monkeypatch):
+    flow = conditional_iresnet_flow(3, 2, 2, between=between, logdet=Exact())
+    if not conditional:
+        flow = iresnet_flow(3, 2, between=between, logdet=Exact())
+    x, context = torch.randn(40, 3), torch.randn(40, 2) if conditional else None
+    flow.log_prob(x, context)
+    transform = flow.eval().transform
+    noise, _ = transform(x, context)
+    back, _ = transform.inverse(noise, context)
+    monkeypatch.setattr(Exact, "__call__", None)
+    assert torch.equal(transform.encode(x, context), noise)
+    assert torch.equal(flow.transform_to_noise(x, context), noise)
+    assert torch.equal(transform.decode(noise, context), back)
+    shape = (40, 7, 3) if conditional else (7, 3)
+    assert flow.sample(7, context).shape == shape
+
+
+def test_hooks_act_on_outputs_alone():
+    flow = iresnet_flow(2, 2, between=None)
+    seen = []
+    flow.transform._transforms[0].register_forward_hook(lambda *_: seen.append(1))
+    flow.transform_to_noise(torch.randn(5, 2))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 12])
+def test_samples_in_parts(batch_size):
+    flow = conditional_iresnet_flow(2, 3, 2).eval()
+    context = torch.tensor([[3.0, 0.0, 0.0], [0.0, -3.0, 0.0]])
+    torch.manual_seed(0)
+    samples = flow.sample(10, context, batch_size)
+    assert samples.shape == (2, 10, 2)
+    if batch_size >= 10:
+        torch.manual_seed(0)
+        assert torch.equal(samples, flow.sample(10, context))
+    assert iresnet_flow(2, 2).eval().sample(10, batch_size=batch_size).shape == (10, 2)
 
 
 # ---------------------------------------------------------------------------- processes and dtypes

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Unpack
 
-from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import nn
 
@@ -14,7 +13,7 @@ from ..interleave import interleave
 from .actnorm import PatientActNorm
 from .composite import IResNetComposite
 from .embedding import Embedding
-from .noise import Noise
+from .flow import IResNetFlow
 from .transform import IResNetTransform, widths
 
 
@@ -25,7 +24,7 @@ def iresnet_flow(
     hidden_features: int | Sequence[int] | None = None,
     between: Callable[[int], Transform] | None = PatientActNorm,
     **options: Unpack[BlockKeywords],
-) -> Flow:
+) -> IResNetFlow:
     """Make an nflows ``Flow`` of ActNorms and blocks (Behrmann et al. 2019) over a standard normal.
 
     The flow runs from data to noise, so training needs no inversion. The first batch in train mode
@@ -67,7 +66,7 @@ def conditional_iresnet_flow(
     between: Callable[[int], Transform] | None = PatientActNorm,
     embedding_net: nn.Module | None = None,
     **options: Unpack[BlockKeywords],
-) -> Flow:
+) -> IResNetFlow:
     """Make a flow as :func:`iresnet_flow`, under a context: ``flow.log_prob(inputs, context)``.
 
     An embedding of the context shifts and gates the hidden layers of each block.
@@ -105,7 +104,7 @@ def _flow(
     between: Callable[[int], Transform] | None,
     embedding_net: nn.Module | None,
     records: Sequence[BlockOptions],
-) -> Flow:
+) -> IResNetFlow:
     size = check_positive_int(features, "features")
     count = check_positive_int(num_blocks, "num_blocks")
     if embedding_net is not None and not isinstance(embedding_net, nn.Module):
@@ -116,5 +115,4 @@ def _flow(
     blocks = (IResNetTransform.from_block(block) for block in made)
     parts = interleave(blocks, between, size, Transform, "PatientActNorm")
     embedding = None if embedding_net is None else Embedding(embedding_net)
-    transform = IResNetComposite(parts)
-    return Flow(transform, Noise(size, transform), embedding_net=embedding)
+    return IResNetFlow(IResNetComposite(parts), size, embedding)

@@ -1,13 +1,16 @@
 """Transforms of nflows in turn, with the weights of all parts normalised together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, nn
 
 from ..._modules import contractions_of
 from ...cached import together
+from ...contractions.hooks import HOOKS
 from ...errors import ArgumentTypeError, check_instance, check_tensor
+from .transform import IResNetTransform
 
 
 class IResNetComposite(CompositeTransform):
@@ -52,3 +55,40 @@ class IResNetComposite(CompositeTransform):
         check_tensor(inputs, (-1,), None, "inputs")
         with together(contractions_of(self)):
             return super().inverse(inputs, context)
+
+    def encode(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the outputs of :meth:`forward`, without the log-determinants of blocks."""
+        check_tensor(inputs, (-1,), None, "inputs")
+        with together(contractions_of(self)):
+            for part in self._parts():
+                inputs = encoded(part, inputs, context)
+        return inputs
+
+    def decode(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the outputs of :meth:`inverse`, without the log-determinants of blocks."""
+        check_tensor(inputs, (-1,), None, "inputs")
+        with together(contractions_of(self)):
+            for part in reversed(self._parts()):
+                inputs = decoded(part, inputs, context)
+        return inputs
+
+    def _parts(self) -> list[Transform]:
+        return list(cast(Iterable[Transform], self._transforms))
+
+
+OURS = (IResNetTransform, IResNetComposite)
+
+
+def encoded(transform: Transform, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return the outputs of any transform; log-determinants of blocks are left out."""
+    # A hook acts on a call.
+    if isinstance(transform, OURS) and not any(map(vars(transform).get, HOOKS)):
+        return transform.encode(inputs, context)
+    return transform(inputs, context)[0]
+
+
+def decoded(transform: Transform, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return the outputs of the inverse of any transform, as :func:`encoded`."""
+    if isinstance(transform, OURS):
+        return transform.decode(inputs, context)
+    return transform.inverse(inputs, context)[0]

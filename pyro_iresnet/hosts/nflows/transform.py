@@ -83,12 +83,12 @@ class IResNetTransform(SavedSettings, Transform):
         Shapes are ``(batch, features)`` and ``(batch, context_features)``. Another shape, dtype or
         device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
-        block = self.block
-        if block.contraction.context_dim is None:
-            # nflows hands a context to every transform.
-            context = None
-        evaluation = block.evaluate(*block.check(inputs, context, "inputs"))
+        evaluation = self.block.evaluate(*self._checked(inputs, context))
         return evaluation.y, evaluation.log_det()
+
+    def encode(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the outputs of :meth:`forward`, without the cost of ``log|det|``."""
+        return self.block.evaluate(*self._checked(inputs, context)).y
 
     @disable_compiler("its number of steps depends on the data")
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -98,11 +98,18 @@ class IResNetTransform(SavedSettings, Transform):
 
         :class:`InversionError` if a sample does not reach the tolerance, or is NaN or infinite.
         """
-        block = self.block
-        if block.contraction.context_dim is None:
-            context = None
-        evaluation = block.evaluate_inverse(*block.check(inputs, context, "inputs"))
+        evaluation = self.block.evaluate_inverse(*self._checked(inputs, context))
         return evaluation.x, -evaluation.log_det()
+
+    @disable_compiler("its number of steps depends on the data")
+    def decode(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the outputs of :meth:`inverse`, without the cost of ``log|det|``."""
+        return self.block.evaluate_inverse(*self._checked(inputs, context)).x
+
+    def _checked(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # nflows hands a context to every transform.
+        context = None if self.block.contraction.context_dim is None else context
+        return self.block.check(inputs, context, "inputs")
 
 
 def widths(

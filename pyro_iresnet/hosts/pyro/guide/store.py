@@ -1,5 +1,7 @@
 """Values of a guide that Pyro's parameter store holds already."""
 
+from typing import Any
+
 import pyro
 import torch
 from pyro.params import param_with_module_name
@@ -42,6 +44,13 @@ def take_from_store(stack: Stack, prefix: str) -> None:
         del store[full]
 
 
+class _Run:
+    """The mark of a parameter that a guide runs with; a copy, and a file, hold False instead."""
+
+    def __reduce__(self) -> Any:
+        return bool, ()
+
+
 def keep_in_store(stack: Stack, prefix: str) -> None:
     """Let Pyro's store hold the parameters of a stack, and no others, under a prefix.
 
@@ -53,11 +62,11 @@ def keep_in_store(stack: Stack, prefix: str) -> None:
         return
     store = pyro.get_param_store()
     name, own = f"{len(stack) - 1}.shift", stack[-1].shift
+    vars(own)["_run_by_a_guide"] = _Run()
     held = dict(store.named_parameters()).get(param_with_module_name(prefix, name))
     if held is None or held is own:
         return
-    # Pyro marks a tensor that it gives out, and training gives it a gradient.
-    if held.grad is None and not hasattr(held, "unconstrained"):
+    if not getattr(held, "_run_by_a_guide", False):
         take_from_store(stack, prefix)
         return
     for full in list(store.keys()):
