@@ -126,7 +126,8 @@ class Solution:
             tolerance = float(stats.tolerance.reshape(-1)[worst])
             parts.append(
                 f"{steps} steps; worst error bound {bound:.2e} where the tolerance is "
-                f"{tolerance:.2e}, what rounding may hide in both; residual {residual:.1e}"
+                f"{tolerance:.2e} (both with the error that rounding may hide); residual "
+                f"{residual:.1e}"
             )
         for other in Result:
             count = int((stats.results == int(other)).sum())

@@ -34,7 +34,6 @@ from pyro_iresnet.activations import (
     GroupSort,
     LeakyReLU,
     LipSwish,
-    MaxMin,
     Sine,
     Tanh,
 )
@@ -177,8 +176,8 @@ ACTIVATIONS = {
 
 # Activations of several entries at once.
 OTHER_ACTIVATIONS = {
-    "maxmin": MaxMin,
-    "groupsort": partial(GroupSort, 4),
+    "pairs": GroupSort,
+    "fours": partial(GroupSort, 4),
 }
 
 CERTIFIED_NORMS = {
@@ -235,8 +234,8 @@ SOLVERS = {
 CONDITIONAL = {
     "conditional_dense": partial(dense, context_dim=CONTEXT),
     "conditional_linear": partial(dense, hidden_dims=(), context_dim=CONTEXT),
-    "conditional_maxmin": partial(
-        dense, hidden_dims=(8, 6), activation=MaxMin, context_dim=CONTEXT
+    "conditional_pairs": partial(
+        dense, hidden_dims=(8, 6), activation=GroupSort, context_dim=CONTEXT
     ),
     "conditional_sine": partial(dense, activation=Sine, context_dim=CONTEXT),
     "conditional_conv": partial(conv, context_dim=CONTEXT),

@@ -34,9 +34,9 @@ from pyro_iresnet import (
 from pyro_iresnet.activations import (
     ELU,
     Activation,
+    GroupSort,
     LeakyReLU,
     LipSwish,
-    MaxMin,
     Tanh,
 )
 from pyro_iresnet.blocks import pack_blocks
@@ -72,7 +72,7 @@ def flows() -> dict[str, Callable[[], Contender]]:
 
 def activations() -> dict[str, Callable[[], Contender]]:
     """Return the makers of the i-ResNet with other activations than its default, by name."""
-    others = (LipSwish, MaxMin, LeakyReLU, ELU, Tanh)
+    others = (LipSwish, GroupSort, LeakyReLU, ELU, Tanh)
     return {kind.__name__: _fitting(partial(_iresnet_of, kind), range(8, 65)) for kind in others}
 
 
@@ -135,7 +135,7 @@ def iresnet() -> Contender:
 
 
 def _iresnet_of(activation: type[Activation], half_width: int) -> Contender:
-    # An even width, for MaxMin.
+    # An even width, for GroupSort.
     dense = partial(DenseContraction, DIM, 3 * [2 * half_width], activation=activation)
     return _ours([lambda: _block(dense())] * BLOCKS)
 

@@ -3,7 +3,7 @@
 from .base import Activation, Elementwise, Factors, make_activations
 from .elementwise import ELU, LeakyReLU, Tanh
 from .sine import Sine, auto_activation
-from .sorting import GroupSort, MaxMin
+from .sorting import GroupSort
 from .swish import LipSwish
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "GroupSort",
     "LeakyReLU",
     "LipSwish",
-    "MaxMin",
     "Sine",
     "Tanh",
     "auto_activation",

@@ -19,7 +19,8 @@ class GroupSort(Activation):
 
     Arguments:
         size: the size of a group, an integer of at least 2 that divides the width of the layer
-            before, no convolution; else :class:`ArgumentError` or :class:`ArgumentTypeError`.
+            before, no convolution; else :class:`ArgumentError` or :class:`ArgumentTypeError`. By
+            default 2, for pairs, also called MaxMin.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``size`` is no integer of at least 2; in a network also if
@@ -30,7 +31,7 @@ class GroupSort(Activation):
 
     Example:
         >>> import torch
-        >>> GroupSort(2)(torch.tensor([3.0, 1.0, 0.0, 2.0]))
+        >>> GroupSort()(torch.tensor([3.0, 1.0, 0.0, 2.0]))
         tensor([1., 3., 0., 2.])
     """
 
@@ -67,16 +68,3 @@ class GroupSort(Activation):
         value, order = groups.sort(-1)
         start = torch.arange(0, x.shape[-1], self.size, device=x.device)
         return value.flatten(-2), (order + start[:, None]).flatten(-2)
-
-
-class MaxMin(GroupSort):
-    """:class:`GroupSort` in pairs.
-
-    Example:
-        >>> import torch
-        >>> MaxMin()(torch.tensor([3.0, 1.0, 0.0, 2.0]))
-        tensor([1., 3., 0., 2.])
-    """
-
-    def __init__(self) -> None:
-        super().__init__(2)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..activations import Activation, Elementwise, LipSwish, make_activations
 from ..errors import ArgumentError, check_dims
-from ..norms import Gram, Norm
+from ..norms import Cholesky, Norm
 from .film import FiLM, MakeConditioner, make_conditioner
 from .layers import Conv
 from .sequential import Perceptron
@@ -31,7 +31,7 @@ class ConvContraction(Perceptron):
             least 32 and at most 256.
         padding: ``"zeros"``, or ``"circular"`` for an image that goes on at its other side.
         activation: an :class:`Activation` class that acts on every entry by itself, or a callable
-            that makes one.
+            that makes one; by default :class:`LipSwish`.
         context_dim, lipschitz, norm, conditioner: as in :class:`DenseContraction`, with the
             same errors.
 
@@ -60,7 +60,7 @@ class ConvContraction(Perceptron):
         lipschitz: float = 0.97,
         padding: str = "zeros",
         activation: Callable[[], Activation] = LipSwish,
-        norm: Norm = Gram(),  # noqa: B008  (frozen, so safe to share)
+        norm: Norm = Cholesky(),  # noqa: B008  (frozen, so safe to share)
         conditioner: MakeConditioner = FiLM,
     ) -> None:
         shape = check_dims(event_shape, "event_shape", "(1, 28, 28)")

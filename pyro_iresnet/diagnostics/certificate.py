@@ -23,7 +23,7 @@ from ..errors import ArgumentError, check_dense
 from ..hosts.pyro.transform import BlockTransform
 from ..norms import spectral_norm
 from ..operators import ContractionMap, Linearization
-from .logdet_error import logdets_of, unchanged
+from .logdet_error import logdets_of, naming, unchanged
 
 # Rows whose Jacobians are taken at once, the largest size of a Jacobian as a matrix, and the power
 # iterations for larger Jacobians.
@@ -234,7 +234,7 @@ def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, 
     maps = materialize_together(contractions)
     recorded = {id(c): _Recorded(g, []) for c, g in zip(contractions, maps, strict=True)}
     run = logdets_of(flow, context is not None)
-    with unchanged(modules, blocks), share(recorded, contractions):
+    with unchanged(modules, blocks), share(recorded, contractions), naming("data", data):
         run(data, context, 1)
     found = {
         id(c): [s for call in r.calls for s in _norms_of(r.g, c.event_dim, *call)]

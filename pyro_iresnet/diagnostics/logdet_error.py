@@ -90,7 +90,8 @@ def logdet_with_error(
                 for block in blocks:
                     seed = int(torch.randint(2**31, ()))
                     block.logdet = _reseeded(block, x, seed)
-            estimates.append(logdet(x, context, min(at_once, draws - start)))
+            with naming("x", x):
+                estimates.append(logdet(x, context, min(at_once, draws - start)))
     values = torch.cat(estimates)
     mean = values.mean(0)
     squares = (values - mean).square().sum(0)
@@ -125,8 +126,22 @@ def logdets_of(flow: Any, has_context: bool) -> Callable[[Tensor, Tensor | None,
     raise ArgumentTypeError(
         "Expected flow to be a Block, a torch or Pyro transform or "
         "TransformedDistribution, conditional or not, or an nflows Transform or Flow; got "
-        f"{type(flow).__name__}."
+        f"{type(flow).__name__}. The flow of a guide is guide.transform."
     )
+
+
+@contextmanager
+def naming(name: str, x: Tensor) -> Iterator[None]:
+    """Name the argument of the caller in the errors of a flow, which sees copies of the points."""
+    try:
+        yield
+    except ArgumentError as error:
+        if not str(error).startswith(("Expected x ", "Expected inputs ")):
+            raise
+        raise ArgumentError(
+            f"Expected {name} to be points that the flow accepts; got shape {tuple(x.shape)} and "
+            f"dtype {x.dtype}. The flow, called with copies of the points: {error}"
+        ) from error
 
 
 def _is_of_nflows(flow: object, module: str, name: str) -> bool:

@@ -54,11 +54,11 @@ class LogDet(ABC):
         """
 
     def for_mode(self, training: bool) -> "LogDet":
-        """Return the estimator that acts in train mode, or in eval mode: by default this one."""
+        """Return the estimator that acts in train mode, or in eval mode: by default itself."""
         return self
 
     def for_likelihood(self) -> "LogDet":
-        """Return an estimator of the same number whose samples are independent: by default this."""
+        """Return an estimator of the same number with independent samples: by default itself."""
         return self
 
     def with_seed(self, seed: int) -> "LogDet":

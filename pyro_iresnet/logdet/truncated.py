@@ -183,8 +183,8 @@ class ConvergedSeries(LogDet):
             if not bool(goes_on.any()):
                 return total.expand(linearization.batch_shape)
         raise ContractionError(
-            f"The series did not converge to {self.tolerance} nats in {limit} terms: the Jacobian "
-            f"of g has norm 1 or more, where lipschitz {lipschitz} was promised. Correct the "
+            f"The series did not converge to {self.tolerance} nats in {limit} terms: the norm of "
+            f"the Jacobian of g is above lipschitz = {lipschitz}, which was promised. Correct the "
             "bound, or use a norm strategy that proves it, such as Gram()."
         )
 

@@ -279,8 +279,8 @@ def endless(limit: int, alive: int, samples: int, lipschitz: float) -> Contracti
     """Make the error of a series that did not end within ``limit`` terms."""
     return ContractionError(
         f"Russian roulette did not end within {limit} terms for {alive} of {samples} samples: "
-        f"the Jacobian of g has norm 1 or more there, where lipschitz {lipschitz} was promised. "
-        "Correct the bound, or use a norm strategy that proves it, such as Gram()."
+        f"there the norm of the Jacobian of g is above lipschitz = {lipschitz}, which was "
+        "promised. Correct the bound, or use a norm strategy that proves it, such as Gram()."
     )
 
 

@@ -191,7 +191,7 @@ class KrylovSolve(IterativeSolve):
     """Solve by generalized conjugate residuals: the least residual over the last directions.
 
     A step looks along the residual and the ``directions`` before. So the residual shrinks by the
-    factor L at least, as by a term of the Neumann series, which takes one polynomial for every J.
+    factor L at least, as with a term of the Neumann series, whose polynomial is fixed.
     For a symmetric J the residual is the least that any polynomial in J gives.
 
     Arguments:

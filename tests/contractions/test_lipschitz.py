@@ -14,7 +14,7 @@ from pyro_iresnet import (
     testing,
     wrap,
 )
-from pyro_iresnet.activations import Activation, MaxMin
+from pyro_iresnet.activations import Activation, GroupSort
 from pyro_iresnet.contractions import LayeredContraction, SequentialContraction, SumContraction
 from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.norms import PowerIteration
@@ -48,7 +48,7 @@ def test_context_shifts_and_gates(name):
 
 EXPANDING = {
     "dense": partial(DenseContraction, 4, [16, 16]),
-    "maxmin": partial(DenseContraction, 4, [16, 16], activation=MaxMin),
+    "pairs": partial(DenseContraction, 4, [16, 16], activation=GroupSort),
     "zeros": partial(ConvContraction, (1, 2, 2), [6, 6]),
     "circular": partial(ConvContraction, (1, 2, 2), [6, 6], padding="circular"),
 }
@@ -229,7 +229,9 @@ def test_bound_under_autocast(name):
 @pytest.mark.parametrize("norm", zoo.NORMS)
 def test_norms_under_autocast(norm):
     g = zoo.dense(norm=zoo.NORMS[norm]).float()
-    bound = g.lipschitz_bound()
+    # Weights together and weights alone may differ in the last digit.
+    bound, together = g.lipschitz_bound(), g.materialize().lipschitz_bound()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(g.lipschitz_bound(), bound)
-        assert torch.equal(g.materialize().lipschitz_bound(), bound)
+        assert torch.equal(g.materialize().lipschitz_bound(), together)
+    torch.testing.assert_close(together, bound)

@@ -37,7 +37,7 @@ KINDS = {"residual": ResidualBlock, "cayley": CayleyBlock}
 ACTIVATIONS = {**zoo.ACTIVATIONS, **zoo.OTHER_ACTIVATIONS}
 SMOOTH = ("lipswish", "lipswish_sharp", "sine", "tanh")
 # Activations that sort take widths of a multiple of these, and no images.
-MULTIPLES = {"maxmin": 2, "groupsort": 4}
+MULTIPLES = {"pairs": 2, "fours": 4}
 COORDINATES = {"none": {}, **zoo.COORDINATES}
 SCALES = (1.0, 0.01, 30.0)
 SOLVERS = {"fixed_point": FixedPoint, "anderson": Anderson, "newton": Newton}
