@@ -50,7 +50,7 @@ def fit(
         estimator.fit(table, context=context)
         estimator.save(output)
         best = min(estimator.history_.validation)
-        _say(f"{best:.3f} nats a row on held-out rows; wrote {output}", quiet)
+        _say(f"held-out rows: mean log-density {-best:.3f} nats; wrote {output}", quiet)
 
 
 @app.command()
@@ -71,7 +71,7 @@ def score(
         estimator = DensityEstimator.load(model)
         least = -math.inf if anomaly is None else estimator.threshold(anomaly)
         scores = pd.DataFrame({"log_density": estimator.score_samples(table, context)})
-        told = f"{len(scores)} rows, mean {scores['log_density'].mean():.3f} nats"
+        told = f"{len(scores)} rows: mean log-density {scores['log_density'].mean():.3f} nats"
         if anomaly is not None:
             scores["anomaly"] = scores["log_density"] < least
             told += f", {scores['anomaly'].to_numpy().sum()} anomalies"
@@ -116,7 +116,7 @@ def inspect(model: Model) -> None:
         best = int(np.argmin(history.validation))
         shown.print(
             f"{history.steps[-1]} steps; kept step {history.steps[best]}: "
-            f"{history.validation[best]:.3f} nats a row on held-out rows.",
+            f"mean log-density {-history.validation[best]:.3f} nats on held-out rows.",
             highlight=False,
         )
         shown.print(

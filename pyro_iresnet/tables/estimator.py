@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +30,7 @@ from .context import encoded_context, fitted_context
 from .data import RandomBatches
 from .encoding import TableEncoding
 from .fit import History, check_trainer, checks_of, is_small, options_for, train
-from .model import TableModel, check_as_many
+from .model import POINTS, TableModel, check_as_many, check_order
 from .reading import source_of
 from .recognition import fitted_columns, sample_of
 from .rows import Rows, read
@@ -55,7 +56,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     Arguments:
         columns: kinds by the name of the column; columns that are not named are recognised. The
-            columns of an array are named x0, x1, ...
+            columns of an array are named x0, x1, ... A column of numbers in a context may be a
+            :class:`Category` too.
         num_blocks: the number of residual blocks; change this first.
         hidden_features: the width of the hidden layers, or a sequence of widths.
         options: the options of a block; by default those of :func:`iresnet_flow`, with more damping
@@ -138,25 +140,42 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             NonFiniteLossError: the loss became NaN or infinite.
         """
         self.check_parameters()
+        if np.ndim(y) > 1:
+            warnings.warn(
+                f"The fit ignores y; got one of shape {np.shape(y)}. For the density given other "
+                "columns name them: fit(X, context=...).",
+                stacklevel=2,
+            )
+        check_order(X, context)
         with tempfile.TemporaryDirectory() as folder:
             kinds = {str(name): kind for name, kind in (self.columns or {}).items()}
             rows = read(source_of(X), kinds, Path(folder) / "rows")
             given = None
             if context is not None:
-                given = read(source_of(context, "context"), {}, Path(folder) / "context")
+                given = read(source_of(context, "context"), kinds, Path(folder) / "context")
                 check_as_many(len(rows.values), len(given.values))
+                kinds = {n: k for n, k in kinds.items() if n in rows.names or n not in given.names}
             self._fit(rows, given, kinds, Path(folder))
         return self
 
-    def score_samples(self, X: Any, context: Any = None) -> Values:
+    def score_samples(self, X: Any, context: Any = None, *, points: int = POINTS) -> Values:
         """Return the log-density of each row, nats in the units of the table, shape ``(n,)``.
 
-        A row outside the limits of a column has minus infinity. The probability of an integer
-        averages the density over 32 fixed points of its interval, over 8 above 16 columns.
+        A row outside the limits of a column has minus infinity. The probability of integers
+        averages the density over fixed points of their intervals. Few points make the scores too
+        low where many columns of integers depend on each other: raise ``points`` until the scores
+        stand still.
+
+        Arguments:
+            X: rows with the columns of the fit.
+            context: a row for each row of ``X``, if the fit had a context.
+            points: the number of points.
         """
         check_is_fitted(self)
+        count = check_positive_int(points, "points")
         rows = self.model_.rows(X)
-        return self.model_.scores(rows, self.model_.encoded_context(context, len(rows)))
+        check_order(X, context)
+        return self.model_.scores(rows, self.model_.encoded_context(context, len(rows)), count)
 
     def score(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, X: Any, y: Any = None, context: Any = None

@@ -108,7 +108,7 @@ class History(Callback):
         ax.plot(self.steps, self.validation, label="held out")
         best = int(np.argmin(self.validation))
         ax.plot(self.steps[best], self.validation[best], "o", label="kept")
-        ax.set(xlabel="step", ylabel="nats a row")
+        ax.set(xlabel="step", ylabel="loss, nats a row")
         ax.legend()
         return ax
 

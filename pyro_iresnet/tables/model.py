@@ -1,5 +1,6 @@
 """A flow with the encoding of its table: scores, draws, and plain types to save."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -21,9 +22,8 @@ from .rows import fixed
 
 # Rows in one evaluation.
 CHUNK = 10_000
-# Points at which the density of an integer is averaged over its interval, up to so many columns and
-# above, where a point costs more.
-FEW, DRAWS, DRAWS_ABOVE = 16, 32, 8
+# Points at which the density of integers is averaged over their intervals.
+POINTS = 32
 
 
 class TableModel:
@@ -67,6 +67,16 @@ class TableModel:
         found = fixed(source, self.encoding.columns, names=not self.is_array)
         if not len(found):
             raise ArgumentError(f"Expected rows in {source.label}; got 0 sample(s).")
+        for i, column in enumerate(self.encoding.columns):
+            broken = np.flatnonzero(found[:, i] != np.floor(found[:, i]))
+            if column.kind.is_integer and len(broken):
+                warnings.warn(
+                    f"The column {column.name!r} had integers alone in the fit, so a row with "
+                    f"another number has density 0; {len(broken)} rows of {source.label} have one, "
+                    f"such as {found[broken[0], i]:g}. For fractions fit with "
+                    f"columns={{{column.name!r}: Real()}}.",
+                    stacklevel=3,
+                )
         return found
 
     def encoded_context(self, context: Any, count: int | None = None) -> Values | None:
@@ -85,16 +95,16 @@ class TableModel:
             check_as_many(count, len(values))
         return values
 
-    def scores(self, rows: Values, context: Values | None) -> Values:
+    def scores(self, rows: Values, context: Values | None, points: int = POINTS) -> Values:
         """Return the log-density of each row of numbers, given the encoded context."""
         found = np.full(len(rows), -np.inf)
         inside = np.flatnonzero(self.encoding.allowed(rows))
-        points = self.encoding.points(DRAWS if rows.shape[1] <= FEW else DRAWS_ABOVE)
-        size = max(1, CHUNK // len(points))
+        cube = self.encoding.points(points)
+        size = max(1, CHUNK // len(cube))
         for start in range(0, len(inside), size):
             where = inside[start : start + size]
             part = None if context is None else context[where]
-            found[where] = self._log_prob(torch.from_numpy(rows[where]), part, points).numpy()
+            found[where] = self._log_prob(torch.from_numpy(rows[where]), part, cube).numpy()
         unknown = np.isnan(found)
         if unknown.any() and not all(p.isfinite().all() for p in self.flow.parameters()):
             raise IResNetError(
@@ -162,4 +172,16 @@ def check_as_many(rows: int, context: int) -> None:
     if rows != context:
         raise ArgumentError(
             f"Expected a row of context for each row of X; got {context} and {rows}."
+        )
+
+
+def check_order(table: Any, context: Any) -> None:
+    """Raise if the rows of two frames have the same labels in another order."""
+    if not (isinstance(table, pd.DataFrame) and isinstance(context, pd.DataFrame)):
+        return
+    ours, theirs = table.index, context.index
+    if len(ours) == len(theirs) and not ours.equals(theirs) and not len(ours.difference(theirs)):
+        raise ArgumentError(
+            "Expected the rows of context in the order of X, row by row; their indices have the "
+            "same labels in another order. Pass context.loc[X.index], or reset both indices."
         )

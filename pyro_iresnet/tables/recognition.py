@@ -21,8 +21,9 @@ RANK = 1e-10
 ROWS, HEAP, EDGE = 10, 0.05, 0.5
 # The distance to each end of the unit interval that shares come within.
 MARGIN = 0.05
-# The share of rows of one real number above which a warning comes.
-POINT = 0.3
+# The share of rows of one real number above which a warning comes: of any, and of a number that
+# comes so many times as often as the next.
+POINT, ODD_POINT, ODD = 0.3, 0.05, 5
 # Nats a row by which a normal fits better behind asinh than without, or without a logarithm.
 GAIN = 0.1
 # A number is near 0 below this share of the median; the share of such rows that tells of a limit.
@@ -139,7 +140,8 @@ def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> 
 def _warn_of_point_mass(values: Values, name: str) -> None:
     points, counts = np.unique(values, return_counts=True)
     most = int(counts.argmax())
-    if counts[most] > POINT * len(values):
+    is_odd = counts[most] > ODD * np.delete(counts, most).max(initial=0)
+    if counts[most] > (ODD_POINT if is_odd else POINT) * len(values):
         warnings.warn(
             f"{counts[most] / len(values):.0%} of the rows of the column {name!r} are "
             f"{points[most]:g}, where a density of real numbers grows without limit. Make a label "

@@ -26,7 +26,7 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
     Arguments:
         model: the model.
         guide: a guide that is a module, such as any autoguide.
-        example: arguments of the model, with which the guide is set up.
+        example: arguments of the model, with which the guide is set up: ``(x,)`` for ``model(x)``.
         loss: the loss of Pyro; default ``Trace_ELBO()``.
         learning_rate: the rate of Adam after the warm-up.
         warmup: the number of steps over which the rate grows.
@@ -87,7 +87,13 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
         self.loss: Any = Trace_ELBO() if loss is None else loss
         self.learning_rate = check_positive(learning_rate, "learning_rate")
         self.warmup = check_warmup(warmup)
-        guide(*example)
+        try:
+            guide(*example)
+        except TypeError as error:
+            raise ArgumentTypeError(
+                "Expected example to hold arguments that the model takes, such as (x,); got "
+                f"{len(example)} arguments, and with these: {error}"
+            ) from error
         self._check_parameters(example)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -210,3 +210,17 @@ def test_live_guide_takes_the_values_of_a_file(tmp_path):
     guide()
     assert same(guide, saved)
     assert is_trained(guide)
+
+
+def test_second_guide_tells_where_it_starts():
+    step(AutoIResNet(gaussian, 2), gaussian)
+    with pytest.warns(UserWarning, match="clear_param_store"):
+        AutoIResNet(gaussian, 2)()
+
+
+@pytest.mark.compiled
+def test_compiles():
+    guide = AutoIResNet(gaussian, 2)
+    guide()
+    compiled = torch.compile(guide, backend="eager")
+    assert compiled().keys() == guide().keys()

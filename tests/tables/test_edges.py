@@ -1,6 +1,7 @@
 """Dtypes, labels, files and threads at the edge of what a table may be."""
 
 import threading
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -220,3 +221,71 @@ def test_refuses_trainers_without_checkpoints(options):
 def test_takes_options_of_the_trainer(options):
     estimator = fitted(RNG.normal(size=(N, 2)), trainer=options)
     assert np.isfinite(estimator.score_samples(RNG.normal(size=(5, 2)))).all()
+
+
+def test_fraction_in_a_column_of_integers_is_told():
+    table = pd.DataFrame({"p": np.arange(200) % 50.0})
+    fitted = DensityEstimator(**SHORT).fit(table)
+    with pytest.warns(UserWarning, match=r"'p'.*1 rows of X.*50\.5.*Real\(\)"):
+        scores = fitted.score_samples(pd.DataFrame({"p": [50.5, 30.0]}))
+    assert scores[0] == -np.inf
+    assert np.isfinite(scores[1])
+
+
+@pytest.mark.parametrize(("zeros", "warns"), [(0, False), (20, False), (100, True)])
+def test_heap_of_zeros_is_told(zeros, warns):
+    x = np.exp(np.random.default_rng(0).normal(size=400))
+    x[:zeros] = 0.0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        DensityEstimator(**SHORT).fit(pd.DataFrame({"rain": x}))
+    assert any("are 0" in str(w.message) for w in caught) is warns
+
+
+def test_rounded_numbers_are_no_heap():
+    x = np.random.default_rng(0).normal(size=400).round(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        DensityEstimator(**SHORT).fit(pd.DataFrame({"x": x}))
+
+
+def test_table_in_the_place_of_y_is_told():
+    table = pd.DataFrame({"a": np.random.default_rng(0).normal(size=50)})
+    with pytest.warns(UserWarning, match=r"ignores y; got one of shape \(50, 1\).*context"):
+        DensityEstimator(**SHORT).fit(table, table)
+
+
+def test_context_in_another_order_is_refused():
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["a", "b"])
+    shuffled = table[["b"]].sample(frac=1, random_state=0)
+    with pytest.raises(ArgumentError, match=r"context\.loc\[X\.index\]"):
+        DensityEstimator(**SHORT).fit(table[["a"]], context=shuffled)
+    fitted = DensityEstimator(**SHORT).fit(table[["a"]], context=table[["b"]])
+    with pytest.raises(ArgumentError, match=r"context\.loc\[X\.index\]"):
+        fitted.score_samples(table[["a"]], shuffled)
+    # Other labels say nothing about the order.
+    reset = shuffled.set_axis(range(100, 150))
+    assert np.isfinite(fitted.score(table[["a"]], context=reset))
+
+
+def test_codes_of_a_context_are_labels():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.normal(size=90), "c": np.arange(90) % 3})
+    fitted = DensityEstimator({"c": Category()}, **SHORT)
+    fitted.fit(table[["a"]], context=table[["c"]])
+    (column,) = fitted.model_.context
+    assert column.labels == (0, 1, 2)
+    assert np.isfinite(fitted.score(table[["a"]], context=table[["c"]]))
+    with pytest.raises(ArgumentError, match="'d'"):
+        DensityEstimator({"d": Category()}, **SHORT).fit(table[["a"]], context=table[["c"]])
+
+
+def test_more_points():
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(300, 1))
+    ratings = np.clip(np.round(3 + common + 0.3 * rng.normal(size=(300, 20))), 1, 5).astype(int)
+    fitted = DensityEstimator(**SHORT | {"max_steps": 100}).fit(pd.DataFrame(ratings))
+    scores = [fitted.score_samples(ratings[:20], points=n).mean() for n in (4, 32, 1024)]
+    assert scores[0] < scores[1] < scores[2]
+    with pytest.raises(ArgumentError, match="points"):
+        fitted.score_samples(ratings, points=0)

@@ -254,3 +254,11 @@ def test_refuses_other_things(flow):
 def test_refuses_a_guide_that_is_no_module():
     with pytest.raises(ArgumentTypeError, match="AutoIResNet"):
         GuideModule(lambda: None, lambda: None)
+
+
+def test_refuses_a_guide_without_arguments():
+    def model(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ArgumentTypeError, match=r"example .* such as \(x,\); got 0 arguments"):
+        GuideModule(model, AutoIResNet(model, 1))

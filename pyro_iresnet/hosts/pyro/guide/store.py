@@ -1,5 +1,6 @@
 """Values of a guide that Pyro's parameter store holds already."""
 
+import warnings
 from typing import Any
 
 import pyro
@@ -8,6 +9,9 @@ from pyro.params import param_with_module_name
 
 from ....errors import ArgumentError
 from ..stack import Stack
+
+# The attribute of a parameter with which a guide of this process has run.
+MARK = "_run_by_a_guide"
 
 
 @torch.no_grad()
@@ -31,6 +35,14 @@ def take_from_store(stack: Stack, prefix: str) -> None:
                 "Expected the values under the name of this guide in Pyro's parameter store to be "
                 f"its own; got {full!r}, of another guide or version. {remedy}"
             )
+    held = dict(store.named_parameters())
+    if any(getattr(held.get(full), MARK, False) for full in targets):
+        warnings.warn(
+            "The guide starts from the values of an earlier guide, which Pyro's parameter store "
+            f"holds under the name {prefix.split('.')[0]!r}. For a start of its own call "
+            "pyro.clear_param_store() first.",
+            stacklevel=2,
+        )
     for full, parameter in targets.items():
         if full not in store:
             continue
@@ -62,11 +74,11 @@ def keep_in_store(stack: Stack, prefix: str) -> None:
         return
     store = pyro.get_param_store()
     name, own = f"{len(stack) - 1}.shift", stack[-1].shift
-    vars(own)["_run_by_a_guide"] = _Run()
+    setattr(own, MARK, _Run())
     held = dict(store.named_parameters()).get(param_with_module_name(prefix, name))
     if held is None or held is own:
         return
-    if not getattr(held, "_run_by_a_guide", False):
+    if not getattr(held, MARK, False):
         take_from_store(stack, prefix)
         return
     for full in list(store.keys()):
