@@ -1,6 +1,7 @@
 """The transform of an image flow for Pyro."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -9,6 +10,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._torch import has_values
 from ..blocks import Block, Evaluation
 from ..errors import check_instance, check_tensor
 from ..hosts.data_dependent_init import without_start
@@ -35,7 +37,7 @@ class ImageStack(CachedTransform, TransformModule):
         >>> import torch
         >>> from pyro_iresnet.images import ImageStack, iresnet_image_transform
         >>> stack = ImageStack(iresnet_image_transform((1, 8, 8), 2))
-        >>> stack(torch.rand(5, 1, 8, 8)).shape
+        >>> stack(256 * torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 64])
     """
 
@@ -62,7 +64,25 @@ class ImageStack(CachedTransform, TransformModule):
     def check(self, x: Tensor, name: str) -> Tensor:
         like = next(self.parameters(), None)
         check_tensor(x, self.shape if name == "x" else (self.size,), like, name)
+        if name == "x":
+            self._warn_of_pixels(x)
         return x
+
+    def _warn_of_pixels(self, x: Tensor) -> None:
+        levels = self.transform.logit.levels
+        if not has_values(x) or levels == 2 or not x.numel():
+            return
+        if bool((x <= 1).all()):
+            found = "no number above 1, as of images scaled to [0, 1]"
+        elif bool((x == x.floor()).all()):
+            found = "integers alone, which no density of real numbers fits"
+        else:
+            return
+        warnings.warn(
+            f"Expected grey levels with noise, numbers from 0 to {levels}; got {found}. Pass "
+            f"dequantize(pixels, {levels}) of integers from 0 to {levels - 1}.",
+            stacklevel=4,
+        )
 
     def evaluate(self, x: Tensor) -> Evaluation:
         y, log_det = self.transform(x.reshape(-1, *self.shape))

@@ -1,6 +1,7 @@
 """The transform of an image flow: from grey levels to noise at several scales."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -233,7 +234,15 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
         raise ArgumentError(
             f"Expected shape to be (channels, height, width), such as (1, 28, 28); got {sizes}."
         )
-    return sizes[0], sizes[1], sizes[2]
+    channels, height, width = sizes
+    if width in (1, 3) and min(channels, height) > 4:
+        warnings.warn(
+            f"Expected shape to be (channels, height, width); got {sizes}, {channels} channels of "
+            f"{height} x {width} pixels. If the channels come last, pass shape="
+            f"{(width, channels, height)} and images.permute(0, 3, 1, 2).",
+            stacklevel=3,
+        )
+    return channels, height, width
 
 
 def check_batch(x: Tensor, shape: tuple[int, ...], of: nn.Module, name: str) -> None:

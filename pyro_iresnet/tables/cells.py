@@ -78,7 +78,8 @@ def check_labels(column: pd.Series, name: str, label: str) -> None:
         if not issubclass(kind, str | bool | int | float | np.generic):
             raise ArgumentTypeError(
                 f"Expected text, numbers or True and False in the column {name!r} of {label}; got "
-                f"{kind.__name__}, and an argument must be a string or a number."
+                f"{kind.__name__}, and an argument must be a string or a number. Make text of the "
+                "column by .astype(str), or numbers, such as the days since the first date."
             )
 
 

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .cells import CATEGORY, ORDERED
+from .cells import ORDERED
 from .columns import Category, Column, Values
 
 # The distance of the noise to the ends of the unit interval.
@@ -35,6 +35,7 @@ class FittedColumn:
         dtype: the dtype of the samples, a name of numpy or pandas.
         a, b: the origin and the unit, as :meth:`Column.origin` returns them.
         mean, std: moments behind the curve of the kind, over the training rows.
+        levels: the categories of the samples, if ``dtype`` is one of categories.
     """
 
     name: str
@@ -44,6 +45,7 @@ class FittedColumn:
     b: float
     mean: float
     std: float
+    levels: tuple[Any, ...] | None = None
 
     @property
     def range(self) -> tuple[float, float]:
@@ -60,7 +62,14 @@ class FittedColumn:
         return self.kind.labels if isinstance(self.kind, Category) else None
 
     @classmethod
-    def of(cls, name: str, kind: Column, dtype: str, values: Values) -> "FittedColumn":
+    def of(
+        cls,
+        name: str,
+        kind: Column,
+        dtype: str,
+        values: Values,
+        levels: tuple[Any, ...] | None = None,
+    ) -> "FittedColumn":
         """Fit a column to the values of the training rows, which may all be equal."""
         if not kind.is_integer and not dtype.lower().startswith(("float", "double")):
             # Real numbers do not fit into a column of integers.
@@ -76,7 +85,7 @@ class FittedColumn:
                 f"Expected numbers whose squares a double holds in the column {name!r}; got a "
                 f"scale of {std:g}. Change the unit."
             )
-        return cls(name, kind, dtype, a, b, mean, std)
+        return cls(name, kind, dtype, a, b, mean, std, levels)
 
 
 class TableEncoding:
@@ -184,10 +193,12 @@ def _series(column: FittedColumn, values: Values) -> pd.Series:
     """Return numbers as a column of the table."""
     if column.labels is not None:
         at = values.astype(int)
-        if column.dtype in (CATEGORY, ORDERED):
-            return pd.Series(
-                pd.Categorical.from_codes(at, list(column.labels), ordered=column.dtype == ORDERED)
-            )
+        if column.levels is not None:
+            # Declared labels may go beyond the categories.
+            levels = [*column.levels, *(v for v in column.labels if v not in column.levels)]
+            codes = np.array([levels.index(label) for label in column.labels])[at]
+            ordered = column.dtype == ORDERED
+            return pd.Series(pd.Categorical.from_codes(codes, levels, ordered=ordered))
         return pd.Series(column.labels, dtype=column.dtype).iloc[at].reset_index(drop=True)
     if column.kind.is_integer:
         if column.dtype.lower().startswith("float"):

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def source_of(table: Any, name: str = "X") -> Source:
     if isinstance(table, pd.Series):
         table = table.to_frame()
     if isinstance(table, pd.DataFrame):
-        # Columns of objects may hold numbers alone; to infer a dtype copies the table.
-        has_objects = any(map(pd.api.types.is_object_dtype, table.dtypes))
-        frame = table.infer_objects() if has_objects else table
+        frame = _with_dtypes(table)
         return Source(name, lambda text: _in_parts(frame))
     if isinstance(table, np.ma.MaskedArray):
         table = np.ma.filled(table.astype(float), np.nan)
@@ -108,6 +107,18 @@ def _of_array(array: np.ndarray, label: str) -> Source:
     return Source(label, lambda text: _in_frames(array, names), is_array=True)
 
 
+def _with_dtypes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame whose columns of objects have a dtype of numbers where all are numbers."""
+    if not any(map(pd.api.types.is_object_dtype, frame.dtypes)):
+        return frame
+    frame = frame.infer_objects()
+    for i, dtype in enumerate(frame.dtypes):
+        column = frame.iloc[:, i]
+        if pd.api.types.is_object_dtype(dtype) and all(isinstance(v, Decimal) for v in column):
+            frame.isetitem(i, column.astype(float))
+    return frame
+
+
 def _in_parts(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     for start in range(0, max(1, len(frame)), PART):
         yield frame.iloc[start : start + PART]
@@ -148,7 +159,7 @@ def _parquet_parts(path: Path) -> Iterator[pd.DataFrame]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(PART):
-                yield batch.to_pandas()
+                yield _with_dtypes(batch.to_pandas())
     except (pyarrow.ArrowException, OSError) as error:
         raise ArgumentError(f"Expected a parquet table in {path}; {error}.") from error
 
@@ -181,20 +192,20 @@ def _csv_parts(path: Path, text: Collection[str]) -> Iterator[pd.DataFrame]:
 
 
 def _first_row(path: Path) -> tuple[list[str], str]:
-    """Return the cells of the first row, and the delimiter that makes the most of them."""
+    """Return the cells of the first row, and the delimiter that makes the most of them.
+
+    A delimiter by which the second row has as many cells comes first.
+    """
     found = []
     for delimiter in DELIMITERS:
-        row = pd.read_csv(
-            path,
-            sep=delimiter,
-            header=None,
-            nrows=1,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-        )
-        found.append((row.iloc[0].tolist(), delimiter))
-    cells, delimiter = max(found, key=lambda each: len(each[0]))
+        cells = _rows(path, delimiter, 1).iloc[0].tolist()
+        try:
+            second = _rows(path, delimiter, 2).iloc[-1]
+            agrees = len(cells) > 1 and bool(second.fillna("").ne("").all())
+        except pd.errors.ParserError:
+            agrees = False
+        found.append((agrees, len(cells), cells, delimiter))
+    *_, cells, delimiter = max(found, key=lambda each: each[:2])
     # Pandas would give copies other names.
     twice = sorted({cell for cell in cells if cells.count(cell) > 1})
     if twice and all(map(_is_text, cells)):
@@ -203,6 +214,19 @@ def _first_row(path: Path) -> tuple[list[str], str]:
             f"{', '.join(twice)}."
         )
     return cells, delimiter
+
+
+def _rows(path: Path, delimiter: str, count: int) -> pd.DataFrame:
+    """Read the first rows of a file as text."""
+    return pd.read_csv(
+        path,
+        sep=delimiter,
+        header=None,
+        nrows=count,
+        dtype=str,
+        keep_default_na=False,
+        skipinitialspace=True,
+    )
 
 
 def is_header(cells: list[str], path: Path) -> bool:

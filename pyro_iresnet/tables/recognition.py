@@ -41,8 +41,8 @@ def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedCol
     sample = sample_of(rows.values)
     least, most, integer = _ends(rows.values)
     found = []
-    for i, (name, dtype, labels) in enumerate(
-        zip(rows.names, rows.dtypes, rows.labels, strict=True)
+    for i, (name, dtype, labels, levels) in enumerate(
+        zip(rows.names, rows.dtypes, rows.labels, rows.levels, strict=True)
     ):
         values = sample[:, i]
         # The ends are those of all rows, beside the sample.
@@ -58,7 +58,7 @@ def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedCol
             kind = recognised(seen, is_integer=bool(integer[i]))
         if not kind.is_integer:
             _warn_of_point_mass(values, name)
-        found.append(FittedColumn.of(name, kind, dtype, values))
+        found.append(FittedColumn.of(name, kind, dtype, values, levels))
     _check_independent(found, sample)
     return found
 

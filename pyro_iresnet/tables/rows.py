@@ -43,6 +43,7 @@ class Rows:
         names: the names of the columns.
         dtypes: their dtypes, by the names of numpy and pandas.
         labels: the labels of a column that is no number; None for a column of numbers.
+        levels: the categories of a column of pandas categories, used or not; None for others.
         values: the numbers, shape ``(n, D)``.
         is_array: True if the columns had no names of their own.
     """
@@ -50,6 +51,7 @@ class Rows:
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     labels: tuple[tuple[Any, ...] | None, ...]
+    levels: tuple[tuple[Any, ...] | None, ...]
     values: Values
     is_array: bool
 
@@ -81,7 +83,8 @@ def read(source: Source, declared: Mapping[str, object], scratch: Path) -> Rows:
         )
     values = np.memmap(scratch, np.float64, "r+", shape=(reader.count, len(reader.names)))
     labels = reader.sort_labels(values)
-    return Rows(reader.names, tuple(reader.dtypes), labels, values, source.is_array)
+    dtypes, levels = tuple(reader.dtypes), tuple(reader.levels)
+    return Rows(reader.names, dtypes, labels, levels, values, source.is_array)
 
 
 def _labels_in_text(source: Source, declared: Mapping[str, object]) -> list[str]:
@@ -121,11 +124,8 @@ class _Reader:
             known = given.labels if isinstance(given, Category) else None
             self.numbered.append({v: i for i, v in enumerate(known or ())} if is_label else None)
         self.fixed = [bool(numbered) for numbered in self.numbered]
-        # Categories have an order of their own.
-        self.orders = [
-            {plain(c): i for i, c in enumerate(dtype.categories)}
-            if isinstance(dtype, pd.CategoricalDtype)
-            else {}
+        self.levels = [
+            tuple(map(plain, dtype.categories)) if isinstance(dtype, pd.CategoricalDtype) else None
             for dtype in first.dtypes
         ]
         # A later part may hold labels that look like numbers.
@@ -175,7 +175,8 @@ class _Reader:
                 raise ArgumentError(
                     f"Expected labels in the column {self.names[i]!r} of {self.source.label} that "
                     f"repeat, or numbers; got {len(labels)} labels in {self.count} rows, such as "
-                    f"{labels[0]!r}. Drop a column of names; write numbers with a decimal point."
+                    f"{labels[0]!r}. Drop a column of names; write numbers with a decimal point, "
+                    "and dates as numbers, such as the days since the first."
                 )
             commas = [v for v in labels if isinstance(v, str) and COMMA.fullmatch(v.strip())]
             if commas:
@@ -186,10 +187,9 @@ class _Reader:
                     f"{self.source.label}; got {commas[0]!r}. Read the table with "
                     f"pandas.read_csv(..., {option}=',')."
                 )
-            keys = [
-                (self.orders[i].get(label, len(labels)), str(type(label)), label)
-                for label in labels
-            ]
+            # Categories have an order of their own.
+            known = {label: at for at, label in enumerate(self.levels[i] or ())}
+            keys = [(known.get(label, len(labels)), str(type(label)), label) for label in labels]
             order = sorted(range(len(labels)), key=keys.__getitem__)
             place = np.empty(len(labels))
             place[order] = np.arange(len(labels))

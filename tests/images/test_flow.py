@@ -413,3 +413,21 @@ def test_refusals(call, message):
 def test_refuses_unknown_options():
     with pytest.raises(ArgumentTypeError, match="lipschitz"):
         iresnet_image_flow((1, 8, 8), lipshitz=0.5)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (lambda pixels: pixels / 255.0, r"\[0, 1\]"),
+        (lambda pixels: pixels.double(), "integers alone"),
+    ],
+)
+def test_other_pixels_are_told(images, words):
+    stack = iresnet_image_stack((1, 8, 8), 1, hidden_channels=4)
+    with pytest.warns(UserWarning, match=rf"{words}.*dequantize\(pixels, 256\)"):
+        stack(images(pixels_of((1, 8, 8))))
+
+
+def test_channels_last_are_told():
+    with pytest.warns(UserWarning, match=r"32 channels of 32 x 3 .* shape=\(3, 32, 32\)"):
+        iresnet_image_transform((32, 32, 3), 1, hidden_channels=4)

@@ -167,3 +167,10 @@ def test_refuses_nan():
 def test_errors_name_inputs(direction, inputs, error):
     with pytest.raises(error, match="Expected inputs "):
         getattr(IResNetTransform(zoo.DIM), direction)(inputs)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse", "encode", "decode"])
+@pytest.mark.parametrize("shape", [(zoo.DIM,), (2, 3, zoo.DIM)])
+def test_takes_one_batch_dimension(direction, shape):
+    with pytest.raises(ArgumentError, match="one batch dimension"):
+        getattr(IResNetTransform(zoo.DIM), direction)(torch.randn(shape))

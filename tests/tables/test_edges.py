@@ -289,3 +289,16 @@ def test_more_points():
     assert scores[0] < scores[1] < scores[2]
     with pytest.raises(ArgumentError, match="points"):
         fitted.score_samples(ratings, points=0)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_categories_without_rows_stay(ordered, tmp_path):
+    sizes = pd.Categorical(RNG.choice(["S", "L"], N), ["S", "M", "L"], ordered=ordered)
+    table = pd.DataFrame({"a": RNG.normal(size=N), "size": sizes})
+    estimator = fitted(table)
+    estimator.save(tmp_path / "model.pt")
+    for each in (estimator, DensityEstimator.load(tmp_path / "model.pt")):
+        drawn = each.sample(50)
+        assert drawn["size"].dtype == table["size"].dtype
+        assert set(drawn["size"]) == {"S", "L"}
+        assert pd.concat([table, drawn])["size"].dtype == table["size"].dtype

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import types
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -216,3 +217,24 @@ def test_refuses_an_ending(tmp_path):
     (tmp_path / "x.xlsx").write_text("")
     with pytest.raises(ArgumentError, match=r"\.csv, \.parquet or \.npy"):
         source_of(tmp_path / "x.xlsx")
+
+
+def test_delimiter_of_two_rows(tmp_path):
+    path = tmp_path / "table.csv"
+    rows = "".join(f"{i};{i % 7}.5;{i % 3}.25\n" for i in range(60))
+    path.write_text("a (m, n, o, p);b;c\n" + rows)
+    source = source_of(path)
+    (part,) = source.parts()
+    assert list(part.columns) == ["a (m, n, o, p)", "b", "c"]
+    assert len(part) == 60
+
+
+def test_decimals_are_numbers(tmp_path):
+    values = [Decimal(i) / 7 for i in range(60)]
+    frame = pd.DataFrame({"a": values, "b": np.arange(60.0)})
+    frame.to_parquet(tmp_path / "table.parquet")
+    for table in (frame, tmp_path / "table.parquet"):
+        (part,) = source_of(table).parts()
+        assert part["a"].dtype == np.float64
+        np.testing.assert_allclose(part["a"], np.array(values, dtype=float), rtol=1e-12)
+    assert frame["a"].dtype == object

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..._settings import SavedSettings
 from ..._torch import disable_compiler
 from ...blocks import Block
-from ...errors import check_dims, check_instance, check_positive_int
+from ...errors import ArgumentError, check_dims, check_instance, check_positive_int
 from ...options import BlockKeywords, BlockOptions
 
 
@@ -108,8 +108,16 @@ class IResNetTransform(SavedSettings, Transform):
 
     def _checked(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         # nflows hands a context to every transform.
-        context = None if self.block.contraction.context_dim is None else context
-        return self.block.check(inputs, context, "inputs")
+        contraction = self.block.contraction
+        context = None if contraction.context_dim is None else context
+        checked = self.block.check(inputs, context, "inputs")
+        if inputs.dim() != 1 + contraction.event_dim:
+            raise ArgumentError(
+                f"Expected inputs with one batch dimension before the event, as nflows has it; got "
+                f"shape {tuple(inputs.shape)}. Flatten the batch: inputs.flatten(0, -"
+                f"{contraction.event_dim + 1})."
+            )
+        return checked
 
 
 def widths(
