@@ -126,6 +126,10 @@ def builders() -> dict[str, Recipe]:
         "IResNetTransform": (ir.IResNetTransform, {"features": 2}),
         "IResNetComposite": (nflows.IResNetComposite, {"transforms": [ir.IResNetTransform(2)]}),
         "PatientActNorm": (nflows.PatientActNorm, {"features": 2}),
+        "IResNetFlow": (
+            nflows.IResNetFlow,
+            {"transform": nflows.IResNetComposite([ir.IResNetTransform(2)]), "features": 2},
+        ),
         "IResNet": (ir.IResNet, {"block": block()}),
         "InverseIResNet": (ir.InverseIResNet, {"block": block()}),
         "ConditionalIResNet": (ir.ConditionalIResNet, {"block": conditional()}),

@@ -189,8 +189,9 @@ def iresnet_image_flow(
         margin: the distance of the logit from 0 and 1, see :class:`PixelLogit`.
         factor_out: False to keep all channels to the end.
         options: of each block, as in :class:`BlockOptions`: ``block``, ``lipschitz`` and so on. By
-            default the activation is :class:`Sine`, there are no ``coordinates`` (a record of
-            ``options`` has its own), and in eval mode the estimator is :class:`ConvergedSeries`.
+            default the activation is ``Sine`` with frequencies from 1 to 20, there are no
+            ``coordinates`` (a record of ``options`` has its own), and in eval mode the estimator is
+            :class:`ConvergedSeries`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.

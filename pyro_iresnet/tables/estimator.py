@@ -213,16 +213,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 lambda.
         """
         check_is_fitted(self)
-        settings = self.get_params(deep=False) | {"trainer": None}
-        # A search over parameters sets scalars of NumPy.
-        settings = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
-        kinds = (self.columns or {}).items()
-        settings["columns"] = {str(n): files.to_plain(k) for n, k in kinds}
-        settings["options"] = None if self.options is None else self.options.to_json()
-        if isinstance(self.hidden_features, Sequence):
-            settings["hidden_features"] = list(map(int, self.hidden_features))
         content = {
-            "settings": settings,
+            "settings": files.settings_to_plain(self.get_params(deep=False)),
             "model": self.model_.to_plain(),
             "history": self.history_.to_plain(),
             "held_out_scores": torch.from_numpy(self.held_out_scores_),
@@ -250,16 +242,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     @classmethod
     def _of(cls, content: dict[str, Any]) -> Self:
-        settings = content["settings"]
-        kinds = {name: files.from_plain(kind) for name, kind in settings["columns"].items()}
-        options = settings["options"]
-        estimator = cls(
-            **settings
-            | {
-                "columns": kinds or None,
-                "options": None if options is None else BlockOptions.from_json(options),
-            }
-        )
+        estimator = cls(**files.settings_from_plain(content["settings"]))
         estimator._keep(TableModel.from_plain(content["model"]))
         estimator.history_ = History(**content["history"])
         estimator.held_out_scores_ = content["held_out_scores"].numpy()

@@ -6,13 +6,16 @@ import json
 import pickle
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import ArgumentError
+from ..options import BlockOptions
 from .columns import Category, Column, HeavyTailed, Integer, Real
 from .context import ContextColumn
 from .encoding import FittedColumn
@@ -93,6 +96,26 @@ def from_plain(content: dict[str, Any]) -> Column:
     """Make the kind of :func:`to_plain`."""
     settings = dict(content)
     return KINDS[settings.pop("kind")](**settings)
+
+
+def settings_to_plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an estimator as plain types, but for those of the trainer."""
+    # A search over parameters sets scalars of NumPy.
+    found = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
+    kinds, options, widths = (settings[n] for n in ("columns", "options", "hidden_features"))
+    found["columns"] = {str(name): to_plain(kind) for name, kind in (kinds or {}).items()}
+    found["options"] = None if options is None else options.to_json()
+    if isinstance(widths, Sequence):
+        found["hidden_features"] = list(map(int, widths))
+    return found | {"trainer": None}
+
+
+def settings_from_plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of :func:`settings_to_plain`."""
+    kinds = {name: from_plain(kind) for name, kind in content["columns"].items()}
+    options = content["options"]
+    given = None if options is None else BlockOptions.from_json(options)
+    return content | {"columns": kinds or None, "options": given}
 
 
 def columns_to_plain(columns: tuple[FittedColumn, ...]) -> list[dict[str, Any]]:

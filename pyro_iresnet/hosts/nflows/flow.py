@@ -7,7 +7,7 @@ from nflows.flows import Flow
 from nflows.utils import merge_leading_dims, repeat_rows, split_leading_dim
 from torch import Tensor, nn
 
-from ...errors import check_positive_int
+from ...errors import check_instance, check_positive_int
 from .composite import IResNetComposite
 from .noise import Noise
 
@@ -23,6 +23,9 @@ class IResNetFlow(Flow):
         features: the number of coordinates.
         embedding_net: makes the context of the transform; None for the context itself.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
+
     Example:
         >>> import torch
         >>> from pyro_iresnet import conditional_iresnet_flow
@@ -34,7 +37,12 @@ class IResNetFlow(Flow):
     def __init__(
         self, transform: IResNetComposite, features: int, embedding_net: nn.Module | None = None
     ) -> None:
-        super().__init__(transform, Noise(features, transform), embedding_net)
+        example = "IResNetComposite([IResNetTransform(2)])"
+        check_instance(transform, IResNetComposite, "transform", example)
+        size = check_positive_int(features, "features")
+        if embedding_net is not None:
+            check_instance(embedding_net, nn.Module, "embedding_net", "torch.nn.Linear(2, 3)")
+        super().__init__(transform, Noise(size, transform), embedding_net)
 
     @property
     def transform(self) -> IResNetComposite:

@@ -110,10 +110,10 @@ class IResNetTransform(SavedSettings, Transform):
         # nflows hands a context to every transform.
         contraction = self.block.contraction
         context = None if contraction.context_dim is None else context
-        checked = self.block.check(inputs, context, "inputs")
-        if inputs.dim() != 1 + contraction.event_dim:
+        checked = contraction.check(inputs, context, "inputs")
+        if inputs.dim() != 1 + len(contraction.event_shape):
             raise ArgumentError(
-                f"Expected inputs with one batch dimension before the event, as nflows has it; got "
+                "Expected inputs with one batch dimension before the event, as nflows has it; got "
                 f"shape {tuple(inputs.shape)}. Flatten the batch: inputs.flatten(0, -"
                 f"{contraction.event_dim + 1})."
             )
