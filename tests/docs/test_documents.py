@@ -209,6 +209,11 @@ PLACES = {
         (flow, "mnist: density, 15 minutes of one thread a row, AMD EPYC", 0)
         for flow in ("i-ResNet", "Real NVP", "Glow")
     ],
+    "MNIST, 30 minutes": [
+        ("0.9", "mnist: classify, 30 minutes of one thread a row, Intel(R) Xeon(R) Processor", 0),
+        ("0.9", "mnist: classify, 30 minutes of one thread a row, Intel(R) Xeon(R) Processor", 3),
+        ("none", "mnist: classify, 30 minutes of one thread a row, Intel(R) Xeon(R) Processor", 0),
+    ],
     "eight schools": [
         ("AutoIResNet", "eight schools", 0),
         ("AutoIAFNormal (3)", "eight schools", 0),
