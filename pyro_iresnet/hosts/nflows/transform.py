@@ -83,7 +83,13 @@ class IResNetTransform(SavedSettings, Transform):
         Shapes are ``(batch, features)`` and ``(batch, context_features)``. Another shape, dtype or
         device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
-        evaluation = self.block.evaluate(*self._checked(inputs, context))
+        # The body of _checked: a training step pays for each call.
+        block = self.block
+        context = None if block.contraction.context_dim is None else context
+        checked = block.check(inputs, context, "inputs")
+        if inputs.dim() != 1 + len(block.contraction.event_shape):
+            raise _batch_error(inputs, block.contraction.event_dim)
+        evaluation = block.evaluate(*checked)
         return evaluation.y, evaluation.log_det()
 
     def encode(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
@@ -110,14 +116,17 @@ class IResNetTransform(SavedSettings, Transform):
         # nflows hands a context to every transform.
         contraction = self.block.contraction
         context = None if contraction.context_dim is None else context
-        checked = contraction.check(inputs, context, "inputs")
+        checked = self.block.check(inputs, context, "inputs")
         if inputs.dim() != 1 + len(contraction.event_shape):
-            raise ArgumentError(
-                "Expected inputs with one batch dimension before the event, as nflows has it; got "
-                f"shape {tuple(inputs.shape)}. Flatten the batch: inputs.flatten(0, -"
-                f"{contraction.event_dim + 1})."
-            )
+            raise _batch_error(inputs, contraction.event_dim)
         return checked
+
+
+def _batch_error(inputs: Tensor, event_dim: int) -> ArgumentError:
+    return ArgumentError(
+        "Expected inputs with one batch dimension before the event, as nflows has it; got shape "
+        f"{tuple(inputs.shape)}. Flatten the batch: inputs.flatten(0, -{event_dim + 1})."
+    )
 
 
 def widths(
