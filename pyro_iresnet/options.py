@@ -60,7 +60,8 @@ class BlockOptions:
         lipschitz: the bound of ``Lip(g)``, in (0, 1). Near 1 a block bends more, and its inverse
             takes more steps.
         activation: an :class:`Activation` class, or a callable that makes an activation; by default
-            ``auto_activation(D)``, and :class:`LipSwish` in a guide and for images.
+            ``auto_activation(D)``, and :class:`LipSwish` in a guide and in :meth:`build` of an
+            image; the builders of ``images`` and ``sbi`` state their own.
         norm: the strategy that keeps the norm of a weight at its bound.
         coordinates: the coordinates in which ``g`` contracts: a strategy, a sequence of strategies
             that act in turn, or None for those of ``x``.

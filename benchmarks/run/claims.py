@@ -174,8 +174,8 @@ def gradient(contender: Contender, draws: int, *, spread: float) -> Mean:
 
 QUESTIONS = {
     "runs in": "frameworks",
-    "product of the norms of a block's layers, over the bound they promise, largest": "share",
-    "two calls of `log_prob` in eval mode differ by, largest, nats": "repeat",
+    "largest product of the layer norms of a block, divided by the promised bound": "share",
+    "largest difference between two calls of `log_prob` in eval mode, nats": "repeat",
     "error of the mean of 20 of them, nats": "error",
     "value returned in train mode, less the log-density, nats": "training",
     "error of the gradient of the loss, relative to its length": "plain",
@@ -218,8 +218,8 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
         f"told to have the norm {TOLD} (torchflows' do not use it), blocks of this project the "
         "constant 0.97. Exact log-densities are those of the dense Jacobian of the whole flow; "
         f"means are over {draws} draws, with their standard errors, those of gradients over "
-        f"{ORDERS} orders of the weights. Where a gradient has no error, its line reads as much as "
-        "the noise of the draws. normflows and flowcon return in train mode a value whose gradient "
+        f"{ORDERS} orders of the weights. The line of a right gradient shows about the noise of "
+        "the draws. normflows and flowcon return in train mode a value whose gradient "
         "is that of the log-density, though it is not the log-density itself; normflows scales "
         "the gradient of the log-determinant by the weight of the first sample. This project "
         "certifies the inverse of each block; no package tells the error of the whole flow."

@@ -20,8 +20,9 @@ class ResidualBlock(Block):
     r"""The invertible map :math:`y = x + g(x)` with :math:`\mathrm{Lip}(g) \le L < 1`.
 
     The block is bi-Lipschitz in its coordinates: it stretches a pair of points by at most
-    :math:`1 + L` and shrinks a pair by at most :math:`1 - L`. The weights are normalised once in
-    each call, and no call changes anything. In coordinates :math:`z = \varphi(x)` the block is
+    :math:`1 + L` and leaves a pair at least :math:`1 - L` of its distance. The weights are
+    normalised once in each call, and no call changes anything. In coordinates
+    :math:`z = \varphi(x)` the block is
 
     .. math:: y = \varphi^{-1}\big(\varphi(x) + g(\varphi(x))\big)
 

@@ -20,10 +20,9 @@ class ConvContraction(Perceptron):
     """A convolutional network for images with a proven Lipschitz bound.
 
     Kernels have sides 3, 1, ..., 1, 3 and stride 1, with activations between them, as in Behrmann
-    et al. (2019), Section 5. The norm of each operator comes from the Fourier symbol of its kernel
-    (:mod:`pyro_iresnet.norms.convolution`) and holds for images of any size; the norm of the kernel
-    taken as a matrix is no bound. The acting weights do not depend on the size of the image, so one
-    network serves all sizes. A context shifts and gates the channels.
+    et al. (2019), Section 5. The bound of each operator holds for images of any size
+    (:mod:`pyro_iresnet.norms.convolution`). The acting weights do not depend on the size of the
+    image, so one network serves all sizes. A context shifts and gates the channels.
 
     Arguments:
         event_shape: channels, height and width; the network takes other heights and widths too.

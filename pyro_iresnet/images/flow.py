@@ -183,8 +183,8 @@ def iresnet_image_flow(
         blocks_per_scale: the number of blocks of each scale, or one number for all scales that the
             sides allow.
         hidden_channels: the channels of two hidden layers, or a sequence; by default 9 for each
-            channel of the image, as many as numbers in a patch, so that ``Cholesky()`` leaves every
-            patch its size; at least 64, and 64 for more than 48 channels.
+            channel that a block sees, as many as numbers in a patch, so that ``Cholesky()`` leaves
+            every patch its size; at least 64, and 64 for more than 48 channels.
         levels: the number of values of a pixel.
         margin: the distance of the logit from 0 and 1, see :class:`PixelLogit`.
         factor_out: False to keep all channels to the end.

@@ -84,8 +84,8 @@ def iresnet_stack(
     The stack is a module: ``stack.parameters()`` trains all of it, and ``stack.eval()`` makes the
     log-density deterministic. For a density estimator let the stack run from data to noise, as
     ``TransformedDistribution(base, [stack.inv])``: then training needs no inversion, and the
-    ActNorms start from the first batch of data. For a guide pass the stack to
-    ``AutoNormalizingFlow``.
+    ActNorms start from the first batch of data. For a guide take
+    :class:`AutoIResNet`; ``AutoNormalizingFlow(model, iresnet_stack)`` of Pyro works too.
 
     Change first: ``num_blocks`` (each stretches by less than 2, in its coordinates), then
     ``hidden_dims``.
