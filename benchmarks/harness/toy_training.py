@@ -48,7 +48,7 @@ class Run(TypedDict):
     Arguments:
         parameters: number of parameters.
         rate: the learning rate.
-        steps: nats after the plan's steps.
+        steps: nats after the plan's steps, or after its limit.
         clock: nats after the plan's seconds.
         curve: step, seconds, and nats on a few of the points, along the way.
         grid: the density at ``steps``, as :func:`seen_as` reads it.
@@ -155,21 +155,6 @@ def train(
             if before < plan.seconds <= spent:
                 nats["clock"] = average.inside(lambda: -mean_log_prob(contender, points))
     return {"parameters": contender.parameters, "rate": rate, **nats, "curve": curve, "grid": grid}
-
-
-def best_of(run: Run, plan: Plan) -> dict[str, float]:
-    """Return the nats of the best checkpoint, within the steps and within the seconds.
-
-    A constant rate may undo a good checkpoint; this is not held against a flow. The few points of
-    the curve stand for all points, shifted by the difference of the two after ``plan.steps``.
-    """
-    at_end = [nats for step, _, nats in run["curve"] if step == plan.steps]
-    if not at_end:
-        return {"steps": run["steps"], "clock": run["clock"]}
-    few = run["steps"] - at_end[0]
-    within_steps = [nats + few for step, _, nats in run["curve"] if step <= plan.steps]
-    in_time = [nats + few for _, seconds, nats in run["curve"] if seconds <= plan.seconds]
-    return {"steps": min(within_steps), "clock": min([run["clock"], *in_time])}
 
 
 def mean_log_prob(contender: Contender, x: Tensor) -> float:

@@ -17,7 +17,6 @@ from benchmarks.harness.toy_training import (
     GRID,
     Average,
     Plan,
-    best_of,
     drawn,
     held_out,
     seen_as,
@@ -72,9 +71,9 @@ def test_density_integrates_to_one(name):
     assert mass == pytest.approx(1, abs=0.02)
 
 
-def rates(data, flow):
+def rates(data, flow, steps=3):
     """Return runs that choose the lowest rate."""
-    return {f"rate / {data} / {flow} / {rate:g} / 3": ran(rate) for rate in comparison.RATES}
+    return {f"rate / {data} / {flow} / {rate:g} / {steps}": ran(rate) for rate in comparison.RATES}
 
 
 def test_best_learning_rate():
@@ -99,7 +98,7 @@ def test_counts_wins_over_seeds():
     for seed, nats in enumerate((4.0, 4.1, 9.0), 2):
         runs[f"moons / i-ResNet / 0.002 / {seed} / 7 / 1"] = ran(nats, 7.0)
     found = study(runs, seeds=3)
-    assert comparison.won(found, "Glow", "steps") == "1 of 2"
+    assert comparison.won(found, "Glow", "steps") == "1 of 2 (0 clearly)"
     assert comparison.won(found, "Glow", "clock") == "0 of 2"
     points = held_out(MOONS, 100)
     above = 4.1 + MOONS.log_prob(points).mean().item()
@@ -117,15 +116,37 @@ def test_ranks_failures_last():
     assert comparison.won(study(runs, ("moons",)), "MADE", "steps") == "0 of 1"
 
 
-def test_best_checkpoint():
-    plan = Plan(10, 3.0, 100)
-    curve = [(5, 1.0, 4.0), (10, 2.0, 4.5), (15, 2.9, 3.5), (20, 3.5, 3.0)]
-    run = {**ran(4.6, 4.2), "curve": curve}
-    # Points of the curve are 0.1 nats easier than the whole set.
-    assert best_of(run, plan) == {"steps": pytest.approx(4.1), "clock": pytest.approx(3.6)}
-    assert best_of(ran(4.6, 4.2), plan) == {"steps": 4.6, "clock": 4.2}
-    failed = {**ran(math.inf, math.inf), "curve": curve[:1]}
-    assert best_of(failed, plan) == {"steps": math.inf, "clock": math.inf}
+def test_clear_wins_and_ranges():
+    runs = rates("moons", comparison.OURS) | rates("moons", comparison.SPLINE)
+    for flow, nats in ((comparison.OURS, (4.0, 4.2, 4.4)), (comparison.SPLINE, (4.3, 4.6, 4.5))):
+        runs |= {
+            f"moons / {flow} / 0.002 / {seed} / 7 / 1": ran(value, value + seed)
+            for seed, value in enumerate(nats, 2)
+        }
+    made = study(runs, ("moons",), seeds=3)
+    made.runs.missing = comparison.MISSING
+    assert comparison.won(made, comparison.SPLINE, "steps") == "1 of 1 (0 clearly)"
+    low, middle, high = made.gaps("moons", comparison.OURS, "steps")
+    assert (middle - low, high - low) == (pytest.approx(0.2), pytest.approx(0.4))
+    assert f"{middle:.3f}** ({low:.3f} to {high:.3f})" in comparison.compared(
+        made, "steps", flows()
+    )
+    for seed in (2, 3, 4):
+        runs[f"moons / {comparison.SPLINE} / 0.002 / {seed} / 7 / 1"] = ran(4.5, 4.5)
+    made = study(runs, ("moons",), seeds=3)
+    assert comparison.won(made, comparison.SPLINE, "steps") == "1 of 1"
+
+
+def test_names_slow_flows():
+    runs = rates("moons", comparison.OURS)
+    for name in runs:
+        runs[name]["curve"] = [(3, 60.0, 4.0)]
+    runs["moons / i-ResNet / 0.002 / 2 / 7 / 1"] = ran(5.0, 5.0)
+    made = study(runs, ("moons",))
+    made.runs.missing = comparison.MISSING
+    assert comparison.slow(made) == ""
+    runs[next(iter(runs))]["curve"] = [(2, 60.0, 4.0)]
+    assert comparison.slow(made) == " (i-ResNet in 1 of 3 runs)"
 
 
 def test_average_of_weights():
@@ -207,22 +228,10 @@ def test_shows_finished_runs_alone(monkeypatch):
     assert "MADE" not in comparison.goals(made)
 
 
-def test_names_drifted_pictures():
-    runs = {}
-    made = study(runs, data=("moons",))
-    for flow in flows():
-        runs |= rates("moons", flow)
-        last = 3.0 if flow == "Glow" else 2.05
-        curve = [(3, 0.1, 2.0), (7, 0.2, last)]
-        name = f"moons / {flow} / {min(comparison.RATES):g} / 2 / 7 / 1"
-        runs[name] = {**ran(last, last), "curve": curve}
-    assert "Glow on moons (1.00)" in comparison.drifted(made)
-    assert comparison.drifted(made).count("(") == 1
-
-
 def test_reports_full_runs(tmp_path):
     made = study({}, data=("moons", "rings"))
     runs = rates("moons", comparison.OURS) | rates("rings", comparison.OURS)
+    runs |= rates("moons", comparison.OURS, 20_000)
     for steps, data, nats in ((7, "moons", 2.5), (7, "rings", 3.0), (20_000, "moons", 2.4)):
         name = f"{data} / {comparison.OURS} / {min(comparison.RATES):g} / 2 / {steps} / 1"
         runs[name] = {**ran(nats, nats), "curve": [(steps, 0.1, nats)]}
@@ -232,5 +241,6 @@ def test_reports_full_runs(tmp_path):
     told = comparison.at_full_length(made)
     entropy = made.entropy(MOONS)
     (row,) = [line for line in told.splitlines() if line.startswith("| moons")]
-    assert [c.strip() for c in row.split("|")[3:5]] == [f"{n - entropy:.3f}" for n in (2.5, 2.4)]
+    expected = [f"{nats - entropy:.3f}, rate 0.002" for nats in (2.5, 2.4)]
+    assert [cell.strip() for cell in row.split("|")[3:5]] == expected
     assert "rings" not in told
