@@ -37,7 +37,7 @@ def publish(
     *,
     fast: bool,
     write: bool,
-    device: str | None = None,
+    origin: str = "",
 ) -> None:
     """Print the page of a script, and write it in the place of its last version.
 
@@ -50,11 +50,11 @@ def publish(
         options: the options of the command that shaped the result.
         fast: True for a reduced run, which is never written.
         write: True to write the page.
-        device: the machine and the versions; None for the processor.
+        origin: commit, machine and versions of the runs; by default those of now.
     """
     command = " ".join(["python", "-m", f"benchmarks.run.{name}", *options.split(), "--write"])
-    origin = f"`{command}` on {date.today()} at {commit()}: {device or machine()}."
-    page = f"# {title}\n\n{origin}\n\n{body.strip()}\n"
+    made = f"`{command}` on {date.today()} at {origin or f'{commit()}: {machine()}'}."
+    page = f"# {title}\n\n{made}\n\n{body.strip()}\n"
     print(page)
     if fast and write:
         print("A reduced run is not written.")

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from .measure import commit, machine
+
 T = TypeVar("T")
 
 
 class Runs(Generic[T]):
-    """Results of runs, by name.
+    """Results of runs, by name, with the commit and the machine of each.
 
     Arguments:
         path: the file, with one line of JSON for each run; None to keep nothing. Several
@@ -20,6 +22,8 @@ class Runs(Generic[T]):
     def __init__(self, path: Path | None, *, missing: T | None = None) -> None:
         self.path, self.missing = path, missing
         self.found: dict[str, T] = {}
+        self.origins: dict[str, str] = {}
+        self._used: set[str] = set()
 
     def get(self, name: str, run: Callable[[], T]) -> T:
         """Return the kept result, or that of ``run()``, which JSON must be able to hold."""
@@ -28,12 +32,23 @@ class Runs(Generic[T]):
         if name not in self.found and self.missing is not None:
             return self.missing
         if name not in self.found:
-            self.found[name] = run()
+            self.found[name], self.origins[name] = run(), f"{commit()}: {machine()}"
             if self.path is not None:
+                line = json.dumps([name, self.found[name], self.origins[name]])
                 with self.path.open("a") as lines:
-                    lines.write(json.dumps([name, self.found[name]]) + "\n")
+                    lines.write(line + "\n")
+        self._used.add(name)
         return self.found[name]
+
+    def origin(self) -> str:
+        """Tell the commits and the machines of the runs that were asked for."""
+        found = {self.origins[name] for name in self._used if name in self.origins}
+        return "; ".join(sorted(found))
 
     def _read(self) -> None:
         if self.path is not None and self.path.exists():
-            self.found |= dict(json.loads(line) for line in self.path.read_text().splitlines())
+            for line in self.path.read_text().splitlines():
+                name, value, *origin = json.loads(line)
+                self.found[name] = value
+                if origin:
+                    self.origins[name] = origin[0]

@@ -282,7 +282,8 @@ def page(
         )
     if write:
         keep_runs(log, runs)
-    publish("images", "Images", body(runs), "page", fast=False, write=write)
+    origin = f"{commit()}; each table names the machine of its runs"
+    publish("images", "Images", body(runs), "page", fast=False, write=write, origin=origin)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def main(
     )
     one = of_one_gradient(steps=20 if fast else 500, rounds=3 if fast else 21)
     body = f"{table(head, rows)}\n\n{says}\n\n{NOTE}\n\n{one}"
-    publish("neutra", "NeuTra", body, fast=fast, write=write)
+    publish("neutra", "NeuTra", body, fast=fast, write=write, origin=runs.origin())
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def main(
         sections.append(section(posterior, found))
     body = "\n\n".join([*sections, NOTE])
     if only is None:
-        publish("svi", "Variational guides", body, fast=fast, write=write)
+        publish("svi", "Variational guides", body, fast=fast, write=write, origin=runs.origin())
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def main(
     if skip == OURS:
         raise typer.BadParameter(f"The ratio needs {OURS}; skip another package.")
     torch.set_num_threads(threads)
-    body = []
+    body, runs = [], Runs(log)
     for task in tasks():
         if only not in ("", task.name):
             continue
@@ -241,7 +241,7 @@ def main(
         for name, make in makers(task.work).items():
             if name == skip:
                 continue
-            seconds, row = Race(task, name, make, Runs(log), seeds).row()
+            seconds, row = Race(task, name, make, runs, seeds).row()
             rows.append(row)
             times.append(seconds)
             print(task.name, row, flush=True)
@@ -261,7 +261,13 @@ def main(
     part = bool(fast or only or skip)
     options = f"--seeds {seeds}"
     publish(
-        "time_to_quality", "Time to quality", "\n\n".join(body), options, fast=part, write=write
+        "time_to_quality",
+        "Time to quality",
+        "\n\n".join(body),
+        options,
+        fast=part,
+        write=write,
+        origin=runs.origin(),
     )
 
 

@@ -392,7 +392,16 @@ def main(
                     if seed in study.seeds_of(name):
                         study.run(toy, name, seed)
         return
-    publish("toy_densities", "Toy densities", tables(study), options, fast=fast, write=write)
+    page = tables(study)
+    publish(
+        "toy_densities",
+        "Toy densities",
+        page,
+        options,
+        fast=fast,
+        write=write,
+        origin=runs.origin(),
+    )
     if write and not fast:
         pictured(picture(study), PICTURE)
 

@@ -30,7 +30,15 @@ def repository(tmp_path, monkeypatch):
 
 def test_page_says_where_its_figures_come_from(results, monkeypatch, capsys):
     monkeypatch.setattr(report, "commit", lambda: "commit abc1234")
-    report.publish("svi", "Guides", "table", "--seeds 3", fast=False, write=True, device="a card")
+    report.publish(
+        "svi",
+        "Guides",
+        "table",
+        "--seeds 3",
+        fast=False,
+        write=True,
+        origin="commit abc1234: a card",
+    )
     page = (results / "svi.md").read_text()
     command = "`python -m benchmarks.run.svi --seeds 3 --write`"
     origin = f"{command} on {date.today()} at commit abc1234: a card."
@@ -40,7 +48,7 @@ def test_page_says_where_its_figures_come_from(results, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("fast", "write"), [(True, True), (True, False), (False, False)])
 def test_writes_full_runs_alone(results, fast, write):
-    report.publish("svi", "Guides", "table", fast=fast, write=write, device="a card")
+    report.publish("svi", "Guides", "table", fast=fast, write=write, origin="commit 1: a card")
     assert not list(results.iterdir())
 
 
