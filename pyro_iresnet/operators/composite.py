@@ -180,17 +180,9 @@ class Negated(LinearMap):
     def select(self, index: Tensor) -> "Negated":
         return Negated(self.a.select(index))
 
-    def trace(self, weight: Tensor | None = None) -> Tensor | None:
-        trace = self.a.trace(weight)
-        return None if trace is None else -trace
-
     def mean(self) -> Tensor | None:
         mean = self.a.mean()
         return None if mean is None else -mean
-
-    def halfway(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = self.a.halfway(left, right)
-        return -left, right
 
     def narrowed(self) -> LinearMap:
         narrow = self.a.narrowed()

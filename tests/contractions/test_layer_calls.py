@@ -272,7 +272,8 @@ def test_refuses_impure_network(part):
 
 @pytest.mark.parametrize("part", [nn.Dropout(0.0), nn.InstanceNorm1d(2), nn.LayerNorm(2)])
 def test_wraps_pure_network(part):
-    wrap(nn.Sequential(nn.Linear(2, 2), part), lipschitz=0.9)
+    module, x = nn.Sequential(nn.Linear(2, 2), part).double(), torch.randn(5, 2)
+    torch.testing.assert_close(wrap(module, lipschitz=0.9)(x), module(x))
 
 
 @pytest.mark.parametrize(

@@ -298,4 +298,5 @@ def test_support_at_first_values():
     guide = small(chained, init_loc_fn=init_to_sample)
     guide(Y)
     for size in range(1, 6):
-        guide(torch.ones(size))
+        found = guide(torch.ones(size))
+        assert 0 < found["b"] < found["a"] < 1

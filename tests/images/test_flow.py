@@ -56,10 +56,10 @@ def test_outputs_alone(monkeypatch):
     assert torch.equal(flow.transform.encode(x), noise)
     assert flow.sample(3).shape == (3, 1, 8, 8)
     drawn = stack.inv(noise)
-    torch.testing.assert_close(drawn, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn, x, atol=1e-7, rtol=0)
     monkeypatch.setattr(Exact, "__call__", taken)
     found = stack.inv.log_abs_det_jacobian(noise, drawn)
-    torch.testing.assert_close(found, -log_det, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, -log_det, atol=1e-8, rtol=0)
 
 
 def test_sample_does_not_start():
@@ -83,8 +83,8 @@ def test_round_trip(shape, factor_out):
         back, log_det_back = flow.transform.inverse(noise)
         torch.testing.assert_close(flow.transform.decode(noise), back)
     assert noise.shape == (5, math.prod(shape))
-    torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
-    torch.testing.assert_close(log_det_back, -log_det, atol=1e-4, rtol=0)
+    torch.testing.assert_close(back, x, atol=1e-7, rtol=0)
+    torch.testing.assert_close(log_det_back, -log_det, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("factor_out", [True, False])

@@ -30,9 +30,16 @@ def iteration():
 def test_iteration_converges(iteration):
     g, y, iterates = iteration
     limit = iterates[-1]
-    torch.testing.assert_close(limit, y - g(limit), atol=1e-5, rtol=0)
-    torch.testing.assert_close(limit + g(limit), y, atol=1e-5, rtol=0)
-    torch.testing.assert_close(limit, solve(g, y, FixedPoint()).value, atol=1e-5, rtol=0)
+    torch.testing.assert_close(limit, y - g(limit), atol=1e-12, rtol=0)
+    torch.testing.assert_close(limit + g(limit), y, atol=1e-12, rtol=0)
+    torch.testing.assert_close(limit, solve(g, y, FixedPoint(rtol=1e-14)).value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_solver_iterates(iteration, steps):
+    g, y, iterates = iteration
+    solution = solve(g, y, FixedPoint(rtol=1e-14), max_steps=steps, throw=False)
+    torch.testing.assert_close(solution.value, iterates[steps])
 
 
 def test_steps_shrink(iteration):
@@ -48,7 +55,6 @@ def test_cauchy_sequence(iteration):
     for n, k in itertools.product(range(0, 30, 3), (1, 2, 5, 30)):
         apart = distance(iterates[n + k], iterates[n])
         assert (apart <= (1 - L**k) / (1 - L) * L**n * first + 1e-12).all()
-        assert (1 - L**k) / (1 - L) <= 1 / (1 - L)
 
 
 def test_error_shrinks(iteration):

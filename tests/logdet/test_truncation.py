@@ -8,9 +8,9 @@ import torch
 
 from pyro_iresnet import Roulette, testing
 from pyro_iresnet.errors import ArgumentError, VarianceWarning
-from pyro_iresnet.logdet import Adaptive, Geometric, Poisson
+from pyro_iresnet.logdet import Adaptive, Geometric, Poisson, Subsample
 from pyro_iresnet.logdet.truncation import pack, unpack_truncation
-from pyro_iresnet.operators import Dense, Linearization
+from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
 
 from .. import zoo
 
@@ -123,6 +123,30 @@ def test_tiny_threshold():
     linearization = Linearization(torch.zeros(2, 2), Dense(-0.9 * torch.eye(2)))
     logdet = Roulette(Adaptive(1e-60), control_variate=None)(linearization, lipschitz=0.9)
     torch.testing.assert_close(logdet, torch.full((2,), 2 * math.log(0.1)))
+
+
+HALF = Dense(0.5 * torch.eye(64, dtype=torch.float64))
+EYE = Dense(torch.eye(64, dtype=torch.float64))
+FACTORS = Chain((EYE, Diagonal(torch.full((3, 64), 0.5, dtype=torch.float64)), EYE))
+
+
+@pytest.mark.parametrize("jacobian", [HALF, FACTORS])
+def test_magnitude_of_one_coordinate(jacobian):
+    seen = []
+
+    class Watched(Adaptive):
+        def survival(self, term, magnitude):
+            seen.append(magnitude.clone())
+            return super().survival(term, magnitude)
+
+    estimator = Roulette(Watched(), control_variate=None)
+    estimator(Linearization(torch.zeros(3, 64), jacobian), lipschitz=0.9)
+    torch.testing.assert_close(seen[0], torch.full((3,), 0.5))
+
+
+def test_likelihood_takes_the_default_rest():
+    noisy = Roulette(Subsample(), control_variate=None)
+    assert noisy.for_likelihood() == Roulette()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,9 +123,14 @@ def test_two_log_dets_of_one_call():
     transform = iresnet(3)
     x = torch.randn(4, 3)
     y = transform(x)
-    losses = [transform.log_abs_det_jacobian(x, y).sum() for _ in range(2)]
-    for loss in losses:
-        loss.backward()
+    first, second = (transform.log_abs_det_jacobian(x, y).sum() for _ in range(2))
+    first.backward()
+    once = [p.grad.clone() for p in transform.parameters() if p.grad is not None]
+    second.backward()
+    twice = [p.grad for p in transform.parameters() if p.grad is not None]
+    assert once
+    for a, b in zip(once, twice, strict=True):
+        torch.testing.assert_close(2 * a, b)
 
 
 def test_one_answer_without_gradients():

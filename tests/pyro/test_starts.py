@@ -72,6 +72,17 @@ def test_warns_once_after_few_rows(make):
         assert torch.equal(output(norm, rows), rows + 0.5)
 
 
+def test_silent_after_a_single_draw():
+    # A guide draws one point; no batch came before the training.
+    norm = actnorm(2)
+    norm(torch.randn(2))
+    with torch.no_grad():
+        norm.shift.fill_(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        norm(torch.randn(40, 2))
+
+
 @both
 def test_silent_load_after_few_rows(make):
     norm, other = make(2), started(make)
