@@ -188,11 +188,12 @@ def main(
         whole[name] = [1000 * f["ess"] / (f["gradients"] + training) for f in found]
     head = ["", "seed", "ESS", "gradients", "ESS / 1,000 gradients", "divergences", "sd of v", "s"]
     ratio = middle[NEUTRA] / middle[PLAIN]
+    each_seed = ", ".join(f"{ess:.1f}" for ess in whole[NEUTRA])
     says = (
         f"Median ESS for each gradient, over that of plain NUTS: {ratio:.1f}. Worst seed of "
         f"{NEUTRA}: {worst:.1f} ESS for 1,000 gradients (goal >= {LEAST}). With the {training:,} "
-        f"gradients of the model that train the guide: {', '.join(f'{e:.1f}' for e in whole[NEUTRA])} "
-        f"ESS for 1,000, {median(whole[NEUTRA]) / median(whole[PLAIN]):.0f} times plain NUTS."
+        f"gradients of the model that train the guide: {each_seed} ESS for 1,000, "
+        f"{median(whole[NEUTRA]) / median(whole[PLAIN]):.0f} times plain NUTS."
     )
     one = of_one_gradient(steps=20 if fast else 500, rounds=3 if fast else 21)
     body = f"{table(head, rows)}\n\n{says}\n\n{NOTE}\n\n{one}"

@@ -41,7 +41,11 @@ NOTE = (
     "moments on Pyro's unconstrained scale over 20,000 draws. Errors of means in standard "
     "deviations of the posterior, of standard deviations relative, of the worst coordinate. Hidden "
     "layers of Pyro's flows as wide as ours (64); block autoregressive as it comes. Seconds are "
-    "those of the processor, the start included."
+    "those of the processor, the start included. One rate for all guides. The defaults of "
+    "AutoIResNet were chosen on these posteriors, on other seeds. AutoIResNet alone has a start by "
+    "the Laplace approximation and path gradients, so the row of the Gaussian measures the start. "
+    "On the funnel AutoIResNet has 11,150 parameters, AutoIAFNormal 6,012, the spline guide 43,712 "
+    "and the block autoregressive guide 16,680."
 )
 
 
