@@ -250,7 +250,7 @@ def at_full_length(study: Study) -> str:
     return (
         f"## {STEPS:,} steps: nats above the entropy\n\n{table(head, rows)}\n\n"
         f"One seed; the rate for {STEPS:,} steps is the best of the three after as many steps of "
-        "seed 0. No other flow was run for so long.\n\n"
+        f"seed 0. No other flow was run for so long. Runs at {kept.origin()}.\n\n"
     )
 
 
