@@ -1,8 +1,9 @@
 """Density estimators on real tables, each with one call."""
 
+import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal, TypedDict
@@ -50,6 +51,10 @@ class Score(TypedDict):
     seconds: float
 
 
+# Stands for a run that was not made.
+MISSING: Score = {"nats": math.nan, "worst": math.nan, "seconds": math.nan}
+
+
 class OfSklearn(nn.Module):
     """Density that scikit-learn fits to encoded rows."""
 
@@ -92,6 +97,11 @@ class Study:
         """Fit a contender to a split of a table, and score the held-out rows."""
         label = f"{name} / {contender} / {split} / {self.max_steps}"
         return self.runs.get(label, lambda: self._fit(name, contender, split))
+
+    def has(self, name: str) -> bool:
+        """Tell whether all runs of a table are kept."""
+        splits = range(FIRST, FIRST + self.splits)
+        return MISSING not in [self.score(name, each, split) for each in NAMES for split in splits]
 
     def _fit(self, name: str, contender: str, split: int) -> Score:
         rows = tables()[name]()
@@ -200,6 +210,8 @@ def body(study: Study) -> str:
     """Write the page."""
     shapes = {name: tables()[name]().shape for name in study.names}
     told = ", ".join(f"{name} {rows:,} x {columns}" for name, (rows, columns) in shapes.items())
+    missing = set(tables()) - set(study.names)
+    told += f" (not run: {', '.join(sorted(missing))})" if missing else ""
     return f"""Each contender has the same encoding of the columns, by \
 `pyro_iresnet.tables`: {told}. A fifth of the rows is held out, {study.splits} splits. \
 `DensityEstimator` has its defaults, which were chosen on two other splits of these tables. NSF \
@@ -229,14 +241,20 @@ def main(
     log: Kept = None,
     steps: Annotated[int, typer.Option(help="The most of a training.")] = STEPS,
     splits: Annotated[int, typer.Option(help="Of the rows.")] = SPLITS,
+    finished: Annotated[
+        bool, typer.Option(help="Show the tables whose runs are all in the log, and make none.")
+    ] = False,
 ) -> None:
     """Compare density estimators on real tables."""
     torch.set_num_threads(threads)
     names = tuple(tables())
     if fast:
         steps, splits, names = 2, 1, FEW
-    study = Study(Runs(log), steps, splits, names)
+    study = Study(Runs(log, missing=MISSING if finished else None), steps, splits, names)
     options = f"--steps {steps} --splits {splits}" if (steps, splits) != (STEPS, SPLITS) else ""
+    if finished:
+        study = replace(study, names=tuple(filter(study.has, names)))
+        options += " --finished"
     page = body(study)
     origin = study.runs.origin()
     publish("tables", "Tables", page, options, fast=fast, write=write, origin=origin)

@@ -1,5 +1,6 @@
 """Comparison of density estimators on real tables."""
 
+import json
 import math
 import re
 
@@ -37,6 +38,19 @@ def test_reduced_run():
         nats = [float(cell.strip(" *")) for cell in row[1:6]]
         less = [float(figure) for figure in re.findall(r"-?\d+\.\d+", row[6])]
         assert less == pytest.approx(3 * [nats[0] - min(nats[1:])], abs=0.011)
+
+
+def test_shows_finished_tables_alone(tmp_path):
+    log = tmp_path / "log"
+    names = [f"iris / {contender} / 2 / 7" for contender in comparison.NAMES]
+    score = {"nats": 1.0, "worst": 2.0, "seconds": 3.0}
+    lines = [[name, score, "commit 1: A"] for name in [*names, "linnerud / NSF / 2 / 7"]]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run(comparison.main, "--finished", "--log", str(log), "--steps", "7", "--splits", "1")
+    assert result.exit_code == 0, result.output
+    assert "at commit 1: A." in result.output
+    assert "linnerud" in result.output.split("not run: ")[1].split(")")[0]
+    assert {row[0].strip() for row in cells(result.output)} & set(tables()) == {"iris"}
 
 
 def test_mixture_of_few_rows():
