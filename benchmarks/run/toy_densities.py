@@ -111,6 +111,10 @@ class Study:
     seeds: int
     data: tuple[str, ...]
 
+    def rate_name(self, data: str, flow: str, rate: float) -> str:
+        """Return the name of a run that chooses the learning rate."""
+        return f"rate / {data} / {flow} / {rate:g} / {self.rate_steps}"
+
     def rate(self, data: str, flow: str) -> float:
         """Choose the best learning rate of three for a flow on a data set, on seed 0."""
         toy, points = toys()[data], min(self.plan.points, RATE_POINTS)
@@ -118,7 +122,7 @@ class Study:
         plan = Plan(self.rate_steps, 0.0, points, limit)
 
         def nats(rate: float) -> float:
-            name = f"rate / {data} / {flow} / {rate:g} / {self.rate_steps}"
+            name = self.rate_name(data, flow, rate)
             make = every_flow()[flow]
             run = self.runs.get(name, lambda: bare(train(toy, make, rate, 0, plan, name=name)))
             return math.inf if run is MISSING else run["steps"]
@@ -211,8 +215,8 @@ def compared(study: Study, protocol: Protocol, names: Iterable[str]) -> str:
             for gap in gaps
         ]
         for i, flow in enumerate(names):
-            low, *_, high = 2 * study.gaps(data, flow, protocol)
-            told[i] += f" ({low:.3f} to {high:.3f})" * (low < high)
+            found = study.gaps(data, flow, protocol)
+            told[i] += f" ({found[0]:.3f} to {found[-1]:.3f})" * (len(found) > 1)
         rows.append([data, f"{study.entropy(toys()[data]):.3f}", *told])
     return table(["", "entropy", *names], rows)
 
@@ -258,11 +262,7 @@ def slow(study: Study) -> str:
     """Name the flows that came to the limit of the seconds when their rate was chosen."""
     found = []
     for flow in study.finished(flows()):
-        names = [
-            f"rate / {data} / {flow} / {rate:g} / {study.rate_steps}"
-            for data in study.data
-            for rate in RATES
-        ]
+        names = [study.rate_name(data, flow, rate) for data in study.data for rate in RATES]
         runs = [study.runs.found.get(name, MISSING) for name in names]
         ended = sum(bool(run["curve"]) and run["curve"][-1][0] < study.rate_steps for run in runs)
         if ended:

@@ -96,6 +96,17 @@ def test_notices_detach_in_place(make):
     assert source.grad is None
 
 
+def check_gradients_add(transform, first, second):
+    """Check that two equal losses of one point have the same gradients, each with a graph."""
+    first.backward()
+    once = [p.grad.clone() for p in transform.parameters() if p.grad is not None]
+    second.backward()
+    twice = [p.grad for p in transform.parameters() if p.grad is not None]
+    assert once
+    for a, b in zip(once, twice, strict=True):
+        torch.testing.assert_close(2 * a, b)
+
+
 @over_transforms
 @pytest.mark.parametrize("way", ["forward", "inverse", "log_det", "density"])
 def test_two_losses_of_one_point(make, way):
@@ -110,13 +121,7 @@ def test_two_losses_of_one_point(make, way):
         "density": lambda: dist.TransformedDistribution(base(3), [transform.inv]).log_prob(x),
     }
     first, second = values[way]().sum(), values[way]().sum()
-    first.backward()
-    once = [p.grad.clone() for p in transform.parameters() if p.grad is not None]
-    second.backward()
-    twice = [p.grad for p in transform.parameters() if p.grad is not None]
-    assert once
-    for a, b in zip(once, twice, strict=True):
-        torch.testing.assert_close(2 * a, b)
+    check_gradients_add(transform, first, second)
 
 
 def test_two_log_dets_of_one_call():
@@ -124,13 +129,7 @@ def test_two_log_dets_of_one_call():
     x = torch.randn(4, 3)
     y = transform(x)
     first, second = (transform.log_abs_det_jacobian(x, y).sum() for _ in range(2))
-    first.backward()
-    once = [p.grad.clone() for p in transform.parameters() if p.grad is not None]
-    second.backward()
-    twice = [p.grad for p in transform.parameters() if p.grad is not None]
-    assert once
-    for a, b in zip(once, twice, strict=True):
-        torch.testing.assert_close(2 * a, b)
+    check_gradients_add(transform, first, second)
 
 
 def test_one_answer_without_gradients():
