@@ -129,6 +129,11 @@ def commit() -> str:
     return f"commit {head}" + (" with changes" if changed else "")
 
 
+def origin() -> str:
+    """Name the commit, the machine and the versions of a run that is made now."""
+    return f"{commit()}: {machine()}"
+
+
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as lines:

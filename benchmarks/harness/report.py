@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .measure import commit, machine
+from . import measure
 
 # Options of every script.
 Fast = Annotated[bool, typer.Option(help="Reduce the run, to see that the script works.")]
@@ -53,7 +53,7 @@ def publish(
         origin: commit, machine and versions of the runs; by default those of now.
     """
     command = " ".join(["python", "-m", f"benchmarks.run.{name}", *options.split(), "--write"])
-    made = f"`{command}` on {date.today()} at {origin or f'{commit()}: {machine()}'}."
+    made = f"`{command}` on {date.today()} at {origin or measure.origin()}."
     page = f"# {title}\n\n{made}\n\n{body.strip()}\n"
     print(page)
     if fast and write:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from .measure import commit, machine
+from . import measure
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Runs(Generic[T]):
         if name not in self.found and self.missing is not None:
             return self.missing
         if name not in self.found:
-            self.found[name], self.origins[name] = run(), f"{commit()}: {machine()}"
+            self.found[name], self.origins[name] = run(), measure.origin()
             if self.path is not None:
                 line = json.dumps([name, self.found[name], self.origins[name]])
                 with self.path.open("a") as lines:

@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks.harness import runs as module
+from benchmarks.harness import measure
 from benchmarks.harness.runs import Runs
 
 
@@ -11,8 +11,7 @@ def test_keeps_origins(tmp_path, monkeypatch):
     log.write_text(
         json.dumps(["old", 1.0]) + "\n" + json.dumps(["kept", 2.0, "commit 1: A"]) + "\n"
     )
-    monkeypatch.setattr(module, "commit", lambda: "commit 2")
-    monkeypatch.setattr(module, "machine", lambda: "B")
+    monkeypatch.setattr(measure, "origin", lambda: "commit 2: B")
     made = Runs(log)
     assert made.origin() == ""
     assert made.get("new", lambda: 3.0) == 3.0
