@@ -45,6 +45,10 @@ class Runs(Generic[T]):
         found = {self.origins[name] for name in self._used if name in self.origins}
         return "; ".join(sorted(found))
 
+    def processor(self, name: str) -> str:
+        """Return the processor of a kept run, as :func:`measure.origin` names it, or ``""``."""
+        return self.origins.get(name, "").partition(": ")[2].partition(",")[0]
+
     def _read(self) -> None:
         if self.path is not None and self.path.exists():
             for line in self.path.read_text().splitlines():

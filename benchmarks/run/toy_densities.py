@@ -1,10 +1,10 @@
 """Comparison of flows on eight toy densities, at equal steps and in equal time."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from statistics import median
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -12,31 +12,24 @@ import typer
 from ..harness.report import RESULTS, Fast, Kept, Threads, Write, publish, table
 from ..harness.runs import Runs
 from ..harness.toy_picture import pictured
-from ..harness.toy_training import (
-    BATCH,
-    CLIP,
-    WARMUP,
-    Plan,
-    Run,
-    drawn,
-    held_out,
-    train,
+from ..harness.toy_study import (
+    FIRST,
+    MISSING,
+    OURS,
+    RATE_SECONDS,
+    RATES,
+    SEVERAL,
+    SPLINE,
+    Protocol,
+    Study,
+    every_flow,
+    won,
 )
-from ..peers.contenders import Contender
+from ..harness.toy_training import BATCH, CLIP, WARMUP, Plan, drawn
 from ..peers.toy_flows import activations, flows, layers_between
-from ..targets.toy_data import Toy, toys
+from ..targets.toy_data import toys
 
 STEPS, SECONDS, RATE_STEPS, SEEDS, POINTS = 20_000, 400.0, 2_000, 3, 100_000
-RATES = (2e-3, 8e-3, 2e-2)
-OURS, SPLINE = "i-ResNet", "spline flow"
-# The flows of several seeds. The others have one: they are far behind, and a seed of FFJORD takes
-# hours.
-SEVERAL = (OURS, SPLINE, "Real NVP")
-# The choice of a learning rate for a shorter plan: seconds of the processor that end a run, and the
-# most points of its score.
-RATE_SECONDS, RATE_POINTS = 60.0, 10_000
-# Seed 0 chooses the learning rates, and defaults were chosen on seeds 0 and 1.
-FIRST = 2
 # The number of data sets, of eight, on which the i-ResNet is to be better.
 GOALS = {
     "steps": dict.fromkeys(
@@ -57,21 +50,11 @@ DISTANCES = {
 }
 # A density with edges and one without.
 FEW = ("checkerboard", "8 gaussians")
-# Stands for a run that was not made.
-MISSING: Run = {
-    "parameters": 0,
-    "rate": 0.0,
-    "steps": math.nan,
-    "clock": math.nan,
-    "curve": [],
-    "grid": "",
-}
 BETWEEN = (
     "an ActNorm by default, beside a linear map of LU factors, or a spline for each coordinate"
 )
 PICTURE = RESULTS / "toy_densities.png"
 
-Protocol = Literal["steps", "clock"]
 Steps = Annotated[int, typer.Option(help="Of training, at equal steps.")]
 Seconds = Annotated[float, typer.Option(help="Of the processor, at equal time.")]
 RateSteps = Annotated[int, typer.Option(help="To choose each learning rate.")]
@@ -79,104 +62,6 @@ Seeds = Annotated[int, typer.Option(help="Of the i-ResNet, the spline flow, Real
 Flows = Annotated[list[str] | None, typer.Option(help="Make the runs of these, no table.")]
 Finished = Annotated[bool, typer.Option(help="Show the runs of the log, and make none.")]
 Data = Annotated[list[str] | None, typer.Option(help="Only these data sets.")]
-
-
-def every_flow() -> dict[str, Callable[[], Contender]]:
-    """Return the makers of the flows of all tables, by name."""
-    return flows() | activations() | layers_between()
-
-
-def bare(run: Run) -> Run:
-    """Return a run without its picture, which no page shows."""
-    return {**run, "grid": ""}
-
-
-@dataclass(frozen=True)
-class Study:
-    """Runs of the comparison.
-
-    Arguments:
-        runs: the finished runs.
-        entropies: the entropies of the data, perhaps in the same file.
-        plan: the plan of each run.
-        rate_steps: the steps of the runs that choose a learning rate.
-        seeds: the number of seeds of the flows in ``SEVERAL``.
-        data: the names of the data sets.
-    """
-
-    runs: Runs[Run]
-    entropies: Runs[float]
-    plan: Plan
-    rate_steps: int
-    seeds: int
-    data: tuple[str, ...]
-
-    def rate_name(self, data: str, flow: str, rate: float) -> str:
-        """Return the name of a run that chooses the learning rate."""
-        return f"rate / {data} / {flow} / {rate:g} / {self.rate_steps}"
-
-    def rate(self, data: str, flow: str) -> float:
-        """Choose the best learning rate of three for a flow on a data set, on seed 0."""
-        toy, points = toys()[data], min(self.plan.points, RATE_POINTS)
-        limit = RATE_SECONDS if self.rate_steps < self.plan.steps else math.inf
-        plan = Plan(self.rate_steps, 0.0, points, limit)
-
-        def nats(rate: float) -> float:
-            name = self.rate_name(data, flow, rate)
-            make = every_flow()[flow]
-            run = self.runs.get(name, lambda: bare(train(toy, make, rate, 0, plan, name=name)))
-            return math.inf if run is MISSING else run["steps"]
-
-        return min(RATES, key=nats)
-
-    def entropy(self, toy: Toy) -> float:
-        """Return minus the mean of the exact log-density over the points of the score."""
-        name = f"entropy / {toy.name} / {self.plan.points}"
-        return self.entropies.get(
-            name, lambda: -toy.log_prob(held_out(toy, self.plan.points)).mean().item()
-        )
-
-    def run(self, data: str, flow: str, seed: int) -> Run:
-        """Train and score one flow."""
-        toy, make, rate = toys()[data], every_flow()[flow], self.rate(data, flow)
-        name = f"{data} / {flow} / {rate:g} / {seed} / {self.plan.steps} / {self.plan.seconds:g}"
-
-        def trained() -> Run:
-            found = train(toy, make, rate, seed, self.plan, name=name)
-            return found if seed == FIRST else bare(found)
-
-        return self.runs.get(name, trained)
-
-    def seeds_of(self, flow: str) -> range:
-        """Return the seeds of a flow."""
-        return range(FIRST, FIRST + (self.seeds if flow in SEVERAL else 1))
-
-    def gaps(self, data: str, flow: str, protocol: Protocol) -> list[float]:
-        """Return nats above the entropy for each seed, rising; NaN alone if a run is missing."""
-        runs = [self.run(data, flow, seed) for seed in self.seeds_of(flow)]
-        if MISSING in runs:
-            return [math.nan]
-        return sorted(run[protocol] - self.entropy(toys()[data]) for run in runs)
-
-    def gap(self, data: str, flow: str, protocol: Protocol) -> float:
-        """Return the median over the seeds, nats above the entropy; NaN if a run is missing."""
-        return median(self.gaps(data, flow, protocol))
-
-    def finished(self, names: Iterable[str]) -> list[str]:
-        """List the flows of which at least one data set has all runs."""
-        return [n for n in names if any(not math.isnan(self.gap(d, n, "steps")) for d in self.data)]
-
-
-def won(study: Study, flow: str, protocol: Protocol) -> str:
-    """Count the data sets on which the i-ResNet is better than a flow, of those with all runs.
-
-    The i-ResNet is clearly better if its worst seed is better than the best seed of the flow.
-    """
-    pairs = [(study.gaps(d, OURS, protocol), study.gaps(d, flow, protocol)) for d in study.data]
-    known = [(ours, other) for ours, other in pairs if not math.isnan(ours[0] + other[0])]
-    better = sum(median(ours) < median(other) for ours, other in known)
-    clear = sum(ours[-1] < other[0] for ours, other in known)
-    return f"{better} of {len(known)}" + f" ({clear} clearly)" * (clear < better)
 
 
 def goals(study: Study) -> str:
@@ -271,17 +156,18 @@ def slow(study: Study) -> str:
 
 
 def described(study: Study) -> str:
-    """Make the table of the size, the learning rate and the speed of each flow."""
+    """Make the table of the size, the learning rates, the speed and the processor of each flow."""
     rows = []
-    for flow in study.finished(flows()):
+    for flow in study.finished(every_flow()):
         found = [study.run(data, flow, FIRST) for data in study.data]
         found = [run for run in found if run is not MISSING]
         speeds = [1000 * run["curve"][-1][1] / run["curve"][-1][0] for run in found if run["curve"]]
         speed = median(speeds) if speeds else math.nan
         rates = sorted({run["rate"] for run in found})
         told = ", ".join(f"{rate:g}" for rate in rates)
-        rows.append([flow, f"{found[0]['parameters']:,}", told, f"{speed:.1f}"])
-    return table(["", "parameters", "learning rates", "ms a step"], rows)
+        processors = " and ".join(study.processors(flow))
+        rows.append([flow, f"{found[0]['parameters']:,}", told, f"{speed:.1f}", processors])
+    return table(["", "parameters", "learning rates", "ms a step", "processor"], rows)
 
 
 def shortened(study: Study) -> str:

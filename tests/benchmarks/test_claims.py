@@ -31,7 +31,6 @@ def test_answers_every_question(name):
 
 
 def test_keeps_own_promises():
-    torch.set_default_dtype(torch.float32)
     package = packages()["this project"]
     contender = package.trained(20)
     assert 0 < package.share(contender.module) <= 1 + 1e-5

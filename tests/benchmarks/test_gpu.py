@@ -9,11 +9,6 @@ from benchmarks.run import gpu
 from .reduced import cells, run
 
 
-@pytest.fixture(autouse=True)
-def _float32():
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 @pytest.mark.parametrize("options", [(), ("--fast",), ("--write",)])
 def test_says_no_device(options):

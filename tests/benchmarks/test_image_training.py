@@ -13,11 +13,6 @@ from pyro_iresnet.images import IResNetClassifier
 from pyro_iresnet.images import classifier as classifier_module
 
 
-@pytest.fixture(autouse=True)
-def _float32():
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def ticks(monkeypatch):
     """Let each batch take a second."""

@@ -8,11 +8,6 @@ import torch
 from benchmarks.run import scaling
 
 
-@pytest.fixture(autouse=True)
-def _float32():
-    torch.set_default_dtype(torch.float32)
-
-
 def test_slope_of_power():
     assert scaling.slope((10, 40), (3 * 10**2.5, 3 * 40**2.5)) == pytest.approx(2.5)
 

@@ -19,11 +19,6 @@ from pyro_iresnet import DenseContraction, ResidualBlock, wrap
 from pyro_iresnet._settings import SUFFIX
 
 
-@pytest.fixture(autouse=True)
-def _float32():
-    torch.set_default_dtype(torch.float32)
-
-
 def reading(step, process=1, memory=1000.0, **other):
     counts = dict.fromkeys(("lost", "broken", "reported", "untold", "tensors", "objects"), 0)
     figures = dict.fromkeys(("loss", "excess", "ratio", "trip"), 0.0)

@@ -31,11 +31,6 @@ from .reduced import cells, run
 WORK = Work(9, (16,), blocks=2)
 
 
-@pytest.fixture(autouse=True)
-def _float32():
-    torch.set_default_dtype(torch.float32)
-
-
 def test_batch_of_each_step():
     batches = [torch.randn(8, 9), torch.randn(8, 9)]
     left, seen = iter(batches), []

@@ -9,9 +9,11 @@ import torch
 pytest.importorskip("normflows", reason="needs the extra bench")
 pytest.importorskip("zuko", reason="needs the extra bench")
 
+from benchmarks.harness import toy_study
 from benchmarks.harness.report import RESULTS
 from benchmarks.harness.runs import Runs
 from benchmarks.harness.toy_picture import pictured
+from benchmarks.harness.toy_study import MISSING, OURS, RATES, SPLINE, Study, every_flow, won
 from benchmarks.harness.toy_training import (
     EDGE,
     GRID,
@@ -28,14 +30,14 @@ from benchmarks.targets.toy_data import toys
 
 from .reduced import cells, run
 
-ALL = comparison.every_flow()
+ALL = every_flow()
 MOONS = toys()["moons"]
 
 
 def study(runs, data=("moons", "rings"), seeds=1):
     kept, entropies = Runs(None), Runs(None)
     kept.found = runs
-    return comparison.Study(kept, entropies, Plan(7, 1.0, 100), 3, seeds, data)
+    return Study(kept, entropies, Plan(7, 1.0, 100), 3, seeds, data)
 
 
 def ran(steps, clock=math.nan, rate=0.0):
@@ -73,17 +75,17 @@ def test_density_integrates_to_one(name):
 
 def rates(data, flow, steps=3):
     """Return runs that choose the lowest rate."""
-    return {f"rate / {data} / {flow} / {rate:g} / {steps}": ran(rate) for rate in comparison.RATES}
+    return {f"rate / {data} / {flow} / {rate:g} / {steps}": ran(rate) for rate in RATES}
 
 
 def test_best_learning_rate():
     runs = {
         f"rate / {data} / Glow / {rate:g} / 3": ran(n)
         for data, nats in (("moons", (3, 1, 2)), ("rings", (1, 3, 2)))
-        for rate, n in zip(comparison.RATES, nats, strict=True)
+        for rate, n in zip(RATES, nats, strict=True)
     }
-    assert study(runs).rate("moons", "Glow") == comparison.RATES[1]
-    assert study(runs).rate("rings", "Glow") == comparison.RATES[0]
+    assert study(runs).rate("moons", "Glow") == RATES[1]
+    assert study(runs).rate("rings", "Glow") == RATES[0]
 
 
 def test_counts_wins_over_seeds():
@@ -98,8 +100,8 @@ def test_counts_wins_over_seeds():
     for seed, nats in enumerate((4.0, 4.1, 9.0), 2):
         runs[f"moons / i-ResNet / 0.002 / {seed} / 7 / 1"] = ran(nats, 7.0)
     found = study(runs, seeds=3)
-    assert comparison.won(found, "Glow", "steps") == "1 of 2 (0 clearly)"
-    assert comparison.won(found, "Glow", "clock") == "0 of 2"
+    assert won(found, "Glow", "steps") == "1 of 2 (0 clearly)"
+    assert won(found, "Glow", "clock") == "0 of 2"
     points = held_out(MOONS, 100)
     above = 4.1 + MOONS.log_prob(points).mean().item()
     assert found.gap("moons", "i-ResNet", "steps") == pytest.approx(above)
@@ -113,37 +115,37 @@ def test_ranks_failures_last():
         runs |= rates("moons", flow)
     runs |= {f"moons / {flow} / 0.002 / 2 / 7 / 1": ran(5.0, 5.0) for flow in ALL}
     runs["moons / i-ResNet / 0.002 / 2 / 7 / 1"] = ran(math.inf, math.inf)
-    assert comparison.won(study(runs, ("moons",)), "MADE", "steps") == "0 of 1"
+    assert won(study(runs, ("moons",)), "MADE", "steps") == "0 of 1"
 
 
 def test_clear_wins_and_ranges():
-    runs = rates("moons", comparison.OURS) | rates("moons", comparison.SPLINE)
-    for flow, nats in ((comparison.OURS, (4.0, 4.2, 4.4)), (comparison.SPLINE, (4.3, 4.6, 4.5))):
+    runs = rates("moons", OURS) | rates("moons", SPLINE)
+    for flow, nats in ((OURS, (4.0, 4.2, 4.4)), (SPLINE, (4.3, 4.6, 4.5))):
         runs |= {
             f"moons / {flow} / 0.002 / {seed} / 7 / 1": ran(value, value + seed)
             for seed, value in enumerate(nats, 2)
         }
     made = study(runs, ("moons",), seeds=3)
-    made.runs.missing = comparison.MISSING
-    assert comparison.won(made, comparison.SPLINE, "steps") == "1 of 1 (0 clearly)"
-    low, middle, high = made.gaps("moons", comparison.OURS, "steps")
+    made.runs.missing = MISSING
+    assert won(made, SPLINE, "steps") == "1 of 1 (0 clearly)"
+    low, middle, high = made.gaps("moons", OURS, "steps")
     assert (middle - low, high - low) == (pytest.approx(0.2), pytest.approx(0.4))
     assert f"{middle:.3f}** ({low:.3f} to {high:.3f})" in comparison.compared(
         made, "steps", flows()
     )
     for seed in (2, 3, 4):
-        runs[f"moons / {comparison.SPLINE} / 0.002 / {seed} / 7 / 1"] = ran(4.5, 4.5)
+        runs[f"moons / {SPLINE} / 0.002 / {seed} / 7 / 1"] = ran(4.5, 4.5)
     made = study(runs, ("moons",), seeds=3)
-    assert comparison.won(made, comparison.SPLINE, "steps") == "1 of 1"
+    assert won(made, SPLINE, "steps") == "1 of 1"
 
 
 def test_names_slow_flows():
-    runs = rates("moons", comparison.OURS)
+    runs = rates("moons", OURS)
     for name in runs:
         runs[name]["curve"] = [(3, 60.0, 4.0)]
     runs["moons / i-ResNet / 0.002 / 2 / 7 / 1"] = ran(5.0, 5.0)
     made = study(runs, ("moons",))
-    made.runs.missing = comparison.MISSING
+    made.runs.missing = MISSING
     assert comparison.slow(made) == ""
     runs[next(iter(runs))]["curve"] = [(2, 60.0, 4.0)]
     assert comparison.slow(made) == " (i-ResNet in 1 of 3 runs)"
@@ -210,7 +212,7 @@ def test_reduced_run():
 
 
 def test_shows_finished_runs_alone(monkeypatch):
-    monkeypatch.setattr(comparison, "train", lambda *args, **options: pytest.fail("a run"))
+    monkeypatch.setattr(toy_study, "train", lambda *args, **options: pytest.fail("a run"))
     runs = {}
     for flow, data in (("i-ResNet", ("moons", "rings")), ("Glow", ("moons",))):
         for name in data:
@@ -219,21 +221,21 @@ def test_shows_finished_runs_alone(monkeypatch):
     # A rate alone is no run.
     runs |= rates("moons", "MADE")
     made = study(runs)
-    made.runs.missing = comparison.MISSING
+    made.runs.missing = MISSING
     assert made.finished(flows()) == ["i-ResNet", "Glow"]
     rows = {row[0].strip(): row[2:] for row in cells(comparison.compared(made, "steps", flows()))}
     assert [cell.strip() for cell in rows["rings"]][1] == "-"
     assert rows["moons"][1].strip("* ") == rows["moons"][0].strip("* ")
-    assert comparison.won(made, "Glow", "steps") == "0 of 1"
+    assert won(made, "Glow", "steps") == "0 of 1"
     assert "MADE" not in comparison.goals(made)
 
 
 def test_reports_full_runs(tmp_path):
     made = study({}, data=("moons", "rings"))
-    runs = rates("moons", comparison.OURS) | rates("rings", comparison.OURS)
-    runs |= rates("moons", comparison.OURS, 20_000)
+    runs = rates("moons", OURS) | rates("rings", OURS)
+    runs |= rates("moons", OURS, 20_000)
     for steps, data, nats in ((7, "moons", 2.5), (7, "rings", 3.0), (20_000, "moons", 2.4)):
-        name = f"{data} / {comparison.OURS} / {min(comparison.RATES):g} / 2 / {steps} / 1"
+        name = f"{data} / {OURS} / {min(RATES):g} / 2 / {steps} / 1"
         runs[name] = {**ran(nats, nats), "curve": [(steps, 0.1, nats)]}
     log = tmp_path / "log"
     log.write_text("".join(json.dumps(run) + "\n" for run in runs.items()))

@@ -40,6 +40,7 @@ from pyro_iresnet.solvers import Anderson
 
 from .. import zoo
 from ..guides.models import banana, step
+from ..truth import jacobians
 
 ZOO = {**zoo.CONTRACTIONS, **zoo.CONDITIONAL}
 TIGHT = Newton(rtol=1e-13)
@@ -67,16 +68,6 @@ def case(name):
     return SimpleNamespace(
         block=block, x=x, context=context, at=evaluation, w=w, y=y, log_det=log_det, matrix=matrix
     )
-
-
-def jacobians(function, x, context=None):
-    """Differentiate a map of rows by one backward pass, shape ``(n, D, D)``."""
-    size = x[0].numel()
-    copies = x.detach().repeat_interleave(size, 0).requires_grad_()
-    extra = () if context is None else (context.repeat_interleave(size, 0),)
-    units = torch.eye(size).repeat(len(x), 1).reshape(copies.shape)
-    (rows,) = torch.autograd.grad(function(copies, *extra), copies, units)
-    return rows.reshape(len(x), size, size)
 
 
 def norms(v):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from nflows.transforms import CompositeTransform, InverseTransform
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call
 
 from pyro_iresnet import (
     ConvContraction,
@@ -27,18 +27,9 @@ from pyro_iresnet.norms import Gram
 from pyro_iresnet.options import BlockOptions
 
 from .. import zoo
+from ..truth import jacobians
 
 NAMES = sorted(zoo.COORDINATES)
-
-
-def jacobians(block, x, context=None):
-    def one(point, its_context):
-        batch = None if its_context is None else its_context[None]
-        return block(point[None], batch)[0]
-
-    size = x[0].numel()
-    in_dims = (0, None if context is None else 0)
-    return vmap(jacrev(one), in_dims)(x, context).reshape(len(x), size, size)
 
 
 def in_coordinates(contraction, name, **options):

@@ -38,6 +38,7 @@ from pyro_iresnet.solvers import solve
 
 from .. import zoo
 from ..guides.models import banana, step
+from ..truth import normal
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,6 @@ def made(name, **options):
     return OWN[name](zoo.dense(4, lipschitz=0.8), solver=TIGHT, **options)
 
 
-def base(dim=2):
-    return dist.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
-
-
 @pytest.mark.parametrize("name", OWN)
 def test_pyro_host(name):
     block, x = made(name), torch.randn(6, 4)
@@ -152,8 +149,8 @@ def test_pyro_host(name):
         y = transform(x)
         torch.testing.assert_close(transform.log_abs_det_jacobian(x, y), expected)
         torch.testing.assert_close(transform.inv(y.clone()), x)
-    flow = dist.TransformedDistribution(base(4), [Stack([IResNet(block), InverseIResNet(block)])])
-    torch.testing.assert_close(flow.log_prob(x), base(4).log_prob(x))
+    flow = dist.TransformedDistribution(normal(4), [Stack([IResNet(block), InverseIResNet(block)])])
+    torch.testing.assert_close(flow.log_prob(x), normal(4).log_prob(x))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -187,7 +184,7 @@ def test_context(name):
     conditional = ConditionalIResNet(OWN[name](zoo.dense(4, context_dim=3), solver=TIGHT))
     transform, x = conditional.condition(torch.randn(6, 3)), torch.randn(6, 4)
     torch.testing.assert_close(transform.inv(transform(x).clone()), x)
-    family = dist.ConditionalTransformedDistribution(base(4), [ConditionalStack([conditional])])
+    family = dist.ConditionalTransformedDistribution(normal(4), [ConditionalStack([conditional])])
     assert family.condition(torch.randn(6, 3)).log_prob(x).shape == (6,)
 
 

@@ -16,30 +16,13 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.hosts.nflows import IResNetComposite
 from pyro_iresnet.hosts.pyro import Stack
-from pyro_iresnet.norms import Gram
 
 from .. import zoo
+from ..counting import CountingNorm, norms_in
 
 DIM, HIDDEN = 5, [8, 7]
 # Matrices of 8 x 5, 7 x 8 and 5 x 7.
 SHAPES = 3
-
-
-class CountingNorm(Gram):
-    """Gram norm with one counter of calls for all instances."""
-
-    calls = 0
-
-    def __call__(self, weight):
-        CountingNorm.calls += 1
-        return super().__call__(weight)
-
-
-def norms_in(function):
-    """Count the norms that a function takes."""
-    CountingNorm.calls = 0
-    function()
-    return CountingNorm.calls
 
 
 STACKS = {

@@ -12,6 +12,7 @@ from pyro_iresnet.coordinates import TriangularScale
 from pyro_iresnet.norms import PowerIteration, SingularValue
 
 from .. import zoo
+from ..truth import distance
 
 L = 0.8
 
@@ -30,10 +31,6 @@ class Turn(Contraction):
 
 def pairs(dim=zoo.DIM):
     return (torch.randn(200, dim), torch.randn(200, dim))
-
-
-def distance(a, b):
-    return (a - b).norm(dim=-1)
 
 
 # --- Invertible: Eq. 1 to 11, 25 and 26 ----------------------------------------------------------

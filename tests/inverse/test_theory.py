@@ -9,12 +9,9 @@ from pyro_iresnet import FixedPoint, wrap
 from pyro_iresnet.solvers import solve
 
 from .. import zoo
+from ..truth import distance
 
 L = 0.8
-
-
-def distance(a, b):
-    return (a - b).norm(dim=-1)
 
 
 @pytest.fixture

@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from pyro_iresnet import Anderson
 from pyro_iresnet.inverse import mixed
 
+from ..truth import distance
 from .strategies import SOLVERS, flows, holds_for
-
-
-def distance(a, b, event_dim):
-    return (a - b).flatten(a.dim() - event_dim).norm(dim=-1)
 
 
 @holds_for(

@@ -17,6 +17,8 @@ from pyro_iresnet import (
 from pyro_iresnet.hosts.pyro import ConditionalStack, Stack
 
 from .. import zoo
+from ..counting import evaluations_of
+from ..truth import normal
 
 NAMES = list(zoo.CONDITIONAL_TRANSFORMS)
 TIGHT = FixedPoint(rtol=1e-13)
@@ -37,12 +39,8 @@ SHAPES = [
 ]
 
 
-def base(dim=zoo.DIM):
-    return dist.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
-
-
 def family(*transforms, dim=zoo.DIM):
-    return dist.ConditionalTransformedDistribution(base(dim), list(transforms))
+    return dist.ConditionalTransformedDistribution(normal(dim), list(transforms))
 
 
 def contexts(*batch, size=zoo.CONTEXT):
@@ -276,25 +274,9 @@ def test_compiles_whole():
 # ---------------------------------------------------------------------------- memory
 
 
-def counted(block, monkeypatch):
-    """Count the evaluations and inversions of a block."""
-    counts = {"evaluate": 0, "evaluate_inverse": 0}
-
-    def counting(name, method):
-        def wrapper(*args, **kwargs):
-            counts[name] += 1
-            return method(*args, **kwargs)
-
-        return wrapper
-
-    for name in counts:
-        monkeypatch.setattr(block, name, counting(name, getattr(block, name)))
-    return counts
-
-
 def test_one_evaluation_per_step(monkeypatch):
     transform = conditional_iresnet(3, zoo.CONTEXT)
-    counts = counted(transform.block, monkeypatch)
+    counts = evaluations_of(transform.block)
     flow = family(transform, dim=3).condition(contexts(5))
     flow.log_prob(flow.rsample((4,)))
     assert counts == {"evaluate": 1, "evaluate_inverse": 0}
@@ -304,10 +286,12 @@ def test_one_evaluation_per_step(monkeypatch):
 def test_density_never_inverts(monkeypatch, remembers):
     stack = conditional_iresnet_stack(3, zoo.CONTEXT, 3)
     blocks = [part.block for part in stack if isinstance(part, ConditionalIResNet)]
-    counts = [counted(block, monkeypatch) for block in blocks]
+    counts = [evaluations_of(block) for block in blocks]
     flow = family(stack.inv, dim=3).condition(contexts(5))
     if not remembers:
-        flow = dist.TransformedDistribution(base(3), [no_memory(stack.condition(contexts(5))).inv])
+        flow = dist.TransformedDistribution(
+            normal(3), [no_memory(stack.condition(contexts(5))).inv]
+        )
     flow.log_prob(torch.randn(5, 3))
     assert len(counts) == 3
     assert all(c["evaluate_inverse"] == 0 for c in counts)

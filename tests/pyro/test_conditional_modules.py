@@ -26,7 +26,8 @@ from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.hosts.pyro import ConditionalStack
 
 from .. import zoo
-from .test_conditional import base, contexts, family
+from ..truth import normal
+from .test_conditional import contexts, family
 
 
 def test_registers_parameters_once():
@@ -125,7 +126,7 @@ def test_tools_accept_conditional(way):
     assert spectral_penalty(flow) > 0
     transform = flow.condition(context)
     if way == "distribution":
-        expected = transform.log_prob(x) - base().log_prob(transform.transforms[0].inv(x))
+        expected = transform.log_prob(x) - normal().log_prob(transform.transforms[0].inv(x))
     else:
         expected = transform.log_abs_det_jacobian(x, transform(x))
     mean, error = logdet_with_error(flow, x, 3, context=context)
@@ -160,7 +161,7 @@ def test_one_norm_for_contexts(way, monkeypatch):
 def test_finds_nested_parts():
     stack = ConditionalStack([conditional_iresnet(2, 3), ConditionalStack([iresnet(2)]).inv])
     conditioned = stack.condition(contexts(4))
-    around = dist.TransformedDistribution(base(2), [conditioned.inv])
+    around = dist.TransformedDistribution(normal(2), [conditioned.inv])
     flows = [stack, conditioned, around, family(stack, dim=2), family(stack, iresnet(2), dim=2)]
     found = [sum(row.layer == "g" for row in certificate(flow).rows) for flow in flows]
     assert found == [2, 2, 2, 2, 3]
@@ -232,7 +233,7 @@ ERRORS = {
     ),
     "batches_of_the_base": (
         lambda: dist.ConditionalTransformedDistribution(
-            base(2).expand((4,)), [conditional_iresnet(2, 3)]
+            normal(2).expand((4,)), [conditional_iresnet(2, 3)]
         ).condition(torch.randn(5, 3)),
         ArgumentError,
         r"broadcast; got \(4,\) of shape and \(5,\) of context",

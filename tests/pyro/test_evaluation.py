@@ -9,6 +9,7 @@ from pyro_iresnet import actnorm, iresnet
 from pyro_iresnet.hosts.pyro import LinearAutoregressive, Stack
 
 from .. import zoo
+from ..truth import jacobians
 
 
 def affine():
@@ -29,13 +30,6 @@ MAKERS = {
     "nested": lambda: Stack([zoo.PYRO_TRANSFORMS["alternating"](), actnorm(zoo.DIM), affine()]),
     "squashed": lambda: Stack([iresnet(zoo.DIM, [8]), IndependentTransform(SigmoidTransform(), 1)]),
 }
-
-
-def jacobians(function, x):
-    copies = x.repeat_interleave(zoo.DIM, 0).requires_grad_()
-    units = torch.eye(zoo.DIM).repeat(len(x), 1)
-    (rows,) = torch.autograd.grad(function(copies), copies, units)
-    return rows.reshape(len(x), zoo.DIM, zoo.DIM)
 
 
 def times(w, matrix):

@@ -19,7 +19,7 @@ from pyro_iresnet import (
     iresnet_stack,
 )
 
-from .test_transforms import base
+from ..truth import normal
 
 
 def test_trains_on_full_batch():
@@ -28,7 +28,7 @@ def test_trains_on_full_batch():
     def density():
         pyro.module("stack", stack)
         with pyro.plate("data", 64):
-            flow = dist.TransformedDistribution(base(2), [stack.inv])
+            flow = dist.TransformedDistribution(normal(2), [stack.inv])
             pyro.sample("x", flow, obs=data)
 
     svi = SVI(density, lambda: None, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())

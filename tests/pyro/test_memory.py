@@ -18,27 +18,14 @@ from pyro_iresnet.activations import Sine
 from pyro_iresnet.norms import Gram
 
 from .. import zoo
-from .test_transforms import base
-
-
-def counted(transform):
-    """Count the evaluations and inversions of the block of a transform."""
-    counts = {"evaluate": 0, "evaluate_inverse": 0}
-    for name in counts:
-        method = getattr(transform.block, name)
-
-        def wrapper(*args, _method=method, _name=name, **kwargs):
-            counts[_name] += 1
-            return _method(*args, **kwargs)
-
-        setattr(transform.block, name, wrapper)
-    return counts
+from ..counting import evaluations_of
+from ..truth import normal
 
 
 def test_one_evaluation_per_step():
     transform = iresnet(3)
-    counts = counted(transform)
-    flow = dist.TransformedDistribution(base(3), [transform])
+    counts = evaluations_of(transform.block)
+    flow = dist.TransformedDistribution(normal(3), [transform])
     y = flow.rsample((5,))
     flow.log_prob(y)
     assert counts == {"evaluate": 1, "evaluate_inverse": 0}
@@ -46,16 +33,16 @@ def test_one_evaluation_per_step():
 
 def test_density_never_inverts():
     stack = iresnet_stack(3, 3)
-    counts = [counted(part) for part in stack.parts if isinstance(part, IResNet)]
-    flow = dist.TransformedDistribution(base(3), [stack.inv])
+    counts = [evaluations_of(part.block) for part in stack.parts if isinstance(part, IResNet)]
+    flow = dist.TransformedDistribution(normal(3), [stack.inv])
     flow.log_prob(torch.randn(5, 3))
     assert counts == [{"evaluate": 1, "evaluate_inverse": 0}] * 3
 
 
 def test_inverts_without_cache():
     transform = iresnet(3).with_cache(0)
-    counts = counted(transform)
-    flow = dist.TransformedDistribution(base(3), [transform])
+    counts = evaluations_of(transform.block)
+    flow = dist.TransformedDistribution(normal(3), [transform])
     flow.log_prob(flow.rsample((5,))).sum().backward()
     assert counts["evaluate_inverse"] == 1
     assert all(p.grad is not None for p in transform.parameters())
@@ -156,7 +143,7 @@ def test_notices_inference_and_dtype():
 
 def test_one_solve_for_inverse():
     transform = InverseIResNet(zoo.block(3))
-    counts = counted(transform)
+    counts = evaluations_of(transform.block)
     x = torch.randn(5, 3)
     y = transform(x)
     logdet = transform.log_abs_det_jacobian(x, y.clone())

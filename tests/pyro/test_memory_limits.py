@@ -16,7 +16,7 @@ from pyro_iresnet.contractions.layers import Affine
 from pyro_iresnet.errors import ArgumentTypeError
 from pyro_iresnet.norms import Gram
 
-from .test_transforms import base
+from ..truth import normal
 
 MAKE = {
     "iresnet": lambda: iresnet(3),
@@ -39,8 +39,8 @@ def test_no_answer_for_none(make):
 
 
 DENSITIES = {
-    "log_prob": lambda stack, v: dist.TransformedDistribution(base(3), [stack.inv]).log_prob(v),
-    "sampling": lambda stack, v: dist.TransformedDistribution(base(3), [stack]).log_prob(v),
+    "log_prob": lambda stack, v: dist.TransformedDistribution(normal(3), [stack.inv]).log_prob(v),
+    "sampling": lambda stack, v: dist.TransformedDistribution(normal(3), [stack]).log_prob(v),
     "both ways": lambda stack, v: stack.inv(v).sum(-1) + stack(v).sum(-1),
 }
 
@@ -118,7 +118,7 @@ def test_two_losses_of_one_point(make, way):
         "forward": lambda: transform(x),
         "inverse": lambda: transform.inv(y),
         "log_det": lambda: transform.log_abs_det_jacobian(x, transform(x)),
-        "density": lambda: dist.TransformedDistribution(base(3), [transform.inv]).log_prob(x),
+        "density": lambda: dist.TransformedDistribution(normal(3), [transform.inv]).log_prob(x),
     }
     first, second = values[way]().sum(), values[way]().sum()
     check_gradients_add(transform, first, second)

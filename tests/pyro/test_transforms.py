@@ -16,13 +16,10 @@ from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.hosts.pyro import LinearAutoregressive, Stack
 
 from .. import zoo
+from ..truth import normal
 
 NAMES = list(zoo.PYRO_TRANSFORMS)
 BATCHES = [(), (5,), (3, 4), (0,)]
-
-
-def base(dim=zoo.DIM):
-    return dist.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -60,14 +57,14 @@ def test_logdet(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_agreeing_densities(name, cache_size):
     transform = zoo.PYRO_TRANSFORMS[name]().with_cache(cache_size)
-    flow = dist.TransformedDistribution(base(), [transform])
+    flow = dist.TransformedDistribution(normal(), [transform])
     back = dist.TransformedDistribution(flow, [transform.inv])
     x = flow.rsample((4,))
     assert x.requires_grad
     log_prob = flow.log_prob(x)
     torch.testing.assert_close(flow.log_prob(x.detach().clone()), log_prob)
     torch.testing.assert_close(
-        back.log_prob(x.detach()), base().log_prob(x.detach()), atol=1e-7, rtol=1e-7
+        back.log_prob(x.detach()), normal().log_prob(x.detach()), atol=1e-7, rtol=1e-7
     )
     assert flow.event_shape == (zoo.DIM,)
     assert not flow.sample((2,)).requires_grad
@@ -78,7 +75,7 @@ def test_agreeing_densities(name, cache_size):
 def test_trains_both_directions(name, direction):
     transform = zoo.PYRO_TRANSFORMS[name]()
     flow = dist.TransformedDistribution(
-        base(), [transform if direction == "forward" else transform.inv]
+        normal(), [transform if direction == "forward" else transform.inv]
     )
     optimizer = torch.optim.Adam(transform.parameters(), lr=1e-2)
     data = 2.0 + 0.5 * torch.randn(64, zoo.DIM)
@@ -166,7 +163,7 @@ def test_within_torch_transforms():
     transform = torch.distributions.ComposeTransform(
         [AffineTransform(1.0, 2.0), iresnet(3), ExpTransform()]
     )
-    flow = torch.distributions.TransformedDistribution(base(3), [transform])
+    flow = torch.distributions.TransformedDistribution(normal(3), [transform])
     assert flow.log_prob(flow.sample((4,))).shape == (4,)
     assert constraints.independent(constraints.positive, 1).check(flow.sample((4,))).all()
 
@@ -190,7 +187,7 @@ def test_second_backward_pass(direction):
 def test_log_density_draws_afresh():
     transform = iresnet(20)
     zoo.trained(transform.block.contraction)
-    flow = dist.TransformedDistribution(base(20), [transform.inv])
+    flow = dist.TransformedDistribution(normal(20), [transform.inv])
     x = torch.randn(3, 20)
     with torch.no_grad():
         draws = torch.stack([flow.log_prob(x) for _ in range(50)])
