@@ -15,7 +15,7 @@ from pyro_iresnet.cached import map_of
 from pyro_iresnet.operators import ContractionMap
 
 from ..models.trained import Recipe
-from ..peers.inversions import PACKAGES, Invert, by_package, by_solver, invert, loosest
+from ..peers.inversions import Invert, by_normflows, by_solver, invert, loosest
 from .measure import interleaved, peak_memory
 
 GRADIENT_BATCH = 256
@@ -58,7 +58,7 @@ def steps_to(flow: Flow, z: Tensor, truth: Tensor, error: float) -> list[int]:
 
     def counting(tolerance: float) -> Invert:
         counts.clear()
-        inner = by_package(PACKAGES["normflows"], tolerance)
+        inner = by_normflows(tolerance)
 
         def block(transform: IResNetTransform, g: ContractionMap, y: Tensor):
             x, count = inner(transform, g, y)

@@ -129,9 +129,13 @@ def commit() -> str:
     return f"commit {head}" + (" with changes" if changed else "")
 
 
+# Of the code that runs: a run takes hours, and the files may change meanwhile.
+COMMIT = commit()
+
+
 def origin() -> str:
     """Name the commit, the machine and the versions of a run that is made now."""
-    return f"{commit()}: {machine()}"
+    return f"{COMMIT}: {machine()}"
 
 
 def _processor() -> str:

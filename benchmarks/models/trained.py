@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from pyro_iresnet import IResNetTransform
 from pyro_iresnet.demo.checkerboard import checkerboard
 from pyro_iresnet.hosts.nflows import IResNetComposite
-from pyro_iresnet.norms import Norm
 from pyro_iresnet.training import FlowModule, TenthAverage
 
 from ..harness.runs import Runs
-from ..peers.contenders import GRAM, Work
+from ..peers.contenders import Work
 from ..targets.digits import digits
 
 BATCH = 256
@@ -59,38 +58,28 @@ class Batches(IterableDataset[Tensor]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Flow and its training.
+    """Flow of default blocks in the coordinates of ``x``, and its training.
 
     Arguments:
         name: the name of the data.
         work: the flow.
-        lipschitz: the Lipschitz constant of each block.
         steps: steps of training.
         rate: the learning rate.
         batch: draws a batch of a given size.
-        norm: the norm of the weights.
     """
 
     name: str
     work: Work
-    lipschitz: float
     steps: int
     rate: float
     batch: Callable[[int], Tensor]
-    norm: Norm = GRAM
 
     def untrained(self) -> Flow:
         """Make the flow at its start."""
         work = self.work
         parts = []
         for _ in range(work.blocks):
-            block = IResNetTransform(
-                work.dim,
-                work.hidden,
-                lipschitz=self.lipschitz,
-                norm=self.norm,
-                coordinates=None,
-            )
+            block = IResNetTransform(work.dim, work.hidden, coordinates=None)
             parts += [ActNorm(work.dim), block]
         transform = IResNetComposite([*parts, ActNorm(work.dim)])
         return Flow(transform, StandardNormal([work.dim]))
@@ -111,8 +100,7 @@ class Recipe:
             torch.save(self.trained().state_dict(), file)
             return base64.b64encode(file.getvalue()).decode()
 
-        settings = f"{self.lipschitz}, {self.norm}, {self.steps} steps at {self.rate}"
-        return runs.get(f"{self.name}, {self.work}, {settings}", trained)
+        return runs.get(f"{self.name}, {self.work}, {self.steps} steps at {self.rate}", trained)
 
     def loaded(self, saved: str) -> Flow:
         """Make the flow of a result of :meth:`saved`, in eval mode."""
@@ -124,12 +112,10 @@ class Recipe:
 def on_checkerboard() -> Recipe:
     """Make the recipe of eight blocks in two dimensions."""
     work = Work(2, (64, 64, 64), blocks=8, actnorm=True)
-    return Recipe("checkerboard", work, 0.98, steps=4000, rate=2e-2, batch=checkerboard)
+    return Recipe("checkerboard", work, steps=4000, rate=2e-2, batch=checkerboard)
 
 
-def on_digits(
-    *, blocks: int = 6, lipschitz: float = 0.98, steps: int = 1500, norm: Norm = GRAM
-) -> Recipe:
+def on_digits(*, blocks: int = 6, steps: int = 1500) -> Recipe:
     """Make the recipe of blocks in 64 dimensions."""
     work = Work(64, (128, 128), blocks=blocks, actnorm=True)
-    return Recipe("digits", work, lipschitz, steps, rate=2e-3, batch=digits().batch, norm=norm)
+    return Recipe("digits", work, steps, rate=2e-3, batch=digits().batch)

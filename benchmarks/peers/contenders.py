@@ -30,10 +30,11 @@ from torchflows.bijections.finite.residual.iterative import ResFlowBlock, Spectr
 from pyro_iresnet import iresnet_flow
 from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.logdet import LogDet
-from pyro_iresnet.norms import Gram, Norm
+from pyro_iresnet.norms import Norm
+from pyro_iresnet.options import BlockOptions
 
 POWER_ITERATIONS = 5
-GRAM = Gram()
+NORM = BlockOptions().norm
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def of_nflows(flow: Flow) -> Contender:
 
 
 def this_project(
-    work: Work, logdet: LogDet | None = None, norm: Norm = GRAM, *, packed: bool = False
+    work: Work, logdet: LogDet | None = None, norm: Norm = NORM, *, packed: bool = False
 ) -> Contender:
     """Build an :func:`iresnet_flow`, in the coordinates of ``x``; ``packed`` as by its function."""
     options = {"logdet": logdet, "norm": norm, "coordinates": None}

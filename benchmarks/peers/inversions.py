@@ -1,9 +1,9 @@
-"""Ways of inverting a trained flow: this project's solvers, plain iteration, the packages."""
+"""Ways of inverting a trained flow: this project's solvers, plain iteration, normflows."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import flowcon.transforms
 import torch
 from nflows.flows import Flow
 from normflows.flows.residual import iResBlock as NormflowsBlock
@@ -89,7 +89,7 @@ def by_iteration(tolerance: float) -> Invert:
 
 
 class _Counted(nn.Module):
-    """Network of another package made of ``g`` with its acting weights; counts its calls."""
+    """Network of normflows made of ``g`` with its acting weights; counts its calls."""
 
     def __init__(self, g: ContractionMap) -> None:
         super().__init__()
@@ -100,43 +100,42 @@ class _Counted(nn.Module):
         return self.g(x)
 
 
-def by_package(wrap: Callable[[nn.Module], nn.Module], tolerance: float) -> Invert:
-    """Iterate as a published package does, on the trained network of this project."""
+def by_normflows(tolerance: float) -> Invert:
+    """Iterate as normflows does, on the trained network of this project."""
 
     def block(transform: IResNetTransform, g: ContractionMap, y: Tensor) -> tuple[Tensor, Tensor]:
         net = _Counted(g)
-        inverse = wrap(net)._inverse_fixed_point
-        x = inverse(y, atol=tolerance, rtol=tolerance)
+        x = NormflowsBlock(net)._inverse_fixed_point(y, atol=tolerance, rtol=tolerance)
         return x, torch.full((len(y),), float(net.calls))
 
     return block
 
 
-PACKAGES = {"normflows": NormflowsBlock, "flowcon": flowcon.transforms.iResBlock}
-
-
-# Iterations in one block after which the packages give up.
+# Iterations in one block after which the package gives up.
 CAP = 1000
+# Tolerances of the search, four in each power of ten.
+TOLERANCES = [10.0 ** (-k / 4) for k in range(16, 141)]
 
 
-def loosest(flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert], error: float):
-    """Find the loosest tolerance of a grid whose largest error is at most ``error``.
+def loosest(
+    flow: Flow, z: Tensor, truth: Tensor, make: Callable[[float], Invert], error: float
+) -> tuple[float, Found]:
+    """Find the loosest of ``TOLERANCES`` whose largest error is at most ``error``, by halving.
 
-    In float32 no tolerance may reach the error; then take the nearest one.
+    Rounding or ``CAP`` may keep every tolerance from the error; then take the nearest one.
 
     Returns:
         the tolerance, and the result of the inversion.
     """
-    tried = {}
-    for k in range(10, 70):
-        tolerance = 10.0 ** (-k / 2)
+    tried: dict[float, tuple[float, Found]] = {}
+
+    def ends(tolerance: float) -> bool:
         found = invert(flow, z, make(tolerance))
         worst = float(found.error(truth).max())
-        tried[worst] = tolerance, found
-        if worst <= error:
-            return tolerance, found
-        if len(tried) > 3 and worst > 0.9 * min(w for w in tried if w != worst):
-            break
-        if found.longest >= CAP:
-            break
-    return tried[min(tried)]
+        tried[tolerance] = worst, found
+        return worst <= error or found.longest >= CAP
+
+    place = bisect_left(TOLERANCES, True, key=ends)
+    reached = [t for t in TOLERANCES[place : place + 1] if tried[t][0] <= error]
+    tolerance = reached[0] if reached else min(tried, key=lambda t: tried[t][0])
+    return tolerance, tried[tolerance][1]

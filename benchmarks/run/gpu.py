@@ -19,7 +19,7 @@ from pyro.optim import ClippedAdam
 from pyro_iresnet import AutoIResNet, IResNetTransform, cached
 from pyro_iresnet.hosts.nflows import IResNetComposite
 
-from ..harness.measure import commit
+from ..harness.measure import COMMIT
 from ..harness.report import Fast, Write, publish, table
 
 BLOCKS, PARTICLES = 8, 16
@@ -166,9 +166,7 @@ def main(fast: Fast = False, write: Write = False, device: Device = "cuda") -> N
         body.append(f"## {head}\n\n{table(['', 'ms'], measured(steps, device, fast))}")
     note = NOTE.format(blocks=BLOCKS, particles=PARTICLES).strip()
     page = "\n\n".join([note, *body])
-    publish(
-        "gpu", "On a GPU", page, fast=fast, write=write, origin=f"{commit()}: {machine(device)}"
-    )
+    publish("gpu", "On a GPU", page, fast=fast, write=write, origin=f"{COMMIT}: {machine(device)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pyro_iresnet.logdet import ConvergedSeries, LogDet
 from pyro_iresnet.training import FlowModule
 
 from ..harness.image_page import body, keep_runs, read_runs
-from ..harness.measure import commit, machine
+from ..harness.measure import COMMIT, machine
 from ..harness.report import RESULTS, Write, publish
 from ..models.images import Batches, ClassModule, PlainClassifier, shifted, train
 from ..peers.image_flows import makers, size_of
@@ -242,7 +242,7 @@ def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{out} has a checkpoint without settings.json; take a new one."
             )
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings | {"commit": commit()}) + "\n")
+        file.write_text(json.dumps(settings | {"commit": COMMIT}) + "\n")
     kept = json.loads(file.read_text())
     other = [
         f"{key}={kept.get(key)}, now {new}" for key, new in settings.items() if kept.get(key) != new
@@ -282,7 +282,7 @@ def page(
         )
     if write:
         keep_runs(log, runs)
-    origin = f"{commit()}; each table names the machine of its runs"
+    origin = f"{COMMIT}; each table names the machine of its runs"
     publish("images", "Images", body(runs), "page", fast=False, write=write, origin=origin)
 
 

@@ -176,7 +176,7 @@ def main(
     """Compare the estimators on a flow trained on the digits, and on ``g = 0.9 x``."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    recipe = on_digits(blocks=4, lipschitz=0.97)
+    recipe = on_digits(blocks=4)
     flow = recipe.trained(50 if fast else None)
     data = digits()
     x = data.encode(data.test[:100])

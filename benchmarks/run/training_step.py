@@ -11,9 +11,9 @@ import torch._dynamo
 import torch._inductor.config
 import typer
 
-from pyro_iresnet import IResNetTransform, Roulette
+from pyro_iresnet import IResNetTransform, Roulette, iresnet_flow
 from pyro_iresnet.logdet import Adaptive, MeanJacobian
-from pyro_iresnet.options import BlockOptions
+from pyro_iresnet.norms import Gram
 
 from ..harness.measure import in_fresh_process, interleaved, peak_memory
 from ..harness.report import Fast, Kept, Write, publish, table
@@ -22,7 +22,7 @@ from ..harness.steps import COMPILED, Timed, fastest, ratios, table_of, timed, t
 from ..models.trained import BATCH as DIGITS_BATCH
 from ..models.trained import Recipe, on_digits
 from ..peers import contenders
-from ..peers.contenders import GRAM, Contender, Work, of_nflows
+from ..peers.contenders import NORM, Contender, Work, of_nflows
 
 BATCH = 500
 THREADS = (1, 2)
@@ -30,7 +30,7 @@ WORKS = {2: Work(2, (64, 64, 64)), 21: Work(21, (128, 128)), 63: Work(63, (128, 
 # Goals of the eager and of the compiled step, over the fastest package.
 GOALS = {2: (0.45, 0.33), 21: (0.50, 0.42), 63: (0.50, 0.42)}
 OURS, FLOOR = "this project", "residual MLP, no log-det"
-NORMS = {OURS: BlockOptions().norm, f"{OURS}, Gram()": GRAM}
+NORMS = {OURS: NORM, f"{OURS}, Gram()": Gram()}
 PACKED = ", packed"
 FORMER, DEFAULT = "the former default", "the default"
 DIGITS_GOAL = 0.60
@@ -40,8 +40,9 @@ NOTE = """\
 All contenders of a table take turns in one process, each with a fresh batch for every step, drawn
 within the time of the step. Ratios are over the fastest of normflows, flowcon and torchflows in
 the same table. None of them compiles (torch.compile refuses their double backward), so compiled
-steps are over their eager steps. This project takes plain steps in the coordinates of x, with its
-default norm and with `Gram()`; "packed" says that `pack_blocks(flow)` was called once before.
+steps are over their eager steps. This project takes plain steps in the coordinates of x, without
+ActNorms, as the packages do; with its default norm and with `Gram()`; "packed" says that
+`pack_blocks(flow)` was called once before. "All defaults" has learned coordinates and ActNorms too.
 
 Products are the multiply-adds of all matrix products of a step, forward and backward, in those of
 one product of 500 x 128 with 128 x 128. The floor is the processor's time that the products alone
@@ -55,21 +56,13 @@ Steps of the trained flow have the learning rate 0, so that all are steps of the
 
 def published(work: Work) -> dict[str, Callable[[], Contender]]:
     """Return the makers of the three packages, each with its estimators."""
-    makers = {
-        "normflows Residual": partial(
-            contenders.normflows_residual, work, brute_force=work.dim == 2
-        ),
-        "flowcon iResBlock, unbiased": partial(
-            contenders.flowcon_iresblock, work, brute_force=False
-        ),
-        "torchflows ResFlow": partial(contenders.torchflows_resflow, work),
-    }
-    if work.dim == 2:
-        brute = partial(contenders.flowcon_iresblock, work, brute_force=True)
-        unbiased = partial(contenders.normflows_residual, work, brute_force=False)
-        makers["normflows Residual, brute force"] = makers.pop("normflows Residual")
-        makers["normflows Residual, unbiased"] = unbiased
-        makers["flowcon iResBlock, brute force"] = brute
+    makers = {"torchflows ResFlow": partial(contenders.torchflows_resflow, work)}
+    kinds = {"unbiased": False} | ({"brute force": True} if work.dim == 2 else {})
+    for kind, brute in kinds.items():
+        normflows = partial(contenders.normflows_residual, work, brute_force=brute)
+        makers[f"normflows Residual, {kind}"] = normflows
+        flowcon = partial(contenders.flowcon_iresblock, work, brute_force=brute)
+        makers[f"flowcon iResBlock, {kind}"] = flowcon
     return makers
 
 
@@ -82,6 +75,11 @@ def ours(work: Work) -> dict[str, Callable[[], Contender]]:
     return makers
 
 
+def by_default(work: Work) -> Contender:
+    """Make the flow of this project with all defaults but the widths of the hidden layers."""
+    return of_nflows(iresnet_flow(work.dim, work.blocks, hidden_features=work.hidden))
+
+
 def beside_packages(dim: int, threads: int, fast: bool) -> dict[str, Timed]:
     """Time a step of every contender."""
     torch.set_num_threads(threads)
@@ -90,7 +88,10 @@ def beside_packages(dim: int, threads: int, fast: bool) -> dict[str, Timed]:
     draw = partial(torch.randn, BATCH, dim)
     own = {FLOOR: partial(contenders.residual_mlp, work), **ours(work)}
     size = contenders.this_project(work).parameters
-    other = {"nflows RealNVP, as many parameters": partial(contenders.realnvp, work, size)}
+    other = {
+        "this project, all defaults": partial(by_default, work),
+        "nflows RealNVP, as many parameters": partial(contenders.realnvp, work, size),
+    }
     makers = {**published(work), **other, **own}
     steps = {name: training_step(make(), draw) for name, make in makers.items()}
     if not fast:
@@ -104,7 +105,7 @@ def beside_packages(dim: int, threads: int, fast: bool) -> dict[str, Timed]:
 
 def digits_recipe(fast: bool) -> Recipe:
     """Make the recipe of the trained flow, in the coordinates of x."""
-    return on_digits(blocks=4, lipschitz=0.97, steps=20 if fast else 1000, norm=NORMS[OURS])
+    return on_digits(blocks=4, steps=20 if fast else 1000)
 
 
 def on_trained(saved: str, threads: int, fast: bool) -> dict[str, Timed]:
@@ -157,7 +158,7 @@ def plain_over_inside(work: Work, rounds: int) -> float:
         "plain": training_step(contender, draw),
         "inside": training_step(contender, draw, inside=True),
     }
-    found = interleaved(steps, rounds=rounds, inner=2, warmup=10)
+    found = interleaved(steps, rounds=rounds, inner=2, warmup=10, clock=time.process_time)
     return found["plain"] / found["inside"]
 
 
@@ -200,7 +201,7 @@ def goals_of(dim: int, threads: int, found: dict[str, Timed]) -> list[list[str]]
 def memory(fast: bool) -> str:
     """Return the tables of peak memory."""
     dims = [21] if fast else list(WORKS)
-    names = [OURS] if fast else [*NORMS, "flowcon iResBlock, unbiased", "torchflows ResFlow"]
+    names = [OURS] if fast else [*NORMS, *published(WORKS[63])]
     rows = [[n, *(f"{peak_memory(some_steps, dim, n):.0f}" for dim in dims)] for n in names]
     body = table(["", *(f"D = {dim}" for dim in dims)], rows)
     few, many = peak_memory(steps_of_length, 5), peak_memory(steps_of_length, 200)
@@ -212,6 +213,7 @@ def memory(fast: bool) -> str:
 
 def main(fast: Fast = False, write: Write = False, log: Kept = None) -> None:
     """Time a training step of 8 blocks at batch 500, and of 4 trained blocks on the digits."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     saved = digits_recipe(fast).saved(Runs(log))
     goals, body = [], []
@@ -235,7 +237,7 @@ def main(fast: Fast = False, write: Write = False, log: Kept = None) -> None:
     body.append(memory(fast))
     if not fast:
         body.append(compilation())
-    body.append("## Plain steps over steps inside `cached`\n")
+    body.append("## Plain steps over steps inside `cached`, one thread\n")
     for dim in BOTH_WAYS:
         ratio = plain_over_inside(WORKS[dim], rounds=1 if fast else 201)
         body[-1] += f"\nD = {dim}: {ratio:.3f} (goal <= 1.03)."

@@ -117,8 +117,15 @@ def solve_in(
         start, within = z, torch.minimum(within, narrower)
     value = way.back(way.after(z).double()).to(y.dtype)
     finite = (norm(value) + error).isfinite()
-    results = torch.where(finite, stats.results, int(Result.NON_FINITE))
-    allowed = way.error(z, stats.tolerance + hidden, rounding)
+    # Only the limit of steps kept a missed sample from another solve.
+    results = torch.where(missed, int(Result.MAX_STEPS), stats.results)
+    results = torch.where(finite, results, int(Result.NON_FINITE))
+    # The share of the tolerance that rounding adds to the radius that was asked for.
+    radius = within.nan_to_num(0.0, 0.0)
+    floor = (stats.tolerance - radius).clamp(min=0.0)
+    ended = (error > asked) & ~missed
+    radius = torch.where(ended, radius, torch.minimum(radius, narrower.nan_to_num(0.0, 0.0)))
+    allowed = way.error(z, radius + floor + hidden, rounding)
     figures = Stats(
         results=results,
         steps=steps,

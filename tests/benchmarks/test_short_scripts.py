@@ -26,7 +26,7 @@ def test_crossover():
     rows = [list(map(number, row)) for row in reduced.cells(result.output)]
     found = [row for row in rows if row[0] is not None]
     assert len(found) >= 8
-    for _, exact, other, ratio in found:
+    for _, _, exact, other, ratio in found:
         assert ratio == pytest.approx(exact / other, abs=0.02)
 
 

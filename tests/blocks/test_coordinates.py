@@ -9,9 +9,11 @@ from nflows.transforms import CompositeTransform, InverseTransform
 from torch.func import functional_call
 
 from pyro_iresnet import (
+    Anderson,
     ConvContraction,
     DenseContraction,
     Exact,
+    FixedPoint,
     InversionError,
     IResNetTransform,
     ResidualBlock,
@@ -20,6 +22,7 @@ from pyro_iresnet import (
     iresnet,
     iresnet_stack,
 )
+from pyro_iresnet.contractions import Contraction
 from pyro_iresnet.coordinates import Asinh, DiagonalScale, TriangularScale
 from pyro_iresnet.coordinates.base import build
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
@@ -344,6 +347,38 @@ def test_refuses_wrong_tolerances():
             block.solve(y, **{name: "a"})
     limited = block.solve(5 + y, max_steps=1, throw=False)
     assert int(limited.stats.steps.max()) <= 1
+
+
+class Shrinking(Contraction):
+    """Linear map ``-0.6 z``, which carries the solution far from the start."""
+
+    event_shape, context_dim, lipschitz = (2,), None, 0.6
+
+    def forward(self, x, context=None):
+        return -self.lipschitz * x
+
+    def lipschitz_bound(self):
+        return torch.tensor(self.lipschitz)
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(rtol=1e-6), Anderson(rtol=1e-6)])
+def test_limit_of_steps_where_asinh_stretches(solver):
+    """Solve with each limit of steps; samples that need another solve are not done."""
+    block = ResidualBlock(Shrinking(), solver=solver, coordinates=Asinh())
+    y = torch.tensor([[500.0, 300.0], [1.0, 2.0]])
+    asked = 1e-6 * y.norm(dim=1)
+    exact = (block.coordinates(y) / 0.4).sinh()
+    whole = block.solve(y)
+    for most in range(1, int(whole.stats.steps.max()) + 1):
+        found = block.solve(y, max_steps=most, throw=False)
+        done = found.converged
+        error = (found.value - exact).norm(dim=1)
+        assert bool((error <= found.stats.error_bound)[done].all())
+        assert bool((found.stats.error_bound <= found.stats.tolerance)[done].all())
+        # Rounding adds its share.
+        assert bool((found.stats.tolerance <= 1.02 * asked)[done].all())
+    assert bool(whole.converged.all())
+    assert bool((whole.stats.tolerance <= 1.02 * asked).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -61,7 +61,7 @@ def test_gradient(hidden, truncation):
     check_gradient(plain(truncation), linearize, variables, weights)
 
 
-SIDES = [(3, 3), (4, 6), (5, 5)]
+SIDES = [(3, 3), (2, 4), (4, 6), (5, 5)]
 CHANNELS = [(6,), pytest.param((6, 5), marks=pytest.mark.slow), (6, 5, 4)]
 # Means over many draws take seconds, so each padding meets one depth by default.
 FEW = [((6,), "zeros"), ((6, 5, 4), "circular")]
@@ -109,7 +109,8 @@ def test_rules_of_images(hidden, padding, size):
     found = [t for part in j.pull(u, [*passed, v]) for t in part]
     torch.testing.assert_close(found, [*torch.autograd.grad((swept * u).sum(), weights + slopes)])
     traced = j.trace()
-    if len(hidden) == 3:
+    if len(hidden) == 3 or min(size) < 3:
+        # Deep networks, and images smaller than a kernel, have no trace in closed form.
         assert traced is None
         return
     traces, kept = traced
