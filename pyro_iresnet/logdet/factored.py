@@ -81,8 +81,7 @@ class FactoredDraws:
         spots: Tensor | None = None
         # One number as long as all samples have one weight.
         weight: Tensor | float = 1.0
-        limit = truncation.max_terms(self.lipschitz)
-        for k in range(1, limit + 1):
+        for k in truncation.terms(self.lipschitz):
             played: tuple[Tensor, Tensor | float] | None = None
             if k >= truncation.exact_terms:
                 magnitude = torch.linalg.vecdot(v, v).sqrt_().mul_(weight / unit)
@@ -117,7 +116,7 @@ class FactoredDraws:
                 value.add_(term, alpha=scale)
             else:
                 value.index_add_(0, rows, term, alpha=scale)
-        raise endless(limit, len(v), len(value), self.lipschitz)
+        raise endless(truncation, len(v), len(value), self.lipschitz)
 
 
 @dataclass

@@ -26,20 +26,12 @@ from ..operators.perceptron import PerceptronJacobian
 from .base import LogDet, refuse_call
 from .control_variate import ControlVariate, Expansion, MeanJacobian
 from .factored import FactoredDraws
+from .packing import pack, qualified_name, subclass_named, unpack_truncation
 from .powers import Powers
 from .probe import rademacher
 from .series import LogOnePlus, Series
 from .surrogate import value_with_gradient_of
-from .truncation import (
-    Adaptive,
-    Subsample,
-    Truncation,
-    endless,
-    pack,
-    qualified_name,
-    subclass_named,
-    unpack_truncation,
-)
+from .truncation import Adaptive, Subsample, Truncation, endless
 
 
 @dataclass(frozen=True)
@@ -219,8 +211,7 @@ class Sampler:
             direction = direction + series.coefficient(1) * u
             value = series.coefficient(1) * (u * alive.v).flatten(1).sum(1)
         weight = torch.ones_like(value)
-        limit = self.truncation.max_terms(self.lipschitz)
-        for k in range(1, limit + 1):
+        for k in self.truncation.terms(self.lipschitz):
             if k > 1:
                 term = alive.step(k)
                 value.index_add_(0, rows, weight * term, alpha=series.coefficient(k))
@@ -239,7 +230,7 @@ class Sampler:
                 rows, weight = rows[kept], weight[kept]
                 alive.keep(kept)
             weight = weight * factor
-        raise endless(limit, len(rows), len(u), self.lipschitz)
+        raise endless(self.truncation, len(rows), len(u), self.lipschitz)
 
 
 # Older releases of torch read no schema from annotations such as list[Tensor].

@@ -3,9 +3,8 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import Field, dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from ..errors import (
     check_probability,
     store_checked,
 )
-
-T = TypeVar("T")
 
 
 class Truncation(ABC):
@@ -72,12 +69,34 @@ class Truncation(ABC):
     def warn(self, lipschitz: float) -> None:  # noqa: B027  (most have nothing to say)
         """Warn if the variance is infinite, or may be, for ``||J||_2`` up to ``lipschitz``."""
 
+    def terms(self, lipschitz: float) -> Iterator[int]:
+        """Count the terms from 1 to :meth:`max_terms`, which is worked out for long series only."""
+        few = self._usual_terms(lipschitz)
+        yield from range(1, few + 1)
+        yield from range(few + 1, self.max_terms(lipschitz) + 1)
+
     def max_terms(self, lipschitz: float) -> int:
-        """Return a number of terms that a true contraction exceeds only by a freak chance."""
+        r"""Return a number of terms that a true contraction exceeds only by a freak chance.
+
+        The chance is that of a sample with the largest magnitudes, where
+        :math:`\lVert v_k \rVert = L^k \sqrt{D}`.
+        """
+        usual = self._usual_terms(lipschitz)
+        log_chance, weight, most = 0.0, 1.0, 10 * usual + 10_000
+        for term in range(self.exact_terms, most):
+            magnitude = torch.tensor([weight * lipschitz**term], dtype=torch.float64)
+            survival = min(1.0, self.survival(term, magnitude).item())
+            log_chance += math.log(survival) if survival > 0 else -math.inf
+            if log_chance < -SURELY_ENDED:
+                return max(term, usual)
+            weight /= survival
+        return most
+
+    def _usual_terms(self, lipschitz: float) -> int:
         return self.exact_terms + math.ceil(SURELY_ENDED / -math.log(lipschitz))
 
 
-# Under Adaptive the chance that a true contraction goes on past -log(L) k = 100 is below e^-98.
+# A chance below e^-100 is none.
 SURELY_ENDED = 100.0
 
 
@@ -114,11 +133,6 @@ class Adaptive(Truncation):
 
     def survival(self, term: int, magnitude: Tensor) -> Tensor:
         return (magnitude / self.threshold).clamp_(max=1.0)
-
-    def max_terms(self, lipschitz: float) -> int:
-        # No term above the threshold is left out.
-        certain = max(0.0, math.log(self.threshold) / math.log(lipschitz))
-        return super().max_terms(lipschitz) + math.ceil(certain)
 
 
 # A smaller cut of a batch would cost more than the products that it saves.
@@ -218,9 +232,6 @@ class Geometric(Truncation):
                 stacklevel=2,
             )
 
-    def max_terms(self, lipschitz: float) -> int:
-        return self.exact_terms + math.ceil(SURELY_ENDED / -math.log1p(-self.p))
-
 
 @dataclass(frozen=True)
 class Poisson(Truncation):
@@ -270,51 +281,12 @@ class Poisson(Truncation):
             stacklevel=2,
         )
 
-    def max_terms(self, lipschitz: float) -> int:
-        # P(N >= n) <= (e r / n)^n, which is below e^-100 from here on.
-        return self.exact_terms + math.ceil(math.e**2 * self.rate + SURELY_ENDED)
 
-
-def endless(limit: int, alive: int, samples: int, lipschitz: float) -> ContractionError:
-    """Make the error of a series that did not end within ``limit`` terms."""
+def endless(truncation: Truncation, alive: int, samples: int, lipschitz: float) -> ContractionError:
+    """Make the error of a series that did not end within the most terms of a true contraction."""
     return ContractionError(
-        f"Russian roulette did not end within {limit} terms for {alive} of {samples} samples: "
-        f"there the norm of the Jacobian of g is above lipschitz = {lipschitz}, which was "
-        "promised. Correct the bound, or use a norm strategy that proves it, such as Gram()."
+        f"Russian roulette did not end within {truncation.max_terms(lipschitz)} terms for {alive} "
+        f"of {samples} samples: there the norm of the Jacobian of g is above lipschitz = "
+        f"{lipschitz}, which was promised. Correct the bound, or use a norm strategy that proves "
+        "it, such as Gram()."
     )
-
-
-def pack(truncation: Truncation) -> tuple[str, list[float]] | None:
-    """Return the name of a class and its fields, or None unless it is a dataclass of numbers."""
-    values = [getattr(truncation, f.name) for f in _fields(type(truncation))]
-    if not values or not all(isinstance(value, int | float) for value in values):
-        return None
-    return qualified_name(type(truncation)), [float(value) for value in values]
-
-
-def unpack_truncation(name: str, settings: list[float]) -> Truncation:
-    """Return the truncation that :func:`pack` took apart."""
-    kind: Any = subclass_named(Truncation, name)
-    pairs = zip(_fields(kind), settings, strict=True)
-    return kind(**{f.name: int(v) if f.type in (int, "int") else v for f, v in pairs})
-
-
-def qualified_name(kind: type) -> str:
-    """Return the name of a class with its module."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def subclass_named(base: type[T], name: str) -> Callable[..., T]:
-    """Return the subclass of ``base`` with a qualified name."""
-    waiting, found = [base], {}
-    while waiting:
-        for kind in waiting.pop().__subclasses__():
-            waiting.append(kind)
-            found[qualified_name(kind)] = kind
-    return found[name]
-
-
-def _fields(kind: type[Truncation]) -> list[Field]:
-    # As dataclasses.fields, which the compiler does not follow; a ClassVar is no field.
-    found: list[Any] = list(getattr(kind, "__dataclass_fields__", {}).values())
-    return [f for f in found if f._field_type.name == "_FIELD"]

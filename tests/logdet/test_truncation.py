@@ -6,10 +6,17 @@ from typing import ClassVar
 import pytest
 import torch
 
-from pyro_iresnet import Roulette, testing
+from pyro_iresnet import Exact, Roulette, testing
 from pyro_iresnet.errors import ArgumentError, VarianceWarning
-from pyro_iresnet.logdet import Adaptive, Geometric, Poisson, Subsample
-from pyro_iresnet.logdet.truncation import pack, unpack_truncation
+from pyro_iresnet.logdet import (
+    Adaptive,
+    Geometric,
+    MeanJacobian,
+    Poisson,
+    Subsample,
+    Truncation,
+)
+from pyro_iresnet.logdet.packing import pack, unpack_truncation
 from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
 
 from .. import zoo
@@ -97,6 +104,38 @@ def test_unlikely_longest_series(truncation):
         log_chance += math.log(survival)
         weight /= survival
     assert log_chance < -80
+
+
+@dataclass(frozen=True)
+class Slow(Truncation):
+    """Truncation of a user, whose series are longer than those of a steeper contraction."""
+
+    exact_terms: int = 1
+
+    def survival(self, term, magnitude):
+        return torch.full_like(magnitude, 0.9)
+
+
+@pytest.mark.parametrize("control_variate", [None, MeanJacobian()])
+def test_long_series_of_a_true_contraction(control_variate):
+    g = zoo.dense(lipschitz=0.1)
+    linearization = g.linearize(torch.randn(3000, zoo.DIM))
+    logdet = Roulette(Slow(), control_variate=control_variate)(linearization, lipschitz=0.1)
+    error = logdet - Exact()(linearization, lipschitz=0.1)
+    assert abs(error.mean()) < 5 * error.std() / math.sqrt(3000)
+    # 0.9^k < e^-100.
+    assert 950 <= Slow().max_terms(0.1) <= 960
+
+
+def test_series_without_end():
+    """End a truncation that never ends a series by itself, after many terms."""
+
+    @dataclass(frozen=True)
+    class Endless(Slow):
+        def survival(self, term, magnitude):
+            return torch.ones_like(magnitude)
+
+    assert 10_000 < Endless().max_terms(0.1) < 11_000
 
 
 def test_poisson_at_any_rate():
