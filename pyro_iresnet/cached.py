@@ -61,7 +61,7 @@ def map_of(contraction: Contraction) -> ContractionMap:
     """Return ``contraction.materialize()``, or the map that is shared or kept."""
     if contraction._shared:
         for shared in reversed(contraction._shared):
-            if isinstance(shared, _Shared) and shared.is_open_here():
+            if shared.is_open_here():
                 return shared.map_of(contraction)
     return contraction.materialize() if contraction.training else maps_of([contraction])[0]
 
@@ -91,10 +91,7 @@ def share(
 
 
 def _is_shared(contraction: Contraction) -> bool:
-    for shared in contraction._shared:
-        if isinstance(shared, _Shared) and shared.is_open_here():
-            return True
-    return False
+    return any(shared.is_open_here() for shared in contraction._shared)
 
 
 # Two threads that open or close at once must not lose each other's entries.

@@ -139,22 +139,19 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
             [f"{made.name}: gradient, time over unrolled", f"{time_ratio:.2f}", "<= 0.5"],
             [f"{made.name}: gradient, memory over unrolled", f"{memory_ratio:.2f}", "<= 0.2"],
         ]
-    note = (
-        f"{SAMPLES:,} samples; evaluations of `g` for each of them, all blocks together (a "
-        "product with a Jacobian counts as one, a dense one as D), and `serial` of one that is the "
-        "slowest in each block. Errors are the norm of x less that of a solve to 1e-13 in float64. "
-        f"`{SAME}` is Eq. 12 with samples that leave when they are done; normflows runs its own "
-        "iteration of the whole batch on the same trained weights, which are normalised for it "
-        "(flowcon has the same iteration). `To the same error` is the loosest tolerance, of four in "
-        "each power of ten, whose largest error is that of this project's default. Rounding, or the "
-        f"limit of {CAP:,} iterations a block, may end before; then the tolerance comes as near as "
-        "it can, and a row above tells how near: the ratio is over a less exact inverse. The flows "
-        "have default blocks (norm, Lipschitz constant, activation) in the coordinates of x, and an "
-        "ActNorm before each. `unrolled` records as many steps of Eq. 12 in each block as bring the "
-        "batch to the error of the default solver. "
-        f"Seconds are those of the processor, threads: {threads}. A "
-        f"gradient is taken in all parameters, with {GRADIENT_BATCH} samples, in float32."
-    )
+    note = f"""\
+{SAMPLES:,} samples; evaluations of `g` for each of them, all blocks together (a product with a \
+Jacobian counts as one, a dense one as D), and `serial` of one that is the slowest in each block. \
+Errors are the norm of x less that of a solve to 1e-13 in float64. `{SAME}` is Eq. 12 with samples \
+that leave when they are done; normflows runs its own iteration of the whole batch on the same \
+trained weights, which are normalised for it (flowcon has the same iteration). `To the same error` \
+is the loosest tolerance, of four in each power of ten, whose largest error is that of this \
+project's default. Rounding, or the limit of {CAP:,} iterations a block, may end before; then the \
+tolerance comes as near as it can, and a row above tells how near: the ratio is over a less exact \
+inverse. The flows have default blocks (norm, Lipschitz constant, activation) in the coordinates \
+of x, and an ActNorm before each. `unrolled` records as many steps of Eq. 12 in each block as \
+bring the batch to the error of the default solver. Seconds are those of the processor, threads: \
+{threads}. A gradient is taken in all parameters, with {GRADIENT_BATCH} samples, in float32."""
     body.insert(0, table(["", "measured", "goal"], goals) + f"\n\n{note}")
     publish("inverse", "The inverse", "\n\n".join(body), fast=fast, write=write)
 

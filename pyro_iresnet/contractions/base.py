@@ -57,7 +57,7 @@ class Contraction(SavedSettings, ABC):
     context_dim: int | None
     lipschitz: float
     # Maps that an open `cached` block or a running stack shares, the innermost last.
-    _shared: tuple[object, ...] = ()
+    _shared: tuple[Any, ...] = ()
     # Maps kept in eval mode, by inference mode.
     _kept: dict[bool, Any] = {}  # noqa: RUF012
 

@@ -2,7 +2,9 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,10 @@ class _Composed(Contraction):
         return self.materialize().lipschitz_bound()
 
     def _contractions(self) -> list[Contraction]:
-        return [part for part in self.parts if isinstance(part, Contraction)]
+        parts = list(cast(Iterable[Contraction], self.parts))
+        for i, part in enumerate(parts):
+            check_instance(part, Contraction, f"parts[{i}]", "DenseContraction(2)")
+        return parts
 
     def _parts(self) -> tuple[tuple[ContractionMap, bool], ...]:
         contractions = self._contractions()

@@ -18,6 +18,7 @@ from ..activations import Activation, Elementwise, Factors
 from ..activations.base import Curved
 from ..activations.sine import Sin
 from ..activations.swish import SiLU
+from ..errors import ArgumentTypeError
 from ..norms import NormalizedWeight
 from ..operators import Convolution, Dense, Diagonal, LinearMap, convolve
 from ..operators.linear_map import row_norm
@@ -198,9 +199,7 @@ class Activate(Layer):
         return self if self.outer is None else replace(self, outer=self.outer.to(dtype))
 
     def rows(self, count: int) -> "Sequence[Activate]":
-        if self.outer is None:
-            return count * [self]
-        return [replace(self, outer=outer) for outer in self.outer.unbind()]
+        return [replace(self, outer=outer) for outer in _rows(self.outer, count)]
 
 
 @dataclass(frozen=True)
@@ -210,11 +209,13 @@ class Gate(Layer):
     Arguments:
         index: the number of the modulation that has the gate.
         event_dim: the number of trailing dimensions of one event.
+        outer: the scale of each unit, which stands in the next weight; None for 1.
         gate: shape ``(*batch, width)``; None before a context is known.
     """
 
     index: int
     event_dim: int = 1
+    outer: Tensor | None = None
     gate: Tensor | None = None
 
     def __call__(self, h: Tensor) -> Tensor:
@@ -228,15 +229,18 @@ class Gate(Layer):
         return 1.0
 
     def rounding(self, h: Tensor, value: Tensor) -> Tensor:
-        return row_norm(value)
+        return row_norm(value if self.outer is None else _times(value, self.outer))
 
     def modulated(self, modulations: Sequence[Modulation]) -> "Gate":
         return replace(self, gate=modulations[self.index].gate)
 
+    def rows(self, count: int) -> "Sequence[Gate]":
+        return [replace(self, outer=outer) for outer in _rows(self.outer, count)]
+
     def _spread(self) -> Tensor:
         gate = self.gate
         if gate is None:
-            raise TypeError("A gate multiplies under a context.")
+            raise ArgumentTypeError("Expected a context for the gate of a layer; got none.")
         return gate.reshape(*gate.shape, *(1,) * (self.event_dim - 1))
 
 

@@ -179,7 +179,7 @@ class Perceptron(LayeredContraction):
             affine = self.affine(weights[i], matrix, bias, factors, index, before, behind)
             layers += [affine, Activate(factors.core, factors.bound, event_dim, outer)]
             if conditional:
-                layers.append(Gate(i, event_dim))
+                layers.append(Gate(i, event_dim, outer))
         alone = conditional and not layers
         last, index = weights[-1], 0 if alone else None
         matrix = last.weight if outer is None else on_inputs(last.weight, outer)

@@ -1,9 +1,9 @@
 r"""Base classes of the coordinates :math:`z = \varphi(x)` of a block."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,7 @@ class Composite(CoordinateMap):
         return total
 
     def _maps(self) -> list[CoordinateMap]:
-        return [m for m in self.maps if isinstance(m, CoordinateMap)]
+        return list(cast(Iterable[CoordinateMap], self.maps))
 
 
 def build(

@@ -40,17 +40,21 @@ def spectral_penalty(
     """
     check_instance(norm, Norm, "norm", "SingularValue()")
     weights: list[Tensor] = []
+    # Modules whose weights are counted: a layer may stand in several roots.
+    seen: set[int] = set()
     contractions = contractions_of(flow)
     for root in contractions or outermost(modules_of(flow)):
-        constrained = [m for m in root.modules() if isinstance(m, LayeredContraction)]
+        fresh = [m for m in root.modules() if id(m) not in seen]
+        constrained = [m for m in fresh if isinstance(m, LayeredContraction)]
         weights += [w.weight for c in constrained for w in c.raw_weights()]
         inside = {id(m) for c in constrained for m in c.modules()}
         # The parametrization of a weight counts as this weight, not once more.
-        layers = [m for m in root.modules() if parametrize.is_parametrized(m)]
+        layers = [m for m in fresh if parametrize.is_parametrized(m)]
         inside |= {
             id(m) for layer in layers for m in layer.get_submodule("parametrizations").modules()
         }
-        weights += [w for m in root.modules() if id(m) not in inside for w in _weights_of(m)]
+        weights += [w for m in fresh if id(m) not in inside for w in _weights_of(m)]
+        seen |= inside | {id(m) for m in fresh}
     if not weights:
         raise ArgumentError("Expected flow to have weights; found none.")
     return torch.stack([_size(norm, w) for w in weights]).square().sum()

@@ -81,7 +81,7 @@ class ImageStack(CachedTransform, TransformModule):
         warnings.warn(
             f"Expected grey levels with noise, numbers from 0 to {levels}; got {found}. Pass "
             f"dequantize(pixels, {levels}) of integers from 0 to {levels - 1}.",
-            stacklevel=4,
+            stacklevel=6,
         )
 
     def evaluate(self, x: Tensor) -> Evaluation:

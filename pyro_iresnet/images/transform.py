@@ -62,6 +62,8 @@ class ImageTransform(SavedSettings, Transform):
         super().__init__()
         self.shape = tuple(shape)
         self.logit = logit
+        if len(scales) == 0:
+            raise ArgumentError("Expected at least one scale; got none.")
         transforms, self.shapes, self.leaving = zip(*scales, strict=True)
         noise = sum(n * h * w for n, (_, h, w) in zip(self.leaving, self.shapes, strict=True))
         if noise != math.prod(self.shape) or self.leaving[-1] != self.shapes[-1][0]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..operators.krylov import KEPT
-from .solvers.base import Point, Problem, Solver, Step, row_norm
+from ..operators.linear_map import row_norm
+from .solvers.base import Point, Problem, Solver, Step
 from .stopping import PATIENCE, BatchState, Outcome, StopDecision, Tolerance
 
 

@@ -21,7 +21,7 @@ class LogDet(ABC):
 
     Example:
         >>> import torch
-        >>> from dataclasses import dataclass, replace
+        >>> from dataclasses import dataclass
         >>> from pyro_iresnet import iresnet
         >>> from pyro_iresnet.logdet import LogDet
         >>> @dataclass(frozen=True)

@@ -7,20 +7,17 @@ from torch import Tensor
 
 from .._torch import is_tracing
 from ..operators import Linearization
+from ..operators.perceptron import LARGEST
 from .base import LogDet, refuse_call
 from .series import LogOnePlus, Series
-
-# Numbers that one pass may hold in its largest tensor: 2^25 in float32 are 128 MiB, and some four
-# such tensors are alive at a time.
-LARGEST = 2**25
 
 
 @dataclass(frozen=True)
 class Exact(LogDet):
     r"""``log|det dy/dx|`` from the dense Jacobian: no variance, no bias, repeatable.
 
-    :math:`\log|\det(I + J)|` for a residual block. The formula is closed for matrices of side 1, 2
-    and 3, and takes LU factors above. The side is D, or the width k of the narrowest hidden layer
+    :math:`\log|\det(I + J)|` for a residual block. The formula is closed for matrices of side 1 and
+    2, and takes LU factors above. The side is D, or the width k of the narrowest hidden layer
     if k is smaller, by Sylvester's identity :math:`\det(I_D + L R) = \det(I_k + R L)`. The cost is
     as many products with J, in one batched pass from the cheaper side, and a factorisation. Large
     batches are taken in parts, so that the memory of an evaluation stays bounded. Differentiable to

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._torch import precisely
+from .._torch import gradients_with_graph, precisely
 
 # Brings stacked weights to bounds, with scales or None: :meth:`Norm.apply`, or a rule.
 Normalize = Callable[[Tensor, Tensor, Tensor | None], tuple[Any, ...]]
@@ -176,10 +176,15 @@ class _Together(Function):
             grad = _stacked(given, ctx.turned, ctx.sizes)
             if torch.is_grad_enabled():
                 # A second derivative is under way: the gradient must be a function of W again.
-                found = _differentiate(ctx.normalize, grad, many, limits, factors)
+                found = gradients_with_graph(
+                    lambda m, *f: [ctx.normalize(m, limits, *(f or (None,)))[0]],
+                    [many] if factors is None else [many, factors],
+                    [grad],
+                )
             else:
                 found = ctx.rule.gradient(grad, factors, kept)
-            of_many, of_factors = _sum(of_many, found[0]), _sum(of_factors, found[1])
+            of_many = _sum(of_many, found[0])
+            of_factors = None if factors is None else _sum(of_factors, found[1])
         turned, sizes = ctx.turned, ctx.sizes
         of_weights = n * [None] if of_many is None else _unstacked(of_many, turned, sizes)
         of_scales: Sequence[Tensor | None] = n * [None]
@@ -187,15 +192,6 @@ class _Together(Function):
             of_scales = of_factors.unbind() if sizes is None else _split(of_factors, sizes)
         pairs = zip((*of_weights, *of_scales), ctx.needs_input_grad[5:], strict=True)
         return None, None, None, None, None, *(found if needed else None for found, needed in pairs)
-
-
-def _differentiate(
-    normalize: Normalize, grad: Tensor, many: Tensor, limits: Tensor, factors: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    acting = normalize(many, limits, factors)[0]
-    inputs = [many] if factors is None else [many, factors]
-    found = torch.autograd.grad(acting, inputs, grad, create_graph=True)
-    return found[0], None if factors is None else found[1]
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -27,7 +27,8 @@ from .linearization import Linearization
 
 # Coordinates up to which the columns of a Jacobian are taken at once.
 FEW = 8
-# Numbers in the largest tensor, up to which memory is no matter: 128 MiB in float32.
+# Numbers in the largest tensor, up to which memory is no matter: 128 MiB in float32. Some four such
+# tensors are alive at a time.
 LARGEST = 2**25
 
 

@@ -74,6 +74,9 @@ class TableBatches(lightning.LightningDataModule):
     Arguments:
         training: the batches of training.
         held_out: the positions of the rows of validation.
+
+    Attributes:
+        slope, train_slope: the mean of log |dz/dx| of the held-out rows, and of rows of training.
     """
 
     def __init__(self, training: RandomBatches, held_out: np.ndarray) -> None:
@@ -83,6 +86,10 @@ class TableBatches(lightning.LightningDataModule):
         self.training = training
         self.validation: Any = [batch for batch, _ in encoded]
         self.slope = float(torch.cat([slope for _, slope in encoded]).mean())
+        some = training.where[:: -(-len(training.where) // VALIDATION_BATCH)]
+        # The noise of integers is of no use in training, and leaves torch's stream as it was.
+        with torch.random.fork_rng(devices=[]):
+            self.train_slope = float(training.encoded(np.sort(some))[1].mean())
 
     def setup(self, stage: str) -> None:
         """Share the rows of a step among the processes."""

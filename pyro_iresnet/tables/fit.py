@@ -77,28 +77,27 @@ class History(Callback):
     """Course of a training.
 
     Arguments:
-        slope: the mean of log |dz/dx|, nats, which the losses of the flow lack.
+        slope: the mean of log |dz/dx| of the held-out rows, nats, which losses of the flow lack.
         steps: the steps at which the held-out rows were scored.
         train, validation: the losses, nats in the units of the table; of training the last batch.
+        train_slope: as ``slope``, of rows of the training.
     """
 
     slope: float
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    train_slope: float = math.nan
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Keep the losses of a check."""
         self.steps.append(trainer.global_step)
-        self.train.append(self._loss(trainer, "train_loss"))
-        self.validation.append(self._loss(trainer, "val_loss"))
+        self.train.append(float(trainer.callback_metrics["train_loss"]) - self.train_slope)
+        self.validation.append(float(trainer.callback_metrics["val_loss"]) - self.slope)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain types."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def _loss(self, trainer: lightning.Trainer, name: str) -> float:
-        return float(trainer.callback_metrics[name]) - self.slope
 
     def plot(self, ax: Any = None) -> Any:
         """Draw both losses against the steps."""
@@ -166,7 +165,7 @@ def train(
         # ActNorms start from many rows.
         cast(Any, flow).log_prob(*batches.batch(np.sort(batches.where[start])))
     checked = TableBatches(batches, held_out)
-    history = History(checked.slope)
+    history = History(checked.slope, train_slope=checked.train_slope)
     best = ModelCheckpoint(
         folder / "checkpoints", "best", monitor="val_loss", save_weights_only=True
     )

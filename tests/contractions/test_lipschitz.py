@@ -16,7 +16,7 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.activations import Activation, GroupSort
 from pyro_iresnet.contractions import LayeredContraction, SequentialContraction, SumContraction
-from pyro_iresnet.errors import ArgumentError
+from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.norms import PowerIteration
 from pyro_iresnet.operators import LinearMap
 
@@ -159,6 +159,13 @@ def test_same_weights_every_call(name):
     assert torch.equal(first, g(x))
     with cached(ResidualBlock(g)):
         torch.testing.assert_close(g(x), first)
+
+
+def test_refuses_other_parts_set_later():
+    g = SequentialContraction(zoo.dense(lipschitz=0.5), zoo.dense(lipschitz=0.5))
+    g.parts[1] = torch.nn.Linear(zoo.DIM, zoo.DIM)
+    with pytest.raises(ArgumentTypeError, match=r"parts\[1\] to be a Contraction"):
+        g(torch.randn(2, zoo.DIM))
 
 
 def test_composes_wrapped_networks():

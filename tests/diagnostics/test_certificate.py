@@ -141,6 +141,13 @@ def test_penalty_sums_squares():
     assert net[0].weight.grad.norm() > 0
 
 
+def test_penalty_of_shared_layer():
+    layer = nn.Linear(3, 3)
+    once = spectral_penalty(layer)
+    for flow in (nn.Sequential(layer, layer), [nn.Sequential(layer), nn.Sequential(layer)]):
+        torch.testing.assert_close(spectral_penalty(flow), once)
+
+
 def test_penalty_of_free_weights():
     flow = stack()
     weights = [

@@ -1,11 +1,14 @@
 """Rounding of an inverse, and the error bound under rounding."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from pyro_iresnet import ContractionError, DenseContraction, Newton, ResidualBlock
+from pyro_iresnet.activations import Sine
+from pyro_iresnet.contractions.layers import Activate, Gate
 from pyro_iresnet.norms import Gram
 from pyro_iresnet.solvers import Result, solve
 
@@ -84,6 +87,24 @@ def test_rounding_estimate(name):
     assert error.median() <= estimate.median()
     assert (error <= 2 * estimate.max()).all()
     assert estimate.median() <= 300 * error.median() + 1e-6
+
+
+@pytest.mark.parametrize("frequencies", [(0.01, 0.02), (20.0, 30.0)])
+def test_rounding_of_gates(frequencies):
+    """Gates keep the scale of the activation before, which stands in the next weight."""
+    activation = partial(Sine, frequencies=frequencies)
+    g = DenseContraction(2, [16], context_dim=3, activation=activation)
+    x, context = torch.randn(20, 2), torch.randn(20, 3)
+    values = []
+    for layer in g.materialize()._under(context):
+        values.append((layer, x, layer(x)))
+        x = values[-1][2]
+    (activate, *of_activation), (gate, *of_gate) = values[1:3]
+    assert (type(activate), type(gate)) == (Activate, Gate)
+    scaled = [(value * activate.outer).norm(dim=1) for value in (of_activation[1], of_gate[1])]
+    torch.testing.assert_close(gate.rounding(*of_gate), scaled[1])
+    expected = activate.rounding(*of_activation) * scaled[1] / scaled[0] / activate.stretch
+    torch.testing.assert_close(gate.rounding(*of_gate), expected)
 
 
 @pytest.mark.parametrize("name", zoo.SOLVERS)

@@ -15,7 +15,7 @@ from nflows.transforms import (
     RandomPermutation,
 )
 
-from pyro_iresnet import InversionError, IResNetTransform, Roulette
+from pyro_iresnet import InversionError, IResNetTransform, ResidualBlock, Roulette
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 
 from .. import zoo
@@ -174,3 +174,10 @@ def test_errors_name_inputs(direction, inputs, error):
 def test_takes_one_batch_dimension(direction, shape):
     with pytest.raises(ArgumentError, match="one batch dimension"):
         getattr(IResNetTransform(zoo.DIM), direction)(torch.randn(shape))
+
+
+def test_encoding_takes_no_jacobian(monkeypatch):
+    transform, x = IResNetTransform(20, [8]), torch.randn(4, 20)
+    expected = transform(x)[0]
+    monkeypatch.setattr(ResidualBlock, "evaluate", lambda *_: pytest.fail("a Jacobian"))
+    assert torch.equal(transform.encode(x), expected)

@@ -6,8 +6,11 @@ import pyro.distributions.transforms as pyro_transforms
 import pytest
 import torch
 from torch.distributions import (
+    AbsTransform,
     AffineTransform,
+    ComposeTransform,
     ExpTransform,
+    Normal,
     ReshapeTransform,
     StickBreakingTransform,
 )
@@ -28,6 +31,22 @@ from .. import zoo
 
 def image_block():
     return IResNet(ResidualBlock(ConvContraction((1, 2, 2), [4])))
+
+
+def test_falling_and_folding_parts():
+    """A stack has the direction of its parts, as torch's composition has."""
+    falling, rising = AffineTransform(0.0, -2.0), AffineTransform(1.0, 1.0)
+    for parts in ([falling, rising], [falling, falling], [rising]):
+        stack, torch_s = Stack(parts), ComposeTransform(parts)
+        assert int(stack.sign) == int(torch_s.sign)
+        base = Normal(torch.zeros(3), torch.ones(3))
+        x = torch.tensor([-1.0, 0.0, 3.0])
+        expected = torch.distributions.TransformedDistribution(base, [torch_s]).cdf(x)
+        found = torch.distributions.TransformedDistribution(base, [stack]).cdf(x)
+        torch.testing.assert_close(found, expected)
+    assert Stack([iresnet(2), actnorm(2)]).sign == 1
+    assert Stack([iresnet(2)]).bijective
+    assert not Stack([AbsTransform()]).bijective
 
 
 def test_notices_foreign_write():

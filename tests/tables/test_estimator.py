@@ -197,6 +197,18 @@ def test_keeps_the_best(table):
     assert history.plot().get_xlabel() == "step"
 
 
+def test_losses_in_units_of_the_table():
+    """Train on two sets of rows whose units differ: the losses differ by their own slopes."""
+    rows = torch.randn(400, 2).mul(2).exp().double().numpy()
+    estimator = DensityEstimator({"x0": Real(low=0.0), "x1": Real(low=0.0)}, **SHORT).fit(rows)
+    encoding, history = estimator.encoding_, estimator.history_
+    slope = encoding.encode(torch.from_numpy(rows))[1]
+    held_out = len(estimator.held_out_scores_)
+    total = held_out * history.slope + (400 - held_out) * history.train_slope
+    assert total == pytest.approx(float(slope.sum()))
+    assert history.slope != history.train_slope
+
+
 @pytest.mark.parametrize(("rows", "parts"), [(199, 1), (200, 3)])
 def test_no_actnorms_in_a_small_table(rows, parts, tmp_path):
     x = np.random.default_rng(0).normal(size=(rows, 2))

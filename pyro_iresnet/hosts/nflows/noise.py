@@ -8,6 +8,8 @@ from nflows.transforms import Transform
 from nflows.utils import split_leading_dim
 from torch import Tensor
 
+from ...errors import ArgumentError
+
 
 class Noise(StandardNormal):
     """nflows' ``StandardNormal`` in the dtype and on the device of a transform's parameters.
@@ -26,7 +28,7 @@ class Noise(StandardNormal):
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         if inputs.shape[1:] != self._shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected inputs of shape (batch, {self._shape[0]}); got {tuple(inputs.shape)}."
             )
         constant = 0.5 * self._shape[0] * math.log(2 * math.pi)

@@ -94,7 +94,7 @@ class IResNetTransform(SavedSettings, Transform):
 
     def encode(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the outputs of :meth:`forward`, without the cost of ``log|det|``."""
-        return self.block.evaluate(*self._checked(inputs, context)).y
+        return self.block.forward(*self._checked(inputs, context))
 
     @disable_compiler("its number of steps depends on the data")
     def inverse(  # pyright: ignore[reportIncompatibleMethodOverride]

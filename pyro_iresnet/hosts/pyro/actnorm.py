@@ -18,7 +18,7 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     The first forward call in train mode with 16 finite rows or more sets ``s`` and ``t`` so that
     the output has mean 0 and standard deviation 1 in each coordinate (a constant coordinate keeps
     scale 1). Fewer rows do not tell a scale (of two standard normal points the deviation is below a
-    tenth in one case of nine), so they leave the identity. Once ``s`` or ``t`` is not 0, only
+    tenth in one case of twelve), so they leave the identity. Once ``s`` or ``t`` is not 0, only
     training changes them: a load, from Pyro's parameter store too, is a start; and after training
     with smaller batches a warning says that no data set the start. Call :meth:`eval` to look before
     you start.

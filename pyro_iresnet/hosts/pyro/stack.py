@@ -1,5 +1,6 @@
 """Stacks of Pyro transforms: one evaluation and one memory for all parts."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import is_
@@ -136,6 +137,15 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
     def needs_record(self) -> bool:
         # A stack of modules alone has no settings beside theirs.
         return self._slots is not None
+
+    # Parts of other libraries may fall, or be no bijections.
+    @property
+    def bijective(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(part.bijective for part in self.parts)
+
+    @property
+    def sign(self) -> Any:
+        return math.prod(part.sign for part in self.parts)
 
     def evaluate(self, x: Tensor) -> Evaluation:
         parts, ends = self.parts, self._ends()

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..._torch import COARSE
-from ...errors import check_instance, check_positive_int, store_checked
-from .base import Point, Problem, Solver, Step, row_norm
+from ...errors import ArgumentTypeError, check_instance, check_positive_int, store_checked
+from ...operators.linear_map import row_norm
+from .base import Point, Problem, Solver, Step
 from .preconditioner import Affine, AffinePreconditioner
 
 # The number of small systems that LAPACK solves as fast as an elimination for all at once.
@@ -77,7 +78,9 @@ class Anderson(Solver):
     def learn(self, state: "_State", point: Point, tried: Point, accepted: Tensor) -> "_State":
         before, r = state.r, state.mixed(tried.residual)
         if before is None:
-            raise TypeError("Anderson learns from a point after a step from there.")
+            raise ArgumentTypeError(
+                "Expected state to be that of a step; got the state of the start."
+            )
         history = state.history.extended(r - before, tried.x - point.x, accepted)
         if not bool(accepted.all()):
             r = torch.where(accepted[:, None], r, before)

@@ -3,17 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ...errors import check_not_negative, check_positive_int, store_checked
 from ...operators import ContractionMap, Linearization
-
-# The Euclidean norm of each row, shapes (n, D) to (n,).
-row_norm = partial(torch.linalg.vector_norm, dim=-1)
+from ...operators.linear_map import row_norm
 
 
 @dataclass(frozen=True)
@@ -92,14 +89,6 @@ class Point:
             self.size.index_select(0, index),
             None if linearization is None else linearization.select(index),
         )
-
-
-class State(Protocol):
-    """The state of a solver between two steps, one entry for each sample."""
-
-    def select(self, index: Tensor) -> Self:
-        """Return the state of the samples ``index`` only."""
-        ...
 
 
 class Stateless:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...errors import check_instance
+from ...errors import ArgumentTypeError, check_instance
 from ...operators import DENSE, DenseSolve, KrylovSolve, LinearSolve
 from .base import Point, Problem, Solver, Step
 
@@ -44,7 +44,7 @@ class Newton(Solver):
     def step(self, problem: Problem, point: Point, state: Any) -> Step:
         at = point.linearization
         if at is None:
-            raise TypeError("Newton steps from a point where g was linearized.")
+            raise ArgumentTypeError("Expected point to hold the linearization of g; got none.")
         linear_solve = self.linear_solve
         if linear_solve is None:
             # An early step is far from the solution even if its equation is solved exactly: a

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..._counter_rng import fixed_normals
 from ...errors import check_positive_int, store_checked
-from .base import Problem, row_norm
+from ...operators.linear_map import row_norm
+from .base import Problem
 
 
 class Affine(NamedTuple):

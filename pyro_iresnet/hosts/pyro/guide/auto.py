@@ -208,8 +208,9 @@ class AutoIResNet(AutoNormalizingFlow):
             begin += shape.numel()
             value = biject_to(site["fn"].support)(part)
             columns = value.reshape(len(value), -1)
-            # In parts, since torch takes no more than 16 million numbers at once.
-            parts = [torch.quantile(c, levels, dim=0) for c in columns.split(1000, dim=1)]
+            # In parts, since older releases of torch take no more than 2^24 numbers at once.
+            size = max(1, 2**24 // len(columns))
+            parts = [torch.quantile(c, levels, dim=0) for c in columns.split(size, dim=1)]
             found[name] = torch.cat(parts, dim=1).reshape(-1, *value.shape[1:])
         return found
 
