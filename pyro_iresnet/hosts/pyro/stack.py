@@ -144,7 +144,7 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
         return all(part.bijective for part in self.parts)
 
     @property
-    def sign(self) -> Any:
+    def sign(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return math.prod(part.sign for part in self.parts)
 
     def evaluate(self, x: Tensor) -> Evaluation:
