@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..operators.krylov import KEPT
-from ..operators.linear_map import row_norm
-from .solvers.base import Point, Problem, Solver, Step
+from .solvers.base import Point, Problem, Solver, Step, row_norm
 from .stopping import PATIENCE, BatchState, Outcome, StopDecision, Tolerance
 
 

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from ..operators import ContractionMap, KrylovSolve, floor
 from ..operators.krylov import Product
-from ..operators.linear_map import row_norm
 from ..operators.solve import COARSEST
 from ..solution import Result
 from .loop import iterate
 from .solvers import AffinePreconditioner, Anderson
-from .solvers.base import Point, Problem, Solver, Step
+from .solvers.base import Point, Problem, Solver, Step, row_norm
 from .solvers.preconditioner import Affine
 from .stopping import Tolerance
 

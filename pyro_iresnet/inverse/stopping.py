@@ -7,9 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..operators.linear_map import row_norm
 from ..solution import Result
-from .solvers.base import Point, Solver, share_kept
+from .solvers.base import Point, Solver, row_norm, share_kept
 
 # Steps without a smaller residual after which rounding, not the solver, decides.
 PATIENCE = 10

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..._torch import COARSE
 from ...errors import ArgumentTypeError, check_instance, check_positive_int, store_checked
-from ...operators.linear_map import row_norm
-from .base import Point, Problem, Solver, Step
+from .base import Point, Problem, Solver, Step, row_norm
 from .preconditioner import Affine, AffinePreconditioner
 
 # The number of small systems that LAPACK solves as fast as an elimination for all at once.

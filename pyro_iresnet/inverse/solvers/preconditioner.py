@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..._counter_rng import fixed_normals
 from ...errors import check_positive_int, store_checked
-from ...operators.linear_map import row_norm
-from .base import Problem
+from .base import Problem, row_norm
 
 
 class Affine(NamedTuple):
