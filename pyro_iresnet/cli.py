@@ -68,7 +68,7 @@ def score(
     """Write the log-density of each row, nats in the units of the table."""
     with _errors_as_exit():
         _check_output(output)
-        estimator = DensityEstimator.load(model)
+        estimator = _loaded(model, context)
         least = -math.inf if anomaly is None else estimator.threshold(anomaly)
         scores = pd.DataFrame({"log_density": estimator.score_samples(table, context)})
         told = f"{len(scores)} rows: mean log-density {scores['log_density'].mean():.3f} nats"
@@ -93,7 +93,7 @@ def sample(
     """Draw rows, and write them with the columns of the fit."""
     with _errors_as_exit():
         _check_output(output)
-        estimator = DensityEstimator.load(model)
+        estimator = _loaded(model, context)
         torch.manual_seed(seed)
         drawn = estimator.sample(number, context)
         if isinstance(drawn, np.ndarray):
@@ -188,6 +188,15 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(path, index=False)
     else:
         frame.to_parquet(path, index=False)
+
+
+def _loaded(model: Path, context: Path | None) -> DensityEstimator:
+    """Read a model, or raise unless a context is given where the fit had one."""
+    estimator = DensityEstimator.load(model)
+    if (context is None) != (estimator.model_.context is None):
+        has, got = ("--context FILE", "none") if context is None else ("no --context", context)
+        raise ArgumentError(f"Expected {has}, as in the fit of {model}; got {got}.")
+    return estimator
 
 
 def _say(text: str, quiet: bool) -> None:

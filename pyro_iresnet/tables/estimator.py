@@ -74,6 +74,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     Attributes:
         flow_: the trained nflows ``Flow``, in double precision.
+        columns_: the kind of each column by name, declared or recognised.
         encoding_: the map between rows of numbers and rows of the flow.
         model_: the two together.
         history_: the steps, and the losses of training and validation in nats of the user's units.
@@ -310,6 +311,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def _keep(self, model: TableModel) -> None:
         """Store the fitted model, and the attributes that scikit-learn expects."""
         self.model_, self.flow_, self.encoding_ = model, model.flow, model.encoding
+        self.columns_ = {column.name: column.kind for column in model.encoding.columns}
         self.n_features_in_ = len(model.encoding.columns)
         if model.is_array:
             vars(self).pop("feature_names_in_", None)

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -24,6 +25,10 @@ MARGIN = 0.05
 # The share of rows of one real number above which a warning comes: of any, and of a number that
 # comes so many times as often as the next.
 POINT, ODD_POINT, ODD = 0.3, 0.05, 5
+# The share of such a number that is the smallest or the largest.
+END_POINT = 0.01
+# The values of the longest scale of which several columns may be items.
+SCALE = 12
 # Nats a row by which a normal fits better behind asinh than without, or without a logarithm.
 GAIN = 0.1
 # A number is near 0 below this share of the median; the share of such rows that tells of a limit.
@@ -40,27 +45,44 @@ def fitted_columns(rows: Rows, declared: Mapping[str, Column]) -> list[FittedCol
         )
     sample = sample_of(rows.values)
     least, most, integer = _ends(rows.values)
-    found = []
-    for i, (name, dtype, labels, levels) in enumerate(
-        zip(rows.names, rows.dtypes, rows.labels, rows.levels, strict=True)
-    ):
+    kinds: list[Column] = []
+    scales: dict[tuple[float, float], list[int]] = {}
+    for i, (name, labels) in enumerate(zip(rows.names, rows.labels, strict=True)):
         values = sample[:, i]
         # The ends are those of all rows, beside the sample.
         seen = np.append(values, [least[i], most[i]]) if len(sample) < len(rows.values) else values
         if labels is not None:
-            kind = Category(labels)
+            kinds.append(Category(labels))
         elif name in declared:
-            kind = declared[name]
-            _check_declared(kind, rows.values[:, i], name)
-            _check_varies(least[i], most[i], name, is_integer=kind.is_integer)
+            kinds.append(declared[name])
+            _check_declared(kinds[i], rows.values[:, i], name)
+            _check_varies(least[i], most[i], name, is_integer=kinds[i].is_integer)
         else:
             _check_varies(least[i], most[i], name, is_integer=bool(integer[i]))
-            kind = recognised(seen, is_integer=bool(integer[i]))
-        if not kind.is_integer:
+            kinds.append(recognised(seen, is_integer=bool(integer[i])))
+            if kinds[i].is_integer and most[i] - least[i] < SCALE:
+                scales.setdefault((least[i], most[i]), []).append(i)
+        if not kinds[i].is_integer:
             _warn_of_point_mass(values, name)
-        found.append(FittedColumn.of(name, kind, dtype, values, levels))
+    for items in scales.values():
+        shared = _of_one_scale([cast(Integer, kinds[i]) for i in items])
+        for i in items:
+            kinds[i] = shared
+    found = [
+        FittedColumn.of(name, kind, dtype, values, levels)
+        for name, kind, dtype, values, levels in zip(
+            rows.names, kinds, rows.dtypes, sample.T, rows.levels, strict=True
+        )
+    ]
     _check_independent(found, sample)
     return found
+
+
+def _of_one_scale(kinds: Sequence[Integer]) -> Integer:
+    """Return the narrowest limits among columns of integers with the same ends."""
+    lows = [kind.low for kind in kinds if kind.low is not None]
+    highs = [kind.high for kind in kinds if kind.high is not None]
+    return Integer(max(lows, default=None), min(highs, default=None))
 
 
 def sample_of(values: Values) -> Values:
@@ -141,11 +163,14 @@ def _warn_of_point_mass(values: Values, name: str) -> None:
     points, counts = np.unique(values, return_counts=True)
     most = int(counts.argmax())
     is_odd = counts[most] > ODD * np.delete(counts, most).max(initial=0)
-    if counts[most] > (ODD_POINT if is_odd else POINT) * len(values):
+    at_end = most in (0, len(points) - 1) and counts[most] >= ROWS
+    share = POINT if not is_odd else END_POINT if at_end else ODD_POINT
+    if counts[most] > share * len(values):
         warnings.warn(
             f"{counts[most] / len(values):.0%} of the rows of the column {name!r} are "
             f"{points[most]:g}, where a density of real numbers grows without limit. Make a label "
-            "of the column (is it this number?), and fit the other rows by themselves.",
+            "of the column (is it this number?), and fit the other rows by themselves; or declare "
+            f"limits beyond {points[most]:g}, and clip the samples.",
             stacklevel=2,
         )
 

@@ -101,7 +101,23 @@ def _labels_in_text(source: Source, declared: Mapping[str, object]) -> list[str]
         else:
             in_text = isinstance(kind, Category) or holds_labels(dtype, name, source.label)
         found += [name] * in_text
-    return found
+    whole = [
+        name
+        for name, dtype in zip(names_of(first, source.label), first.dtypes, strict=True)
+        if name not in declared and pd.api.types.is_integer_dtype(dtype)
+    ]
+    return found + _codes(source, whole)
+
+
+def _codes(source: Source, names: Sequence[str]) -> list[str]:
+    """List the columns with digits behind a leading 0, such as 01234, which no number keeps."""
+    found: set[str] = set()
+    for part in source.parts(names) if names else ():
+        for i, name in enumerate(names_of(part, source.label)):
+            if name in names and name not in found:
+                cells = part.iloc[:, i].astype(str)
+                found |= {name} if bool(cells.str.match(r"0\d").any()) else set()
+    return [name for name in names if name in found]
 
 
 class _Reader:

@@ -25,7 +25,8 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
 
     Adam at a constant learning rate behind a linear warm-up. Average the weights in place of a
     schedule (:class:`TenthAverage`), and clip gradients in the trainer. A batch is ``x``, ``(x,)``
-    or ``(x, context)``. ``train_loss`` and ``val_loss`` are logged, in nats.
+    or ``(x, context)``. ``train_loss``, ``val_loss`` and ``test_loss`` are logged, in nats;
+    ``trainer.predict`` returns the log-density of each row.
 
     Blocks of one shape are packed, which makes a step faster and leaves the state dict as it is.
 
@@ -107,10 +108,19 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss of a batch of validation."""
+        self._log_mean("val_loss", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of a batch of test rows."""
+        self._log_mean("test_loss", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the log-density of each row, nats."""
+        return self.log_prob(batch)
+
+    def _log_mean(self, name: str, batch: Batch) -> None:
         log_prob = self.log_prob(batch)
-        self.log(
-            "val_loss", -log_prob.mean(), prog_bar=True, sync_dist=True, batch_size=len(log_prob)
-        )
+        self.log(name, -log_prob.mean(), prog_bar=True, sync_dist=True, batch_size=len(log_prob))
 
     def configure_optimizers(self) -> Any:
         """Return Adam and the warm-up."""

@@ -72,9 +72,13 @@ def test_context(folder):
     assert run("score", folder / "c.pt", folder / "y.csv", "-o", out, *words).exit_code == 0
     assert run("sample", folder / "c.pt", "-n", 2, "-o", out, *words).exit_code == 0
     assert len(pd.read_csv(out)) == 2 * n
-    result = run("score", folder / "c.pt", folder / "y.csv", "-o", out)
+    for words in (("score", folder / "c.pt", folder / "y.csv"), ("sample", folder / "c.pt")):
+        result = run(*words, "-o", out)
+        assert result.exit_code == 2
+        assert "Expected --context FILE" in result.output
+    result = run("sample", folder / "m.pt", "-o", out, "--context", folder / "c.csv")
     assert result.exit_code == 2
-    assert "context" in result.output
+    assert "Expected no --context" in result.output
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Timer
 
 from pyro_iresnet.errors import ArgumentError, IResNetError
 from pyro_iresnet.tables import Category, DensityEstimator, Integer, Real, files
+from pyro_iresnet.tables.recognition import recognised
 
 SHORT = {"num_blocks": 1, "hidden_features": 8, "max_steps": 20, "progress": False}
 RNG = np.random.default_rng(0)
@@ -232,7 +233,7 @@ def test_fraction_in_a_column_of_integers_is_told():
     assert np.isfinite(scores[1])
 
 
-@pytest.mark.parametrize(("zeros", "warns"), [(0, False), (20, False), (100, True)])
+@pytest.mark.parametrize(("zeros", "warns"), [(0, False), (4, False), (20, True), (100, True)])
 def test_heap_of_zeros_is_told(zeros, warns):
     x = np.exp(np.random.default_rng(0).normal(size=400))
     x[:zeros] = 0.0
@@ -240,6 +241,32 @@ def test_heap_of_zeros_is_told(zeros, warns):
         warnings.simplefilter("always")
         DensityEstimator(**SHORT).fit(pd.DataFrame({"rain": x}))
     assert any("are 0" in str(w.message) for w in caught) is warns
+
+
+@pytest.mark.parametrize(("rows", "warns"), [(9, False), (15, False), (40, True)])
+def test_heap_inside_is_told(rows, warns):
+    """A heap that lies at neither end has to be larger."""
+    x = np.random.default_rng(0).normal(size=400)
+    x[:rows] = 0.0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        DensityEstimator(**SHORT).fit(pd.DataFrame({"rain": x}))
+    assert any("are 0" in str(w.message) for w in caught) is warns
+
+
+def test_items_of_one_scale():
+    """Items with the same ends have the same limits, whether or not each heaps there."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=600)
+    items = {
+        f"q{i}": np.clip(np.round(3 + 1.2 * z + 0.4 * rng.normal(size=600)), 1, 5).astype(int)
+        for i in range(4)
+    }
+    table = pd.DataFrame({**items, "visits": rng.poisson(2, 600)})
+    alone = [recognised(table[name].to_numpy(float), is_integer=True) for name in items]
+    assert len(set(alone)) > 1
+    columns = DensityEstimator(**SHORT).fit(table).columns_
+    assert columns == {**dict.fromkeys(items, Integer(1, 5)), "visits": Integer(low=0)}
 
 
 def test_rounded_numbers_are_no_heap():

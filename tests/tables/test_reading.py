@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("lightning", reason="needs the extra train")
 
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
-from pyro_iresnet.tables import Category, DensityEstimator
+from pyro_iresnet.tables import Category, DensityEstimator, Integer
 from pyro_iresnet.tables import reading as module
 from pyro_iresnet.tables.reading import source_of
 from pyro_iresnet.tables.rows import fixed, read
@@ -123,6 +123,23 @@ def test_labels_of_a_file_keep_their_text(tmp_path, monkeypatch):
     assert [d for d in rows.dtypes if d not in ("str", "object")] == ["bool", "int64", "float64"]
     assert rows.values[:2, 3].tolist() == [1, 0]
     assert rows.values[-1].tolist() == [1, 2, 0, 0, 1, 1]
+
+
+def test_codes_of_a_file_are_labels(tmp_path, monkeypatch):
+    """Digits behind a 0 stay text, wherever they stand; a declared number is a number."""
+    monkeypatch.setattr(module, "PART", 5)
+    frame = pd.DataFrame(
+        {
+            "zip": ["94110"] * 6 + ["01234"] * 6,
+            "visits": [0, 10] * 6,
+            "share": ["0.5", "1.0"] * 6,
+            "serial": ["007", "008"] * 6,
+        }
+    )
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    rows = read(source_of(tmp_path / "x.csv"), {"serial": Integer()}, tmp_path / "scratch")
+    assert rows.labels == (("01234", "94110"), None, None, None)
+    assert rows.values[0].tolist() == [1, 0, 0.5, 7]
 
 
 def test_scores_the_file_of_its_samples(tmp_path):

@@ -186,6 +186,20 @@ def test_loads_without_a_trainer(tmp_path):
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("name", densities())
+def test_scores_other_rows(name, tmp_path):
+    flow, is_conditional = densities()[name]
+    x = points(6)
+    batches = TensorDataset(x, torch.randn(6, 1)) if is_conditional else TensorDataset(x)
+    module, loader = FlowModule(flow), DataLoader(batches, batch_size=4)
+    (logged,) = trainer(tmp_path).test(module, loader, verbose=False)
+    scores = torch.cat(trainer(tmp_path).predict(module, loader))
+    with torch.no_grad():
+        expected = module.log_prob(batches.tensors)
+    torch.testing.assert_close(scores, expected)
+    assert logged["test_loss"] == pytest.approx(-float(expected.mean()))
+
+
 def test_clips_in_mixed_precision(tmp_path):
     fit = trainer(tmp_path, max_steps=2, precision="bf16-mixed", gradient_clip_val=1.0)
     fit.fit(FlowModule(iresnet_flow(2, 1, hidden_features=4)), DataLoader(points(), batch_size=32))
