@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-
-# An optimiser imports the compiler at its first step, which would count as memory of that step.
-import torch._dynamo
 import typer
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
@@ -61,11 +58,12 @@ NOTE = """\
 Blocks of `{base}` along its axes, else with all defaults of the package; float32, milliseconds of
 the processor. Products are multiply-adds of all matrix products of a call, with those of LAPACK by
 their leading power. A slope is that of the logarithm over the logarithm of the size, from the row
-above to its row. Small calls are bound by the number of operations, so their time grows less than
-their products. In eval mode the log-determinant is exact up to {exact:,} coordinates, and a series
-with a stated error above: the number of its terms depends on the weights, which are untrained here.
+above to its row. Small calls are bound by the number of operations, so their time often grows
+less than their products. In eval mode the log-determinant is exact up to {exact:,} coordinates, and
+a series with a stated error above: the number of its terms depends on the weights, which are
+untrained here.
 The exact log-determinant takes D products where no hidden layer is narrower than D, and has the
-side of the hidden layer where one is: so D = 1,024 with layers of 256 takes less than D = 256.
+side of the hidden layer where one is, such as layers of 256 at D = 1,024.
 """
 
 
@@ -114,6 +112,9 @@ def along(axis: str, work: str, rounds: int, most: int | None) -> tuple[list[lis
     name, values = AXES[axis]
     values = values[:most]
     calls = {str(v): WORKS[work](replace(Size(), **{axis: v})) for v in values}
+    for call in calls.values():
+        # In eval mode the first call normalises the weights for all later ones.
+        call()
     counts = [products_of(call, 2).total / 2 for call in calls.values()]
     ms = list(
         interleaved(calls, rounds=rounds, inner=1, warmup=1, clock=time.process_time).values()
@@ -137,6 +138,7 @@ def along(axis: str, work: str, rounds: int, most: int | None) -> tuple[list[lis
 
 def once(work: str, dim: int, batch: int) -> None:
     """Make one call of 8 default blocks, for its peak of memory in a process of its own."""
+    torch.set_num_threads(1)
     WORKS[work](Size(dim, batch, blocks=8, width=None))()
 
 
