@@ -154,7 +154,7 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
     shapes, rounds = (SHAPES[:1], 2) if fast else (SHAPES, 31)
     note = f"""Forward and backward of one block, batch {BATCH}, float32, norms included, medians \
 of {rounds} interleaved rounds, milliseconds of the processor, with an arena of malloc as in \
-training. `Over plain` is over the faster of the two plain blocks. Blocks of this package work with \
+training. `Over plain` is over the faster of the two plain blocks. Blocks of this package use \
 channels last, which normflows refuses. MiB are the peak above the imports of a fresh process."""
     found = [compared(shape, rounds) for shape in shapes]
     goals = [row for _, rows in found for row in rows]
