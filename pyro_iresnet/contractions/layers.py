@@ -238,10 +238,9 @@ class Gate(Layer):
         return [replace(self, outer=outer) for outer in _rows(self.outer, count)]
 
     def _spread(self) -> Tensor:
-        gate = self.gate
-        if gate is None:
+        if self.gate is None:
             raise ArgumentTypeError("Expected a context for the gate of a layer; got none.")
-        return gate.reshape(*gate.shape, *(1,) * (self.event_dim - 1))
+        return self.gate.reshape(*self.gate.shape, *(1,) * (self.event_dim - 1))
 
 
 def _times(h: Tensor, scale: Tensor) -> Tensor:
@@ -300,7 +299,6 @@ class CurvedLayers(NamedTuple):
         active: Any = layers[1::2]
         if len(active) == 0 or len(affine) != len(active) + 1:
             return None
-        # A subclass computes another function.
         for layer in active:
             if type(layer) is not Activate or type(layer.core) not in CURVED:
                 return None

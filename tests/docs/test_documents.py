@@ -187,12 +187,14 @@ PLACES = {
         ("this project", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("this project, packed", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("this project, compiled", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
+        ("this project, all defaults", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
         ("normflows Residual, brute force", "D = 2, 8 blocks of 64-64-64, threads: 2", 2),
     ],
     "a training step with 63": [
         ("this project", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("this project, packed", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("this project, compiled", "D = 63, 8 blocks of 128-128, threads: 2", 2),
+        ("this project, all defaults", "D = 63, 8 blocks of 128-128, threads: 2", 2),
         ("flowcon iResBlock, unbiased", "D = 63, 8 blocks of 128-128, threads: 2", 2),
     ],
     "the checkerboard to 3.75": [
