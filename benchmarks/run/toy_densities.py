@@ -50,6 +50,10 @@ DISTANCES = {
 }
 # A density with edges and one without.
 FEW = ("checkerboard", "8 gaussians")
+SMOOTH = (
+    "`Sine` by default. `GroupSort` and `LeakyReLU` are piecewise linear: the gradient of the "
+    "log-determinant misses how the slopes depend on x, and such flows do not learn"
+)
 BETWEEN = (
     "an ActNorm by default, beside a linear map of LU factors, or a spline for each coordinate"
 )
@@ -226,7 +230,7 @@ after {study.rate_steps:,} steps is not the best after more.
 
 {compared(study, "clock", flows())}
 
-{variants(study, "Activations", "`Sine` by default", activations())}\
+{variants(study, "Activations", SMOOTH, activations())}\
 {variants(study, "More than an ActNorm before each block", BETWEEN, layers_between())}\
 {at_full_length(study)}## The flows
 
