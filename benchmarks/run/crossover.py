@@ -82,7 +82,7 @@ def main(
     trained = [(dim, training(dim, rounds)) for dim in TRAINING]
     evaluated = [(dim, evaluation(dim, 1 if fast else 3)) for dim in EVALUATION]
     rows = [[str(dim), widths(dim), *cells(ms, "roulette", 2)] for dim, ms in trained]
-    long = [[str(dim), widths(dim), *cells(ms, "series", 0)] for dim, ms in evaluated]
+    long = [[str(dim), widths(dim), *cells(ms, "series", 2)] for dim, ms in evaluated]
     body = (
         f"`auto_logdet` is exact up to {EXACT_IN_TRAINING} coordinates in train mode and up to "
         f"{EXACT_IN_EVALUATION} in eval mode, there for the exact value and not for time. The "
