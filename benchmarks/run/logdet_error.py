@@ -170,7 +170,7 @@ def worst_draws(draws: int) -> tuple[float, float, float]:
     exact = 2 * math.log(1.9)
     at = wrap(Scaled(), lipschitz=0.9).linearize(torch.zeros(draws, 2))
     ours = [
-        float((estimator(at, lipschitz=0.9) - exact).abs().max())
+        float((estimator(at, lipschitz=0.9) - exact).detach().abs().max())
         for estimator in (Roulette(), IN_TRAINING)
     ]
     theirs = iResBlock(Scaled(), neumann_grad=False)
