@@ -93,6 +93,7 @@ def _labels_in_text(source: Source, declared: Mapping[str, object]) -> list[str]
     if first is None:
         return []
     found: list[str] = []
+    whole: list[str] = []
     for name, dtype in zip(names_of(first, source.label), first.dtypes, strict=True):
         kind = declared.get(name)
         if isinstance(kind, Category) and kind.labels is not None:
@@ -100,23 +101,24 @@ def _labels_in_text(source: Source, declared: Mapping[str, object]) -> list[str]
             in_text = are_text(kind.labels)
         else:
             in_text = isinstance(kind, Category) or holds_labels(dtype, name, source.label)
-        found += [name] * in_text
-    whole = [
-        name
-        for name, dtype in zip(names_of(first, source.label), first.dtypes, strict=True)
-        if name not in declared and pd.api.types.is_integer_dtype(dtype)
-    ]
+        if in_text:
+            found.append(name)
+        elif kind is None and pd.api.types.is_integer_dtype(dtype):
+            whole.append(name)
     return found + _codes(source, whole)
 
 
 def _codes(source: Source, names: Sequence[str]) -> list[str]:
     """List the columns with digits behind a leading 0, such as 01234, which no number keeps."""
+    if not names:
+        return []
     found: set[str] = set()
-    for part in source.parts(names) if names else ():
-        for i, name in enumerate(names_of(part, source.label)):
-            if name in names and name not in found:
-                cells = part.iloc[:, i].astype(str)
-                found |= {name} if bool(cells.str.match(r"0\d").any()) else set()
+    for part in source.parts(names):
+        columns = dict(zip(names_of(part, source.label), part.items(), strict=True))
+        for name in set(names) - found:
+            _, cells = columns[name]
+            if bool(cells.astype(str).str.match(r"0\d").any()):
+                found.add(name)
     return [name for name in names if name in found]
 
 
