@@ -31,8 +31,6 @@ from pyro_iresnet import (
 )
 from pyro_iresnet.activations import (
     ELU,
-    GroupSort,
-    LeakyReLU,
     LipSwish,
     Sine,
     Tanh,
@@ -171,13 +169,6 @@ ACTIVATIONS = {
     "elu": ELU,
     "tanh": Tanh,
     "sine": partial(Sine, frequencies=(0.5, 5.0)),
-    "leaky_relu": LeakyReLU,
-}
-
-# Activations of several entries at once.
-OTHER_ACTIVATIONS = {
-    "pairs": GroupSort,
-    "fours": partial(GroupSort, 4),
 }
 
 CERTIFIED_NORMS = {
@@ -204,10 +195,6 @@ CONTRACTIONS = {
     "near_minus": near_minus,
     **{f"dense_{n}": partial(dense, activation=a) for n, a in ACTIVATIONS.items()},
     **{f"dense_{n}": partial(dense, norm=s) for n, s in CERTIFIED_NORMS.items()},
-    **{
-        f"dense_{n}": partial(dense, hidden_dims=(8, 12), activation=a)
-        for n, a in OTHER_ACTIVATIONS.items()
-    },
     "conv_linear": partial(conv, hidden_channels=()),
     "conv_zeros": conv,
     "conv_circular": partial(conv, padding="circular"),
@@ -234,9 +221,6 @@ SOLVERS = {
 CONDITIONAL = {
     "conditional_dense": partial(dense, context_dim=CONTEXT),
     "conditional_linear": partial(dense, hidden_dims=(), context_dim=CONTEXT),
-    "conditional_pairs": partial(
-        dense, hidden_dims=(8, 6), activation=GroupSort, context_dim=CONTEXT
-    ),
     "conditional_sine": partial(dense, activation=Sine, context_dim=CONTEXT),
     "conditional_conv": partial(conv, context_dim=CONTEXT),
     "conditional_conv_sine": partial(conv, activation=Sine, context_dim=CONTEXT),

@@ -282,7 +282,6 @@ WITHOUT = {
             "Diagonal",
             "Matrices",
             "Negated",
-            "Permutation",
             "Sum",
         ],
         BRICK,

@@ -34,8 +34,6 @@ from pyro_iresnet import (
 from pyro_iresnet.activations import (
     ELU,
     Activation,
-    GroupSort,
-    LeakyReLU,
     LipSwish,
     Tanh,
 )
@@ -72,8 +70,8 @@ def flows() -> dict[str, Callable[[], Contender]]:
 
 def activations() -> dict[str, Callable[[], Contender]]:
     """Return the makers of the i-ResNet with other activations than its default, by name."""
-    others = (LipSwish, GroupSort, LeakyReLU, ELU, Tanh)
-    return {kind.__name__: _fitting(partial(_iresnet_of, kind), range(8, 65)) for kind in others}
+    others = (LipSwish, ELU, Tanh)
+    return {kind.__name__: _fitting(partial(_iresnet_of, kind), range(8, 129)) for kind in others}
 
 
 def layers_between() -> dict[str, Callable[[], Contender]]:
@@ -134,9 +132,8 @@ def iresnet() -> Contender:
     return _ours([_dense] * BLOCKS)
 
 
-def _iresnet_of(activation: type[Activation], half_width: int) -> Contender:
-    # An even width, for GroupSort.
-    dense = partial(DenseContraction, DIM, 3 * [2 * half_width], activation=activation)
+def _iresnet_of(activation: type[Activation], width: int) -> Contender:
+    dense = partial(DenseContraction, DIM, 3 * [width], activation=activation)
     return _ours([lambda: _block(dense())] * BLOCKS)
 
 

@@ -50,10 +50,7 @@ DISTANCES = {
 }
 # A density with edges and one without.
 FEW = ("checkerboard", "8 gaussians")
-SMOOTH = (
-    "`Sine` by default. `GroupSort` and `LeakyReLU` are piecewise linear: the gradient of the "
-    "log-determinant misses how the slopes depend on x, and such flows do not learn"
-)
+SMOOTH = "`Sine` by default"
 BETWEEN = (
     "an ActNorm by default, beside a linear map of LU factors, or a spline for each coordinate"
 )

@@ -13,22 +13,22 @@ from torch.autograd import Function
 from .._settings import HasSettings
 from .._torch import in_plain_autograd, needs_plain_operations
 from ..errors import ArgumentTypeError, check_dims, check_positive_int
-from ..operators import Diagonal, LinearMap
 
 # Methods of which a new activation defines one.
-DERIVATIVES = {"linearize", "value_and_slope", "value_slope_curvature"}
+DERIVATIVES = {"value_and_slope", "value_slope_curvature"}
 
 
 class Activation(HasSettings, nn.Module, ABC):
-    """Base class of functions between the layers of ``g``, which stretch by at most ``bound``.
+    """Base class of functions between the layers of ``g``, of every entry by itself.
 
-    To write one that acts on every entry by itself, subclass :class:`Elementwise`. Otherwise define
-    :meth:`forward` and :meth:`linearize`, and set ``bound``. A state dict holds the class and the
-    attributes that are numbers, strings, tuples, strategies or functions, unless their names begin
-    with an underscore; loading others raises. Extend :meth:`settings` by any other setting.
+    To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``. A density
+    needs a smooth function: behind a piecewise linear one the gradient of a log-determinant does
+    not see how the slopes depend on ``x``. A state dict holds the class and the attributes that are
+    numbers, strings, tuples, strategies or functions, unless their names begin with an underscore;
+    loading others raises. Extend :meth:`settings` by any other setting.
 
     Attributes:
-        bound: the largest stretch, proven; belongs to the class, not learned.
+        bound: the largest absolute value of the slope, proven; belongs to the class, not learned.
 
     Raises:
         ArgumentError: by :meth:`follow`: a width that the activation cannot follow.
@@ -37,14 +37,12 @@ class Activation(HasSettings, nn.Module, ABC):
         >>> import torch
         >>> from pyro_iresnet import DenseContraction
         >>> from pyro_iresnet.activations import Activation
-        >>> from pyro_iresnet.operators import Permutation
-        >>> class Reversed(Activation):
+        >>> class Arctan(Activation):
         ...     def forward(self, x):
-        ...         return x.flip(-1)
-        ...     def linearize(self, x, event_dim=1):
-        ...         last = torch.arange(x.shape[-1] - 1, -1, -1).expand(x.shape)
-        ...         return self(x), Permutation(last)
-        >>> g = DenseContraction(2, [16], activation=Reversed)
+        ...         return x.atan()
+        ...     def value_and_slope(self, x):
+        ...         return x.atan(), 1 / (1 + x * x)
+        >>> g = DenseContraction(2, [16], activation=Arctan)
     """
 
     bound: float = 1.0
@@ -54,10 +52,9 @@ class Activation(HasSettings, nn.Module, ABC):
         # An inherited half would compute another function than the half that is new.
         value = "forward" in vars(cls)
         slope = bool(DERIVATIVES & vars(cls).keys())
-        derivative: Any = getattr(cls, "value_and_slope", cls.linearize)
         missing: list[str] = []
-        if value and not slope and not _is_abstract(derivative):
-            missing.append(derivative.__name__)
+        if value and not slope and not _is_abstract(cls.value_and_slope):
+            missing.append("value_and_slope")
         if slope and not value and not _is_abstract(cls.forward):
             missing.append("forward")
         inherits = "factors" not in vars(cls) and cls.factors is not Activation.factors
@@ -83,8 +80,8 @@ class Activation(HasSettings, nn.Module, ABC):
         """The value at ``x``, shape ``(*batch, width)``, or ``(*batch, *event)`` for images."""
 
     @abstractmethod
-    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
-        """The value and the Jacobian at ``x``, whose last ``event_dim`` dimensions are an event."""
+    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and the derivative at ``x``, each of the shape of ``x``."""
 
     def follow(self, width: int, event_dim: int = 1) -> None:
         """Take the place behind a layer; a network calls this method once.
@@ -111,33 +108,7 @@ def _is_abstract(method: Any) -> bool:
     return getattr(method, "__isabstractmethod__", False)
 
 
-class Elementwise(Activation):
-    """An activation that acts on every entry by itself, with ``|slope| <= bound`` everywhere.
-
-    To write one, define :meth:`forward` and :meth:`value_and_slope`, and set ``bound``.
-
-    Example:
-        >>> import torch
-        >>> from pyro_iresnet import DenseContraction
-        >>> from pyro_iresnet.activations import Elementwise
-        >>> class Arctan(Elementwise):
-        ...     def forward(self, x):
-        ...         return x.atan()
-        ...     def value_and_slope(self, x):
-        ...         return x.atan(), 1 / (1 + x * x)
-        >>> g = DenseContraction(2, [16], activation=Arctan)
-    """
-
-    @abstractmethod
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The value and the derivative at ``x``, each of the shape of ``x``."""
-
-    def linearize(self, x: Tensor, event_dim: int = 1) -> tuple[Tensor, LinearMap]:
-        value, slope = self.value_and_slope(x)
-        return value, Diagonal(slope, event_dim)
-
-
-class Curved(Elementwise):
+class Curved(Activation):
     """An activation with a second derivative in closed form, and without parameters or settings.
 
     To write one, define :meth:`forward` and :meth:`value_slope_curvature`, and set ``bound``.
@@ -256,7 +227,6 @@ def check_activation(activation: object) -> None:
 def make_activations(
     activation: Callable[[], Activation],
     widths: Sequence[int],
-    kind: type[Activation] = Activation,
     event_dim: int = 1,
 ) -> nn.ModuleList:
     """Make one activation for each width.
@@ -264,18 +234,15 @@ def make_activations(
     Arguments:
         activation: a class, or a callable that makes an activation.
         widths: the widths of the hidden layers.
-        kind: the class that the core of an activation must have.
         event_dim: the number of trailing dimensions of one event: 1 for vectors, 3 for images.
 
     Raises:
-        ArgumentError, ArgumentTypeError: ``activation`` makes no activation of this kind, or one
-            that cannot follow a layer of its width.
+        ArgumentError, ArgumentTypeError: ``activation`` makes no activation, or one that cannot
+            follow a layer of its width.
     """
     check_activation(activation)
     widths = check_dims(widths, "widths")
     event_dim = check_positive_int(event_dim, "event_dim")
-    if not isinstance(kind, type):
-        raise ArgumentTypeError(f"Expected kind to be a class, such as Elementwise; got {kind!r}.")
     made = nn.ModuleList()
     for width in widths:
         one = activation()
@@ -283,11 +250,6 @@ def make_activations(
             raise ArgumentTypeError(
                 f"Expected activation to make an Activation, such as {EXAMPLE}; "
                 f"it made a {type(one).__name__}."
-            )
-        if not isinstance(one.factors().core, kind):
-            raise ArgumentTypeError(
-                f"Expected activation to act on every entry by itself, such as {EXAMPLE}; "
-                f"got {type(one).__name__}."
             )
         one.follow(width, event_dim)
         made.append(one)

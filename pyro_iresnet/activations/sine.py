@@ -15,10 +15,10 @@ from ..errors import (
     check_positive_int,
     check_tensor,
 )
-from .base import Activation, Curved, Elementwise, Factors
+from .base import Activation, Curved, Factors
 
 
-class Sine(Elementwise):
+class Sine(Activation):
     r"""A sine whose frequency is learned for each unit, :math:`\sin(\omega x) / \omega`.
 
     The slope :math:`\cos(\omega x)` is at most 1 for every frequency, while the curvature grows

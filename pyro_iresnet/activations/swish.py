@@ -6,10 +6,10 @@ from torch.nn import functional
 
 from .._torch import is_compiling
 from ..errors import check_dense, check_positive
-from .base import Curved, Elementwise, Factors
+from .base import Activation, Curved, Factors
 
 
-class LipSwish(Elementwise):
+class LipSwish(Activation):
     r"""Swish divided by 1.1, :math:`x\,\sigma(\beta x) / 1.1` with a learned :math:`\beta > 0`.
 
     The slope is :math:`\sigma(t)\,(1 + t\,(1 - \sigma(t))) / 1.1` with :math:`t = \beta x`. Its

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..activations import Activation, Elementwise, LipSwish, make_activations
+from ..activations import Activation, LipSwish, make_activations
 from ..errors import ArgumentError, check_dims
 from ..norms import Cholesky, Norm
 from .film import FiLM, MakeConditioner, make_conditioner
@@ -29,8 +29,8 @@ class ConvContraction(Perceptron):
         hidden_channels: the channels of the hidden layers; default two of ``8 * channels``, at
             least 32 and at most 256.
         padding: ``"zeros"``, or ``"circular"`` for an image that goes on at its other side.
-        activation: an :class:`Activation` class that acts on every entry by itself, or a callable
-            that makes one; by default :class:`LipSwish`.
+        activation: an :class:`Activation` class, or a callable that makes one; by default
+            :class:`LipSwish`.
         context_dim, lipschitz, norm, conditioner: as in :class:`DenseContraction`, with the
             same errors.
 
@@ -77,7 +77,7 @@ class ConvContraction(Perceptron):
         self.image_shape = shape
         self.padding = padding
         self.affine = partial(Conv, circular=padding == "circular")
-        self.activations = make_activations(activation, hidden, Elementwise, len(shape))
+        self.activations = make_activations(activation, hidden, len(shape))
         sides = [3, *[1] * (len(hidden) - 1), 3] if hidden else [3]
         self.layers = nn.ModuleList(
             nn.Conv2d(n_in, n_out, side)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import activations
-from ..activations import Activation, Elementwise, Factors
+from ..activations import Activation, Factors
 from ..activations.base import Curved
 from ..activations.sine import Sin
 from ..activations.swish import SiLU
@@ -180,10 +180,8 @@ class Activate(Layer):
         return self.core(h)
 
     def linearize(self, h: Tensor) -> tuple[Tensor, LinearMap]:
-        if isinstance(self.core, Elementwise):
-            value, slope = self.core.value_and_slope(h)
-            return value, Diagonal(slope, self.event_dim)
-        return self.core.linearize(h, self.event_dim)
+        value, slope = self.core.value_and_slope(h)
+        return value, Diagonal(slope, self.event_dim)
 
     def bound(self) -> float:
         return self.stretch

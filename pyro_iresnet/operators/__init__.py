@@ -3,7 +3,7 @@
 from .composite import Chain, Negated, Sum
 from .contraction_map import ContractionMap, NegatedMap
 from .convolution import Convolution, convolve
-from .elementary import Dense, Diagonal, Matrices, Permutation
+from .elementary import Dense, Diagonal, Matrices
 from .krylov import KrylovSolve, NeumannSolve, auto_linear_solve
 from .linear_map import LinearMap
 from .linearization import Linearization, linearize_by_autograd
@@ -26,7 +26,6 @@ __all__ = [
     "Negated",
     "NegatedMap",
     "NeumannSolve",
-    "Permutation",
     "Solved",
     "Sum",
     "auto_linear_solve",

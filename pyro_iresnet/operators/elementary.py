@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .linear_map import LinearMap
@@ -102,35 +101,3 @@ class Matrices(LinearMap):
 
     def widths(self) -> tuple[int, ...]:
         return (self.matrices.shape[-1], self.matrices.shape[-2])
-
-
-@dataclass(frozen=True)
-class Permutation(LinearMap):
-    """A reordering of the entries, with one order for each sample.
-
-    Entry i of the result is entry ``order[i]``, shape ``(*batch, event)``, of the argument.
-    """
-
-    order: Tensor
-
-    def mv(self, v: Tensor) -> Tensor:
-        return self._take(v, self.order)
-
-    def vm(self, v: Tensor) -> Tensor:
-        return self._take(v, self.order.argsort(-1))
-
-    def select(self, index: Tensor) -> "Permutation":
-        return Permutation(self.order.reshape(-1, self.order.shape[-1])[index])
-
-    def packed(self) -> tuple[list[str], list[Tensor]]:
-        return ["permutation"], [self.order]
-
-    def widths(self) -> tuple[int, ...]:
-        return (self.order.shape[-1],) * 2
-
-    def cost(self) -> int:
-        return 0
-
-    def _take(self, v: Tensor, order: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(v.shape, order.shape)
-        return v.expand(shape).gather(-1, order.expand(shape))

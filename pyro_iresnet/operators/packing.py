@@ -6,14 +6,13 @@ from torch import Tensor
 
 from .composite import Chain, Negated, Sum
 from .convolution import Convolution
-from .elementary import Dense, Diagonal, Permutation
+from .elementary import Dense, Diagonal
 from .linear_map import LinearMap
 
 LEAVES: dict[str, Callable[[Tensor], LinearMap]] = {
     "dense": Dense,
     "diagonal1": Diagonal,
     "diagonal3": lambda diagonal: Diagonal(diagonal, 3),
-    "permutation": Permutation,
     "convolution": Convolution,
     "circular": lambda kernel: Convolution(kernel, circular=True),
 }

@@ -29,7 +29,7 @@ from pyro_iresnet import (
     iresnet_flow,
     iresnet_stack,
 )
-from pyro_iresnet.activations import Elementwise, LipSwish, Tanh
+from pyro_iresnet.activations import Activation, LipSwish, Tanh
 from pyro_iresnet.blocks import Block
 from pyro_iresnet.coordinates import Asinh, DiagonalScale
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
@@ -73,7 +73,7 @@ SINGLE = ("iresnet", "conditional_iresnet", "IResNetTransform", "conditional_IRe
 STACKED = [name for name in BUILDERS if name not in SINGLE]
 
 
-class Arctan(Elementwise):
+class Arctan(Activation):
     """Activation of a user, with a setting."""
 
     def __init__(self, slope=1.0):
@@ -167,7 +167,7 @@ RECORDS = {
     **{f"norm_{n}": {"norm": s} for n, s in zoo.NORMS.items()},
     **{
         f"activation_{n}": {"activation": a, "hidden_dims": (8,)}
-        for n, a in {**zoo.ACTIVATIONS, **zoo.OTHER_ACTIVATIONS}.items()
+        for n, a in zoo.ACTIVATIONS.items()
     },
     **{f"coordinates_{n}": options for n, options in zoo.COORDINATES.items()},
     "coordinates_none": {"coordinates": None},

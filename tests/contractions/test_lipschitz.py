@@ -14,8 +14,13 @@ from pyro_iresnet import (
     testing,
     wrap,
 )
-from pyro_iresnet.activations import Activation, GroupSort
-from pyro_iresnet.contractions import LayeredContraction, SequentialContraction, SumContraction
+from pyro_iresnet.activations import Activation
+from pyro_iresnet.contractions import (
+    Layer,
+    LayeredContraction,
+    SequentialContraction,
+    SumContraction,
+)
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.norms import PowerIteration
 from pyro_iresnet.operators import LinearMap
@@ -48,7 +53,6 @@ def test_context_shifts_and_gates(name):
 
 EXPANDING = {
     "dense": partial(DenseContraction, 4, [16, 16]),
-    "pairs": partial(DenseContraction, 4, [16, 16], activation=GroupSort),
     "zeros": partial(ConvContraction, (1, 2, 2), [6, 6]),
     "circular": partial(ConvContraction, (1, 2, 2), [6, 6], padding="circular"),
 }
@@ -178,23 +182,48 @@ def test_composes_wrapped_networks():
         SumContraction(zoo.dense(3, lipschitz=0.4), zoo.dense(4, lipschitz=0.4))
 
 
-class Reversed(LinearMap):
+class Reversal(LinearMap):
     def mv(self, v):
-        return -v
+        return v.flip(-1)
 
     def vm(self, v):
-        return -v
+        return v.flip(-1)
 
     def select(self, index):
         return self
+
+
+class Reverse(Layer):
+    """The entries of a vector from last to first, a layer with a Jacobian of its own kind."""
+
+    def __call__(self, h):
+        return h.flip(-1)
+
+    def linearize(self, h):
+        return self(h), Reversal()
+
+    def bound(self):
+        return 1.0
+
+    def rounding(self, h, value):
+        return torch.zeros(len(h))
+
+
+class Reversing(DenseContraction):
+    def layers_with(self, weights):
+        return [*super().layers_with(weights), Reverse()]
+
+
+def test_custom_map():
+    testing.check_contraction(Reversing(3, [4, 4]).double(), torch.randn(20, 3))
 
 
 class Minus(Activation):
     def forward(self, x):
         return -x
 
-    def linearize(self, x, event_dim=1):
-        return -x, Reversed()
+    def value_and_slope(self, x):
+        return -x, -torch.ones_like(x)
 
 
 def test_custom_activation():

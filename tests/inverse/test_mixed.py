@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_iresnet import Anderson, CayleyBlock, Newton, ResidualBlock, testing
-from pyro_iresnet.activations import Elementwise
+from pyro_iresnet.activations import Activation
 from pyro_iresnet.contractions.sequential import LayerSequence
 from pyro_iresnet.coordinates import Asinh, DiagonalScale
 from pyro_iresnet.inverse import mixed
@@ -152,7 +152,7 @@ def test_counts_both_dtypes(dtypes):
     assert torch.equal(loose.evaluations, loose.steps + 2)
 
 
-class Plain(Elementwise):
+class Plain(Activation):
     def __init__(self):
         super().__init__()
         self.factor = torch.ones(1)
@@ -263,7 +263,7 @@ def test_small_systems(monkeypatch):
     testing.check_solver(Anderson(), zoo.dense(8), torch.randn(20, 8))
 
 
-class Holding(Elementwise):
+class Holding(Activation):
     """Hyperbolic tangent times a tensor in a list."""
 
     def __init__(self):

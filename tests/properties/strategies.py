@@ -34,10 +34,7 @@ from .. import zoo
 SLOW = 20
 
 KINDS = {"residual": ResidualBlock, "cayley": CayleyBlock}
-ACTIVATIONS = {**zoo.ACTIVATIONS, **zoo.OTHER_ACTIVATIONS}
 SMOOTH = ("lipswish", "lipswish_sharp", "sine", "tanh")
-# Activations that sort take widths of a multiple of these, and no images.
-MULTIPLES = {"pairs": 2, "fours": 4}
 COORDINATES = {"none": {}, **zoo.COORDINATES}
 SCALES = (1.0, 0.01, 30.0)
 SOLVERS = {"fixed_point": FixedPoint, "anderson": Anderson, "newton": Newton}
@@ -105,7 +102,7 @@ class Network:
             return SumContraction(self._plain("dense", first), self._plain("dense", second))
         options = {
             "lipschitz": lipschitz,
-            "activation": ACTIVATIONS[self.activation],
+            "activation": zoo.ACTIVATIONS[self.activation],
             "norm": zoo.CERTIFIED_NORMS[self.norm],
             "context_dim": context_dim,
         }
@@ -158,10 +155,9 @@ def networks(
 ) -> Network:
     """Draw contractions of some kinds, dimensions and Lipschitz constants."""
     kind = draw(st.sampled_from(kinds))
-    names = SMOOTH if smooth else tuple(ACTIVATIONS)
+    names = SMOOTH if smooth else tuple(zoo.ACTIVATIONS)
     if kind == "conv":
         event = (draw(st.integers(1, channels)), *draw(st.sampled_from(sides)))
-        names = tuple(n for n in names if n not in MULTIPLES)
     else:
         event = (draw(st.integers(*dims)),)
     activation = draw(st.sampled_from(names))
@@ -169,7 +165,7 @@ def networks(
     return Network(
         kind=kind,
         event=event,
-        hidden=tuple(MULTIPLES.get(activation, 1) * w for w in widths),
+        hidden=tuple(widths),
         # A wrapped network comes with its own constant.
         lipschitz=0.9 if kind == "wrapped" else draw(st.floats(least, largest)),
         activation=activation,
