@@ -31,7 +31,7 @@ KINDS = "real, positive, heavy-tailed, integer, count, category, real:LOW:HIGH o
 
 @app.command()
 def fit(
-    table: Annotated[Path, typer.Argument(help="A .csv, .parquet or .npy file.")],
+    table: Annotated[Path, typer.Argument(help="A .csv, .csv.gz, .tsv, .parquet or .npy file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file of the model.")],
     steps: Annotated[int, typer.Option(help="The most steps of training.", min=1)] = 5000,
     columns: Annotated[

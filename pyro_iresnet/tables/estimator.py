@@ -130,8 +130,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """Fit the flow to a table.
 
         Arguments:
-            X: a DataFrame, an array of shape ``(n, D)``, or the path of a ``.csv``, ``.parquet`` or
-                ``.npy`` file, which is read in parts and need not fit into memory.
+            X: a DataFrame, an array of shape ``(n, D)``, or the path of a ``.csv``, ``.csv.gz``,
+                ``.tsv``, ``.parquet`` or ``.npy`` file, read in parts to need little memory.
             y: ignored, as scikit-learn expects it; a context has to be named.
             context: a table of as many rows, for the density of ``X`` given the context.
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -49,8 +50,8 @@ def source_of(table: Any, name: str = "X") -> Source:
     """Return the source of a table, or raise if it is none.
 
     Arguments:
-        table: a pandas DataFrame, a 2-D array, or the path of a ``.csv``, ``.parquet`` or ``.npy``
-            file.
+        table: a pandas DataFrame, a 2-D array, or the path of a ``.csv``, ``.csv.gz``, ``.tsv``,
+            ``.parquet`` or ``.npy`` file.
         name: the name of the argument, for errors.
     """
     if isinstance(table, str | os.PathLike):
@@ -132,15 +133,18 @@ def _in_frames(array: np.ndarray, names: list[str]) -> Iterator[pd.DataFrame]:
 def _of_file(path: Path) -> Source:
     if not path.is_file():
         raise ArgumentError(f"Expected a file to read; there is none at {path}.")
-    match path.suffix.lower():
-        case ".csv":
+    compressed = path.suffix.lower() == ".gz"
+    match path.with_suffix("").suffix.lower() if compressed else path.suffix.lower():
+        case ".csv" | ".tsv":
             return Source(str(path), partial(_csv_parts, path), is_csv=True)
-        case ".parquet":
+        case ".parquet" if not compressed:
             return Source(str(path), lambda text: _parquet_parts(path))
-        case ".npy":
+        case ".npy" if not compressed:
             return _of_array(_array_in(path), str(path))
         case _:
-            raise ArgumentError(f"Expected a .csv, .parquet or .npy file; got {path}.")
+            raise ArgumentError(
+                f"Expected a .csv, .csv.gz, .tsv, .parquet or .npy file; got {path}."
+            )
 
 
 def _array_in(path: Path) -> np.ndarray:
@@ -187,7 +191,7 @@ def _csv_parts(path: Path, text: Collection[str]) -> Iterator[pd.DataFrame]:
                     yield part if header else part.rename(columns="x{}".format)
     except ArgumentError:
         raise
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise ArgumentError(f"Expected a table in {path}; {error}.") from error
 
 

@@ -1,5 +1,6 @@
 """Reading of files: delimiters, headers, parts, and faults."""
 
+import gzip
 import tracemalloc
 import types
 from decimal import Decimal
@@ -232,8 +233,39 @@ def test_refuses_things(given, error, words):
 
 def test_refuses_an_ending(tmp_path):
     (tmp_path / "x.xlsx").write_text("")
-    with pytest.raises(ArgumentError, match=r"\.csv, \.parquet or \.npy"):
+    with pytest.raises(ArgumentError, match=r"\.tsv, \.parquet or \.npy"):
         source_of(tmp_path / "x.xlsx")
+    for name in ("x.gz", "x.npy.gz", "x.parquet.gz"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ArgumentError, match=r"\.csv\.gz"):
+            source_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.tsv", "x.TSV.gz"])
+def test_other_files_of_text(name, tmp_path):
+    frame = pd.DataFrame({"code": ["01", "02", "10"] * 20, "b": np.arange(60) / 8})
+    how = "gzip" if name.endswith("gz") else None
+    frame.to_csv(
+        tmp_path / name, index=False, sep="\t" if "csv" not in name else ",", compression=how
+    )
+    rows = read(source_of(tmp_path / name), {}, tmp_path / "scratch")
+    assert rows.names == ("code", "b")
+    assert rows.labels == (("01", "02", "10"), None)
+    np.testing.assert_array_equal(rows.values[:, 1], frame["b"])
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"", b"\x1f\x8b\x08\x00"])
+def test_refuses_a_broken_archive(content, tmp_path):
+    (tmp_path / "x.csv.gz").write_bytes(content)
+    with pytest.raises(ArgumentError, match="Expected a table in"):
+        read(source_of(tmp_path / "x.csv.gz"), {}, tmp_path / "scratch")
+
+
+def test_refuses_a_cut_archive(tmp_path):
+    whole = gzip.compress(b"a,b\n" + b"1.5,2\n" * 5000)
+    (tmp_path / "x.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArgumentError, match="Expected a table in"):
+        read(source_of(tmp_path / "x.csv.gz"), {}, tmp_path / "scratch")
 
 
 def test_delimiter_of_two_rows(tmp_path):
