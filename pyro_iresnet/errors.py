@@ -103,11 +103,11 @@ def check_int(value: SupportsIndex, name: str) -> int:
     return _integer(value, name, "an integer")
 
 
-def check_positive_int(value: SupportsIndex, name: str) -> int:
-    """Return ``value`` as an int, or raise unless it is an integer of at least 1."""
-    number = _integer(value, name, "an integer of at least 1")
-    if number < 1:
-        raise ArgumentError(f"Expected {name} to be at least 1; got {number}.")
+def check_positive_int(value: SupportsIndex, name: str, least: int = 1) -> int:
+    """Return ``value`` as an int, or raise unless it is an integer of at least ``least``."""
+    number = _integer(value, name, f"an integer of at least {least}")
+    if number < least:
+        raise ArgumentError(f"Expected {name} to be at least {least}; got {number}.")
     return number
 
 

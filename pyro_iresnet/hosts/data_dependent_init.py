@@ -11,7 +11,8 @@ from .._modules import evaluating, modules_of
 from .._torch import disable_compiler, gather_ranks, in_torch_func, is_compiling, is_tracing
 from ..errors import TracingError
 
-ENOUGH_ROWS = 16
+# The fewest rows, or images, of a start.
+ENOUGH = 16
 
 
 class DataDependentInit(nn.Module):
@@ -61,9 +62,9 @@ class DataDependentInit(nn.Module):
         if self.has_started():
             if self._met_few_rows:
                 warnings.warn(
-                    f"{name} was trained before a batch of {ENOUGH_ROWS} rows came, so it does not "
-                    f"start from data. Train with batches of {ENOUGH_ROWS} rows or more, or call "
-                    "the flow once on more rows, in train mode, before the first step.",
+                    f"{name} was trained before a batch of {ENOUGH} rows or images came, so it "
+                    f"does not start from data. Train with batches of {ENOUGH} or more, or call "
+                    "the flow once on more, in train mode, before the first step.",
                     stacklevel=2,
                 )
             self._met_few_rows = False
@@ -86,9 +87,11 @@ class DataDependentInit(nn.Module):
             )
         rows = x.detach().movedim(dim, -1).reshape(-1, len(self.shift))
         count, mean, std = moments(rows)
-        if count < ENOUGH_ROWS:
+        event = x.shape[dim:]
+        # The pixels of one image resemble each other, so they count as one row.
+        if count < ENOUGH * event[1:].numel():
             # A single point, such as a draw of a guide, is no batch.
-            self._met_few_rows = x.dim() > 1
+            self._met_few_rows = x.dim() > len(event)
             return
         self._standardise(mean, std)
         self._seen_started, self._met_few_rows = True, False

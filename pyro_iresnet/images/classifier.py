@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._modules import contractions_of
+from .._settings import SavedSettings
 from ..activations import Activation, Sine
 from ..blocks import ResidualBlock
 from ..cached import together
@@ -38,6 +39,9 @@ from .transform import (
     squeezes,
 )
 
+# Relative tolerance of each inversion of a reconstruction; in float32 the arithmetic sets more.
+RTOL = 1e-13
+
 
 class Reconstruction(NamedTuple):
     """Images from features, with a proof.
@@ -45,7 +49,7 @@ class Reconstruction(NamedTuple):
     Arguments:
         images: shape ``(batch, *shape)``.
         error_bound: certified bound of the Euclidean distance to the exact preimage of the
-            features, shape ``(batch,)``.
+            features, padded channels counted as zeros, shape ``(batch,)``.
 
     Example:
         >>> import torch
@@ -60,7 +64,7 @@ class Reconstruction(NamedTuple):
     error_bound: Tensor
 
 
-class IResNetClassifier(nn.Module):
+class IResNetClassifier(SavedSettings, nn.Module):
     r"""The i-ResNet as a classifier: a residual network with a guaranteed inverse.
 
     At each scale come a squeeze, and ActNorms and blocks :math:`y = x + g(x)` in turn. A head takes
@@ -76,7 +80,7 @@ class IResNetClassifier(nn.Module):
         channels: pad images with channels of zeros up to this number, an injective map; None for no
             padding, which :meth:`hybrid_loss` needs.
         hidden_channels: the channels of two hidden layers of ``g``, or of each layer; by default as
-            in :func:`iresnet_image_flow`.
+            in :func:`iresnet_image_transform`.
         activation: a callable that makes an :class:`Activation`.
         norm: the :class:`Norm` of the weights.
 
@@ -146,6 +150,9 @@ class IResNetClassifier(nn.Module):
             nn.Linear(math.prod(image), classes),
         )
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "shape": self.shape, "channels": self.channels}
+
     def make_block(self, contraction: ConvContraction) -> Transform:
         """Make a block of a contraction.
 
@@ -205,14 +212,14 @@ class IResNetClassifier(nn.Module):
         """
         share = check_not_negative(weight, "weight")
         check_batch(images, self.shape, self, "images")
-        self._check_labels(labels, len(images))
+        labels = self._checked_labels(labels, len(images))
         z, log_det = self.features_and_log_det(images)
         size = math.prod(self.shape)
         energy = 0.5 * (z.square().flatten(1).sum(1) + size * math.log(2 * math.pi))
         density = (log_det - energy).mean()
-        return functional.cross_entropy(self.head(z), labels.long()) - share / size * density
+        return functional.cross_entropy(self.head(z), labels) - share / size * density
 
-    def _check_labels(self, labels: Tensor, count: int) -> None:
+    def _checked_labels(self, labels: Tensor, count: int) -> Tensor:
         classes = self.num_classes
         wanted = f"Expected labels to be {count} integers from 0 to {classes - 1}, shape ({count},)"
         if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
@@ -220,22 +227,26 @@ class IResNetClassifier(nn.Module):
             raise ArgumentTypeError(
                 f"{wanted}; got {kind}. Make one: torch.as_tensor(labels).long()."
             )
+        # A narrow dtype may not hold the number of classes.
+        labels = labels.long()
         if labels.shape != (count,) or count == 0:
             raise ArgumentError(f"{wanted}, at least one; got shape {tuple(labels.shape)}.")
         if ((labels < 0) | (labels >= classes)).any():
             raise ArgumentError(f"{wanted}; got {labels.min().item()} to {labels.max().item()}.")
+        return labels
 
     @torch.no_grad()
-    def reconstruct(self, features: Tensor, *, rtol: float = 1e-13) -> Reconstruction:
+    def reconstruct(self, features: Tensor) -> Reconstruction:
         r"""Return the images of features, with a certified bound of their error.
 
-        Each block is inverted to a certified error, and a block before stretches an error by at
-        most :math:`1 / (1 - L)`. In float64 the bound stays small over many blocks. The images
-        have no gradient.
+        Each block is inverted to a certified error. On the way to the image a block stretches an
+        error by at most :math:`1 / (1 - L)`, and an ActNorm by the largest :math:`e^{-s}`. In
+        float64 the bound stays small over many blocks. With ``channels`` the bound contains the
+        size of the channels that pad an image: features that belong to no image have a large bound.
+        The images have no gradient.
 
         Arguments:
             features: shape ``(batch, *feature_shape)``.
-            rtol: of each inversion, above 0; the arithmetic sets the floor.
 
         Raises:
             ArgumentError, ArgumentTypeError: features of another shape, dtype or device.
@@ -251,7 +262,7 @@ class IResNetClassifier(nn.Module):
                 block = part.block
                 if not isinstance(block, ResidualBlock) or block.coordinates is not None:
                     raise _unproven(block)
-                solution = block.solve(x, atol=0.0, rtol=rtol)
+                solution = block.solve(x, atol=0.0, rtol=RTOL)
                 stretch = 1 / (1 - float(solution.lipschitz))
                 x, error = solution.value, stretch * error + solution.stats.error_bound
             elif isinstance(part, PatientActNorm):
@@ -271,7 +282,8 @@ class IResNetClassifier(nn.Module):
                 "The images or the bounds of their errors are NaN or infinite. A parameter of an "
                 "ActNorm is, or its scale overflows. Check the parameters."
             )
-        return Reconstruction(x[:, : self.shape[0]], error)
+        images, padding = x.tensor_split([self.shape[0]], 1)
+        return Reconstruction(images, error + padding.flatten(1).norm(dim=1))
 
     def _parts(self) -> list[Any]:
         return [part for scale in self.scales.children() for part in scale.children()]

@@ -9,10 +9,10 @@ from nflows.flows import Flow
 from torch import Tensor
 
 from ..errors import ArgumentError, check_instance, check_not_negative, check_positive_int
+from ..hosts.data_dependent_init import without_start
 from ..hosts.nflows.noise import Noise
-from ..options import BlockKeywords
 from .pixels import check_pixels, quantize, with_noise
-from .transform import ImageTransform, iresnet_image_transform
+from .transform import ImageKeywords, ImageTransform, check_batch, iresnet_image_transform
 
 
 class ImageFlow(Flow):
@@ -56,7 +56,7 @@ class ImageFlow(Flow):
             context: None; the flow takes no context.
         """
         _refuse(context)
-        return super().log_prob(with_noise(self._pixels(inputs), self.levels))
+        return super().log_prob(with_noise(self._pixels(inputs, "inputs"), self.levels))
 
     def bits_per_dim(self, inputs: Tensor) -> Tensor:
         r"""Return :math:`-\log_2 p(x) / D` of each image, with fresh noise in each call."""
@@ -94,7 +94,9 @@ class ImageFlow(Flow):
     ) -> tuple[Tensor, Tensor]:
         """Draw pixels, and return them with their :meth:`log_prob`, shape ``(num_samples,)``."""
         pixels = self.sample(num_samples, context)
-        return pixels, self.log_prob(pixels)
+        # Samples are no data for the ActNorms.
+        with without_start(self):
+            return pixels, self.log_prob(pixels)
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the noise of pixels, as :meth:`encode`."""
@@ -103,7 +105,7 @@ class ImageFlow(Flow):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the noise of pixels, dequantised at the middle of each level, ``(batch, D)``."""
-        return self.transform.encode(self._pixels(inputs) + 0.5)
+        return self._noise_of(inputs, "inputs")
 
     @torch.no_grad()
     def decode(self, noise: Tensor) -> Tensor:
@@ -123,10 +125,8 @@ class ImageFlow(Flow):
             first, second: pixels, shape ``(batch, *shape)``.
             steps: the number of images, both ends counted; at least 2.
         """
-        steps = check_positive_int(steps, "steps")
-        if steps < 2:
-            raise ArgumentError(f"Expected steps to be at least 2; got {steps}.")
-        a, b = self.encode(first), self.encode(second)
+        steps = check_positive_int(steps, "steps", 2)
+        a, b = self._noise_of(first, "first"), self._noise_of(second, "second")
         if len(a) != len(b):
             raise ArgumentError(
                 f"Expected as many second images as first; got {len(a)} and {len(b)}."
@@ -142,11 +142,19 @@ class ImageFlow(Flow):
         noise = left * a[:, None] + right * b[:, None]
         return self.decode(noise.flatten(0, 1)).unflatten(0, (len(a), steps))
 
-    def _pixels(self, inputs: Tensor) -> Tensor:
+    def _noise_of(self, pixels: Tensor, name: str) -> Tensor:
+        # A few images to look at are no data for the ActNorms.
+        with without_start(self):
+            return self.transform.encode(self._pixels(pixels, name) + 0.5)
+
+    def _pixels(self, inputs: Tensor, name: str) -> Tensor:
         """Return pixels in the dtype of the parameters, or raise for other values."""
-        dtype = next(self.parameters(), torch.empty(0)).dtype
+        pixels = check_pixels(inputs, self.levels, name)
+        like = next(self.parameters(), pixels)
         # with_noise refuses a dtype too coarse for the noise, whatever the dtype of the pixels.
-        return check_pixels(inputs, self.levels).to(dtype)
+        pixels = pixels.to(like.dtype)
+        check_batch(pixels, self.shape, self, name)
+        return pixels
 
 
 def _refuse(context: object) -> None:
@@ -160,45 +168,19 @@ def _refuse(context: object) -> None:
 def iresnet_image_flow(
     shape: Sequence[int],
     blocks_per_scale: int | Sequence[int] = 8,
-    *,
-    hidden_channels: int | Sequence[int] | None = None,
-    levels: int = 256,
-    margin: float = 1e-4,
-    factor_out: bool = True,
-    **options: Unpack[BlockKeywords],
+    **keywords: Unpack[ImageKeywords],
 ) -> ImageFlow:
     """Make an nflows ``Flow`` over images, of convolutional blocks at several scales.
 
-    The flow runs from grey levels to noise: uniform dequantisation, a logit, and at each scale a
-    squeeze (2 x 2 pixels become four channels), then ActNorms of channels and blocks in turn
-    (Behrmann et al., 2019, Section 5). After each scale but the last, half of the channels leave
-    as noise. The ActNorms start from the first batch in train mode. Call ``eval()`` before you
-    sample, and for a deterministic log-determinant.
-
-    Change first: ``blocks_per_scale``, then ``hidden_channels``.
+    Call the flow once on images of the data in train mode, from which its ActNorms start, and
+    ``eval()`` before you sample, and for a deterministic log-determinant.
 
     Arguments:
-        shape: channels, height and width of the images; sides may differ. A scale whose sides are
-            odd, or shorter than 8, has no squeeze.
-        blocks_per_scale: the number of blocks of each scale, or one number for all scales that the
-            sides allow.
-        hidden_channels: the channels of two hidden layers, or a sequence; by default 9 for each
-            channel that a block sees, as many as numbers in a patch, so that ``Cholesky()`` leaves
-            every patch its size; at least 64, and 64 for more than 48 channels.
-        levels: the number of values of a pixel.
-        margin: the distance of the logit from 0 and 1, see :class:`PixelLogit`.
-        factor_out: False to keep all channels to the end.
-        options: of each block, as in :class:`BlockOptions`: ``block``, ``lipschitz`` and so on. By
-            default the activation is ``Sine`` with frequencies from 1 to 20, there are no
-            ``coordinates`` (a record of ``options`` has its own), and in eval mode the estimator is
-            :class:`ConvergedSeries`.
+        shape, blocks_per_scale, keywords: as in :func:`iresnet_image_transform`, with the same
+            errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
-
-    References:
-        Density estimation using Real NVP (Dinh et al., 2017), for scales; Residual Flows for
-        Invertible Generative Modeling (Chen et al., 2019).
 
     Example:
         >>> import torch
@@ -209,14 +191,4 @@ def iresnet_image_flow(
         >>> flow.eval().sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
-    return ImageFlow(
-        iresnet_image_transform(
-            shape,
-            blocks_per_scale,
-            hidden_channels=hidden_channels,
-            levels=levels,
-            margin=margin,
-            factor_out=factor_out,
-            **options,
-        )
-    )
+    return ImageFlow(iresnet_image_transform(shape, blocks_per_scale, **keywords))

@@ -1,6 +1,7 @@
 """Pixels as real numbers: uniform dequantisation, and the logit with its Jacobian."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ def quantize(x: Tensor, levels: int = 256) -> Tensor:
         levels: the number of values of a pixel, at least 2.
 
     Raises:
-        ArgumentError, ArgumentTypeError: no dense tensor of a floating dtype, or no such number.
+        ArgumentError, ArgumentTypeError: no dense tensor of a floating dtype, NaN among the
+            numbers, or ``levels`` below 2.
 
     Example:
         >>> import torch
@@ -81,6 +83,10 @@ def quantize(x: Tensor, levels: int = 256) -> Tensor:
         tensor([  0.,   3., 255.])
     """
     check_dense(x, "x")
+    if has_values(x) and x.isnan().any():
+        raise ArgumentError(
+            "Expected x to be numbers; got NaN. If a flow made them, check its parameters."
+        )
     return x.floor().clamp(0, check_levels(levels) - 1)
 
 
@@ -91,7 +97,9 @@ class PixelLogit(SavedSettings, Transform):
 
     takes x between :attr:`low` and :attr:`high`, a little below 0 and above n, to all real
     numbers. A density over x has the unit of one level, so ``-log_prob / (D ln 2)`` are bits per
-    dimension.
+    dimension. Near an end float32 holds few digits of :math:`p` or :math:`1 - p`. So the logit of a
+    sample there, computed from x, differs from the logit that made x, and so do densities; float64
+    keeps the digits.
 
     Arguments:
         levels: ``n``, the number of values of a pixel.
@@ -134,10 +142,10 @@ class PixelLogit(SavedSettings, Transform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits of numbers between ``low`` and ``high``, and ``log|det|``.
 
-        ``inputs`` have the shape ``(batch, *event)``.
+        ``inputs`` have the shape ``(batch, *event)``. An end counts as the next number within.
         """
         self._check(inputs)
-        outside = (inputs <= self.low) | (inputs >= self.high)
+        outside = (inputs < self.low) | (inputs > self.high)
         if has_values(inputs) and outside.any():
             worst = inputs[outside][0].item()
             raise ArgumentError(
@@ -145,7 +153,7 @@ class PixelLogit(SavedSettings, Transform):
                 "images to the grey levels 0, 1, ..., or set levels."
             )
         p = self.margin + (1 - 2 * self.margin) * (inputs / self.levels)
-        # The sum may round to 0 or 1.
+        # At an end the sum is 0 or 1, or rounds to it.
         limits = torch.finfo(p.dtype)
         outputs = torch.logit(p.clamp(limits.tiny, 1 - limits.eps / 2))
         return outputs, self._logabsdet(outputs)
@@ -190,24 +198,38 @@ class PixelLogit(SavedSettings, Transform):
 
 def check_levels(levels: int) -> int:
     """Return the number of levels, or raise unless it is an integer of at least 2."""
-    levels = check_positive_int(levels, "levels")
-    if levels < 2:
-        raise ArgumentError(f"Expected levels to be at least 2; got {levels}.")
-    return levels
+    return check_positive_int(levels, "levels", 2)
 
 
-def check_pixels(pixels: Tensor, levels: int) -> Tensor:
+def warn_of_pixels(x: Tensor, levels: int) -> None:
+    """Warn of numbers that look like pixels without noise, or on another scale."""
+    if not has_values(x) or levels == 2 or not x.numel():
+        return
+    if bool((x <= 1).all()):
+        found = "no number above 1, as of images scaled to [0, 1], or of black ones"
+    elif bool((x == x.floor()).all()):
+        found = "integers alone, which no density of real numbers fits"
+    else:
+        return
+    warnings.warn(
+        f"Expected grey levels with noise, numbers from 0 to {levels}; got {found}. Pass "
+        f"dequantize(pixels, {levels}) of integers from 0 to {levels - 1}.",
+        stacklevel=3,
+    )
+
+
+def check_pixels(pixels: Tensor, levels: int, name: str = "pixels") -> Tensor:
     """Return pixels of a floating dtype, or raise unless they are from 0 to ``levels - 1``."""
     if isinstance(pixels, Tensor) and pixels.dtype in INTEGERS:
         pixels = pixels.to(torch.get_default_dtype())
-    check_dense(pixels, "pixels")
+    check_dense(pixels, name)
     levels = check_levels(levels)
     # NaN is no integer either.
     wrong = (pixels < 0) | (pixels >= levels) | (pixels != pixels.floor())
     if has_values(pixels) and wrong.any():
         seen = pixels[wrong][0].item()
         raise ArgumentError(
-            f"Expected pixels to be integers from 0 to {levels - 1}; got {seen:g}. Scale the "
+            f"Expected {name} to be integers from 0 to {levels - 1}; got {seen:g}. Scale the "
             f"images back to grey levels, such as ({levels - 1} * images).round(), or set levels."
         )
     return pixels

@@ -1,7 +1,6 @@
 """The transform of an image flow for Pyro."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -10,14 +9,12 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._torch import has_values
 from ..blocks import Block, Evaluation
 from ..errors import check_instance, check_tensor
 from ..hosts.data_dependent_init import without_start
 from ..hosts.pyro.cached_transform import CachedTransform
 from ..operators.linearization import vjp_of
-from ..options import BlockKeywords
-from .transform import ImageTransform, iresnet_image_transform
+from .transform import ImageKeywords, ImageTransform, iresnet_image_transform
 
 
 class ImageStack(CachedTransform, TransformModule):
@@ -64,25 +61,7 @@ class ImageStack(CachedTransform, TransformModule):
     def check(self, x: Tensor, name: str) -> Tensor:
         like = next(self.parameters(), None)
         check_tensor(x, self.shape if name == "x" else (self.size,), like, name)
-        if name == "x":
-            self._warn_of_pixels(x)
         return x
-
-    def _warn_of_pixels(self, x: Tensor) -> None:
-        levels = self.transform.logit.levels
-        if not has_values(x) or levels == 2 or not x.numel():
-            return
-        if bool((x <= 1).all()):
-            found = "no number above 1, as of images scaled to [0, 1]"
-        elif bool((x == x.floor()).all()):
-            found = "integers alone, which no density of real numbers fits"
-        else:
-            return
-        warnings.warn(
-            f"Expected grey levels with noise, numbers from 0 to {levels}; got {found}. Pass "
-            f"dequantize(pixels, {levels}) of integers from 0 to {levels - 1}.",
-            stacklevel=6,
-        )
 
     def evaluate(self, x: Tensor) -> Evaluation:
         y, log_det = self.transform(x.reshape(-1, *self.shape))
@@ -137,18 +116,13 @@ class ImageStack(CachedTransform, TransformModule):
 def iresnet_image_stack(
     shape: Sequence[int],
     blocks_per_scale: int | Sequence[int] = 8,
-    *,
-    hidden_channels: int | Sequence[int] | None = None,
-    levels: int = 256,
-    margin: float = 1e-4,
-    factor_out: bool = True,
-    **options: Unpack[BlockKeywords],
+    **keywords: Unpack[ImageKeywords],
 ) -> ImageStack:
     """Make the transform of an image flow for Pyro, as :func:`iresnet_image_flow` for nflows.
 
     Arguments:
-        shape, blocks_per_scale, hidden_channels, levels, margin, factor_out, options: as in
-            :func:`iresnet_image_flow`, with the same errors.
+        shape, blocks_per_scale, keywords: as in :func:`iresnet_image_transform`, with the same
+            errors.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
@@ -162,14 +136,4 @@ def iresnet_image_stack(
         >>> flow.log_prob(dequantize(torch.randint(17, (20, 1, 8, 8)), 17)).shape
         torch.Size([20])
     """
-    return ImageStack(
-        iresnet_image_transform(
-            shape,
-            blocks_per_scale,
-            hidden_channels=hidden_channels,
-            levels=levels,
-            margin=margin,
-            factor_out=factor_out,
-            **options,
-        )
-    )
+    return ImageStack(iresnet_image_transform(shape, blocks_per_scale, **keywords))

@@ -16,14 +16,14 @@ from .._modules import contractions_of
 from .._settings import SavedSettings
 from ..activations import Sine
 from ..cached import together
-from ..errors import ArgumentError, check_dims, check_flag, check_positive_int, check_tensor
+from ..errors import ArgumentError, check_dims, check_positive_int, check_tensor
 from ..hosts.interleave import interleave
 from ..hosts.nflows import IResNetComposite, IResNetTransform, PatientActNorm
 from ..hosts.nflows.composite import decoded, encoded
 from ..hosts.nflows.transform import widths
 from ..logdet import ByMode, ConvergedSeries, Roulette, Subsample
 from ..options import BlockKeywords, BlockOptions
-from .pixels import PixelLogit
+from .pixels import PixelLogit, warn_of_pixels
 
 # The smallest side of an image after a squeeze.
 LEAST_SIDE = 4
@@ -35,6 +35,14 @@ ACTIVATION = partial(Sine, frequencies=(1.0, 20.0))
 LOGDET = ByMode(Roulette(Subsample(), control_variate=None), ConvergedSeries())
 # Runs one scale, and returns its outputs with log|det| or 0.
 Run: TypeAlias = Callable[[Transform, Tensor], tuple[Tensor, Tensor | float]]
+
+
+class ImageKeywords(BlockKeywords, total=False):
+    """The keywords of :func:`iresnet_image_transform`."""
+
+    hidden_channels: int | Sequence[int] | None
+    levels: int
+    margin: float
 
 
 class ImageTransform(SavedSettings, Transform):
@@ -84,6 +92,7 @@ class ImageTransform(SavedSettings, Transform):
         ``(batch, channels, height, width)``.
         """
         check_batch(inputs, self.shape, self, "inputs")
+        warn_of_pixels(inputs, self.logit.levels)
         return self._forth(inputs, lambda scale, x: scale(x))
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -142,29 +151,49 @@ def iresnet_image_transform(
     hidden_channels: int | Sequence[int] | None = None,
     levels: int = 256,
     margin: float = 1e-4,
-    factor_out: bool = True,
     **options: Unpack[BlockKeywords],
 ) -> ImageTransform:
     """Make the transform of :func:`iresnet_image_flow`, for a flow of your own.
 
+    First come a logit, and at each scale a squeeze (2 x 2 pixels become four channels), then
+    ActNorms of channels and blocks in turn (Behrmann et al., 2019, Section 5). After each scale but
+    the last, half of the channels leave as noise. The ActNorms start from the first batch of 16
+    images or more in train mode.
+
+    Change first: ``blocks_per_scale``, then ``hidden_channels``.
+
     Arguments:
-        shape, blocks_per_scale, hidden_channels, levels, margin, factor_out, options: as in
-            :func:`iresnet_image_flow`, with the same errors.
+        shape: channels, height and width of the images; sides may differ. Sides that are odd, or
+            shorter than 8, have no squeeze.
+        blocks_per_scale: the number of blocks of each scale, one scale for each squeeze; or one
+            number for all scales that the sides allow.
+        hidden_channels: the channels of two hidden layers, or a sequence; by default 9 for each
+            channel that a block sees, as many as numbers in a patch, so that ``Cholesky()`` leaves
+            every patch its size; at least 64, and 64 for more than 48 channels.
+        levels: the number of values of a pixel.
+        margin: the distance of the logit from 0 and 1, see :class:`PixelLogit`.
+        options: of each block, as in :class:`BlockOptions`: ``block``, ``lipschitz`` and so on. By
+            default the activation is ``Sine`` with frequencies from 1 to 20, there are no
+            ``coordinates`` (a record of ``options`` has its own), and in eval mode the estimator is
+            :class:`ConvergedSeries`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type.
 
+    References:
+        Density estimation using Real NVP (Dinh et al., 2017), for scales; Residual Flows for
+        Invertible Generative Modeling (Chen et al., 2019).
+
     Example:
         >>> import torch
-        >>> from pyro_iresnet.images import iresnet_image_transform
+        >>> from pyro_iresnet.images import dequantize, iresnet_image_transform
         >>> transform = iresnet_image_transform((1, 8, 8), 2)
-        >>> noise, logabsdet = transform(torch.rand(5, 1, 8, 8))
+        >>> noise, logabsdet = transform(dequantize(torch.randint(256, (5, 1, 8, 8))))
         >>> noise.shape, logabsdet.shape
         (torch.Size([5, 64]), torch.Size([5]))
     """
     full = image = check_image_shape(shape)
     logit = PixelLogit(levels, margin)
-    factor_out = check_flag(factor_out, "factor_out")
     hidden = widths(hidden_channels, "hidden_channels")
     # Channels without a scale of their own train better: docs/expressive-power.md.
     given = options if "options" in options else {"coordinates": None, **options}
@@ -178,8 +207,7 @@ def iresnet_image_transform(
             image = squeezed(image)
         blocks = (_block(record, image) for record in islice(cycle(records), count))
         parts += interleave(blocks, PatientActNorm, image[0], Transform, "PatientActNorm")
-        last = i == len(counts) - 1
-        leaving = image[0] if last else image[0] // 2 if factor_out else 0
+        leaving = image[0] if i == len(counts) - 1 else image[0] // 2
         scales.append((IResNetComposite(parts), image, leaving))
         image = (image[0] - leaving, *image[1:])
     return ImageTransform(full, logit, scales)
@@ -195,7 +223,7 @@ def _block(record: BlockOptions, shape: tuple[int, int, int]) -> IResNetTransfor
 
 
 def hidden_of(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Return the default channels of two hidden layers, see :func:`iresnet_image_flow`."""
+    """Return the default channels of two hidden layers, see :func:`iresnet_image_transform`."""
     patch = PATCH * shape[0]
     # Beyond the largest patch norms need the Fourier symbol, whose cost grows with the width.
     width = NARROW if patch > LARGEST_PATCH else max(NARROW, patch)
@@ -206,16 +234,21 @@ def counts_of(
     blocks_per_scale: int | Sequence[int], shape: tuple[int, int, int]
 ) -> tuple[int, ...]:
     """Return the number of blocks of each scale."""
+    sides, scales = f"{shape[1]} x {shape[2]}", 0
+    while squeezes(shape):
+        shape, scales = squeezed(shape), scales + 1
+    scales = max(1, scales)
     if isinstance(blocks_per_scale, Sequence):
         counts = check_dims(blocks_per_scale, "blocks_per_scale", "[8, 8]")
         if not counts:
             raise ArgumentError("Expected blocks_per_scale of one scale or more; got none.")
+        if len(counts) > scales:
+            raise ArgumentError(
+                f"Expected blocks_per_scale of at most {scales} scale(s), which images of {sides} "
+                f"pixels allow; got {list(counts)}."
+            )
         return counts
-    count = check_positive_int(blocks_per_scale, "blocks_per_scale")
-    scales = 0
-    while squeezes(shape):
-        shape, scales = squeezed(shape), scales + 1
-    return max(1, scales) * (count,)
+    return scales * (check_positive_int(blocks_per_scale, "blocks_per_scale"),)
 
 
 def squeezes(shape: tuple[int, int, int]) -> bool:
@@ -249,6 +282,13 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 def check_batch(x: Tensor, shape: tuple[int, ...], of: nn.Module, name: str) -> None:
     """Raise unless ``x`` has one batch dimension before a shape, and the dtype of a module."""
+    if len(shape) == 3 and isinstance(x, Tensor) and tuple(x.shape[1:]) != tuple(shape):
+        channels, *sides = shape
+        if tuple(x.shape[1:]) == (*sides, channels):
+            raise ArgumentError(
+                f"Expected {name} of shape (batch, {', '.join(map(str, shape))}); got "
+                f"{tuple(x.shape)}, channels last. Pass {name}.permute(0, 3, 1, 2)."
+            )
     check_tensor(x, shape, next(of.parameters(), None), name)
     if x.dim() != 1 + len(shape):
         raise ArgumentError(

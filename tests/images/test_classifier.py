@@ -17,7 +17,7 @@ from pyro_iresnet.errors import (
     InversionError,
 )
 from pyro_iresnet.hosts.nflows import IResNetComposite, PatientActNorm
-from pyro_iresnet.images import IResNetClassifier
+from pyro_iresnet.images import IResNetClassifier, classifier
 from pyro_iresnet.norms import Gram
 
 SHAPES = [(1, 8, 8), (3, 8, 12), (2, 7, 5), (1, 16, 16)]
@@ -58,7 +58,7 @@ def test_reconstruction(shape, channels, lipschitz):
 
 
 @pytest.mark.parametrize("log_scale", [0.0, -1.0, -3.0])
-def test_bound_where_errors_grow(log_scale):
+def test_bound_where_errors_grow(log_scale, monkeypatch):
     # With g(x) = -0.9 x an error of a block grows by 10 in each block before it.
     net = IResNetClassifier(
         (1, 3, 3), 2, lipschitz=0.9, blocks_per_scale=[3], hidden_channels=[], norm=Gram()
@@ -75,7 +75,8 @@ def test_bound_where_errors_grow(log_scale):
             with torch.no_grad():
                 module.log_scale.fill_(log_scale)
     images = torch.randn(4, 1, 3, 3)
-    found = net.reconstruct(net.features(images), rtol=1e-2)
+    monkeypatch.setattr(classifier, "RTOL", 1e-2)
+    found = net.reconstruct(net.features(images))
     error = (found.images - images).flatten(1).norm(dim=1)
     assert (error <= found.error_bound).all()
     assert (error > 0.2 * found.error_bound).any()
@@ -92,6 +93,19 @@ def test_reconstruction_of_rounded_features():
     error = (found.images - exact.images).flatten(1).norm(dim=1)
     assert (error <= found.error_bound + exact.error_bound).all()
     assert (found.images - images).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12)])
+def test_features_of_no_image(shape):
+    net = started(small(shape, channels=4), shape)
+    images = torch.randn(6, *shape)
+    features = net.features(images)
+    moved = features + 0.5 * torch.randn_like(features)
+    found = net.reconstruct(moved)
+    # The exact preimage of the features has padding that is not 0.
+    apart = (net.features(found.images) - moved).flatten(1).norm(dim=1)
+    assert (apart > 1.0).all()
+    assert (found.error_bound > 0.1).all()
 
 
 def test_features_stay_apart():
@@ -198,6 +212,25 @@ def test_refuses_broken_scales(value):
         net.scales[0][1].log_scale[0] = value
     with pytest.raises(InversionError, match="NaN or infinite"):
         net.reconstruct(features)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.int64])
+@pytest.mark.parametrize("classes", [100, 256, 300])
+def test_labels_of_narrow_dtypes(dtype, classes):
+    net = IResNetClassifier((1, 4, 4), classes, blocks_per_scale=1, hidden_channels=4)
+    images, labels = torch.randn(20, 1, 4, 4), torch.arange(20) * 5
+    net(images)
+    expected = net.hybrid_loss(images, labels, 0.0)
+    torch.testing.assert_close(net.hybrid_loss(images, labels.to(dtype), 0.0), expected)
+
+
+def test_refuses_state_of_other_images():
+    for state, other in (((1, 16, 8), (1, 8, 16)), ((3, 8, 8), (1, 8, 8))):
+        saved = small(state).state_dict()
+        small(state).load_state_dict(saved)
+        wide = {"channels": 3} if state[0] == 3 else {}
+        with pytest.raises(RuntimeError, match="shape is"):
+            small(other, **wide).load_state_dict(saved)
 
 
 LABELS = [

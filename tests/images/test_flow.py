@@ -6,6 +6,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import SqueezeTransform
 from sklearn.datasets import load_digits
@@ -62,20 +63,43 @@ def test_outputs_alone(monkeypatch):
     torch.testing.assert_close(found, -log_det, atol=1e-8, rtol=0)
 
 
+def norms_of(module):
+    found = [m for m in module.modules() if isinstance(m, PatientActNorm)]
+    assert found
+    return found
+
+
+def test_one_image_does_not_start():
+    flow = small((1, 16, 16))
+    for count in (1, 15):
+        flow.log_prob(pixels_of((1, 16, 16), count))
+        assert not any(norm.has_started() for norm in norms_of(flow))
+    flow.log_prob(pixels_of((1, 16, 16), 16))
+    # All from one batch, those of small images too.
+    assert all(norm.has_started() for norm in norms_of(flow))
+
+
+def test_looks_do_not_start():
+    flow, pixels = small(), pixels_of((1, 8, 8))
+    flow.encode(pixels)
+    flow.transform_to_noise(pixels)
+    flow.interpolate(pixels, pixels.flip(0), 3)
+    flow.sample_and_log_prob(20)
+    assert not any(norm.has_started() for norm in norms_of(flow))
+    assert all(norm.training for norm in norms_of(flow))
+
+
 def test_sample_does_not_start():
     stack = iresnet_image_stack((1, 8, 8), 2, hidden_channels=8)
     noise = torch.randn(20, 64)
     images = stack.inv(noise)
     stack.inv.log_abs_det_jacobian(noise, images)
-    norms = [m for m in stack.modules() if isinstance(m, PatientActNorm)]
-    assert norms
-    assert all((norm.log_scale == 0).all() for norm in norms)
+    assert all((norm.log_scale == 0).all() for norm in norms_of(stack))
 
 
-@pytest.mark.parametrize("factor_out", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_round_trip(shape, factor_out):
-    flow = small(shape, factor_out=factor_out)
+def test_round_trip(shape):
+    flow = small(shape)
     flow.bits_per_dim(pixels_of(shape))
     x = 256 * torch.rand(5, *shape)
     with torch.no_grad():
@@ -87,12 +111,9 @@ def test_round_trip(shape, factor_out):
     torch.testing.assert_close(log_det_back, -log_det, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("factor_out", [True, False])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 5, 3), (1, 16, 16)])
-def test_log_det_against_the_jacobian(shape, factor_out):
-    transform = iresnet_image_transform(
-        shape, 2, hidden_channels=6, levels=4, factor_out=factor_out, logdet=Exact()
-    )
+def test_log_det_against_the_jacobian(shape):
+    transform = iresnet_image_transform(shape, 2, hidden_channels=6, levels=4, logdet=Exact())
     transform(4 * torch.rand(20, *shape))
     x = 4 * torch.rand(1, *shape)
     size = math.prod(shape)
@@ -109,7 +130,7 @@ def test_number_of_scales():
     }
     for shape, expected in shapes.items():
         assert list(small(shape).transform.shapes) == expected
-    assert list(small((1, 16, 16), [1, 2, 1]).transform.shapes) == [(4, 8, 8), (8, 4, 4), (4, 4, 4)]
+    assert small((1, 16, 16), [1]).transform.shapes == ((4, 8, 8),)
 
 
 class Still(Block):
@@ -312,6 +333,13 @@ def test_pyro_support(dtype, scale):
         assert density.support.check(x).all()
         # Every sample of the density has a density, remembered or not.
         assert density.log_prob(x.clone()).isfinite().all()
+        # The support is closed, and so are the numbers that torch maps into it.
+        for end in (stack.transform.logit.low, stack.transform.logit.high):
+            at_end = torch.full((1, 1, 4, 4), end)
+            assert density.support.check(at_end).all()
+            assert density.log_prob(at_end).isfinite().all()
+        far = torch.distributions.biject_to(density.support)(torch.full((1, 1, 4, 4), 40.0))
+        assert density.log_prob(far).isfinite().all()
     assert not density.support.check(torch.full((1, 4, 4), -5.0))
 
 
@@ -395,6 +423,13 @@ WRONG = [
     (lambda flow: flow.sample(0), "num_samples"),
     (lambda flow: flow.sample(1, temperature=-1.0), "temperature"),
     (lambda flow: flow.interpolate(*2 * [torch.zeros(2, 1, 8, 8)], steps=1), "steps"),
+    (lambda flow: flow.interpolate(*2 * [torch.zeros(2, 1, 8, 8)], steps=0), "at least 2; got 0"),
+    (lambda flow: flow.interpolate(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8)), "second"),
+    (lambda flow: flow.interpolate(torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)), "first"),
+    (lambda flow: flow.log_prob(torch.zeros(3, 8, 8, 1)), r"inputs.permute\(0, 3, 1, 2\)"),
+    (lambda flow: flow.log_prob(torch.full((3, 1, 8, 8), 0.5)), "Expected inputs to be integers"),
+    (lambda flow: iresnet_image_flow((1, 8, 8), [2, 2]), "at most 1 scale.*8 x 8"),
+    (lambda flow: iresnet_image_flow((1, 28, 28), [2, 2, 2]), "at most 2 scale"),
     (lambda flow: iresnet_image_flow((8, 8)), "shape"),
     (lambda flow: iresnet_image_flow((1, 8, 8), 0), "blocks_per_scale"),
     (lambda flow: iresnet_image_flow((1, 8, 8), []), "blocks_per_scale"),
@@ -411,8 +446,17 @@ def test_refusals(call, message):
 
 
 def test_refuses_unknown_options():
-    with pytest.raises(ArgumentTypeError, match="lipschitz"):
-        iresnet_image_flow((1, 8, 8), lipshitz=0.5)
+    for builder in (iresnet_image_flow, iresnet_image_stack, iresnet_image_transform):
+        with pytest.raises(ArgumentTypeError, match=r"transform.*hidden_channels.*lipschitz"):
+            builder((1, 8, 8), lipshitz=0.5)
+
+
+def test_broken_flow_draws_no_pixels():
+    flow = small().eval()
+    with torch.no_grad():
+        norms_of(flow)[0].shift.fill_(torch.nan)
+    with pytest.raises(ArgumentError, match="got NaN"):
+        flow.sample(3)
 
 
 @pytest.mark.parametrize(
@@ -424,8 +468,17 @@ def test_refuses_unknown_options():
 )
 def test_other_pixels_are_told(images, words):
     stack = iresnet_image_stack((1, 8, 8), 1, hidden_channels=4)
-    with pytest.warns(UserWarning, match=rf"{words}.*dequantize\(pixels, 256\)"):
-        stack(images(pixels_of((1, 8, 8))))
+    flow = Flow(stack.transform, StandardNormal([64]))
+    for call in (stack, flow.log_prob):
+        with pytest.warns(UserWarning, match=rf"{words}.*dequantize\(pixels, 256\)"):
+            call(images(pixels_of((1, 8, 8))))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_with_noise_are_not():
+    stack = iresnet_image_stack((1, 8, 8), 1, hidden_channels=4)
+    stack(dequantize(pixels_of((1, 8, 8))))
+    small().log_prob(pixels_of((1, 8, 8)))
 
 
 def test_channels_last_are_told():

@@ -108,8 +108,13 @@ def test_whole_range():
     x, _ = logit.inverse(logits)
     assert ((x > logit.low) & (x < logit.high)).all()
     torch.testing.assert_close(logit(x)[0], logits, atol=1e-6, rtol=0)
-    with pytest.raises(ArgumentError, match="between 0 and levels=10"):
-        logit(torch.tensor([[-1.25]]))
+    ends, _ = logit(torch.tensor([[-1.25, 11.25]]))
+    assert ends.isfinite().all()
+    assert ends[0, 0] < -30
+    assert ends[0, 1] > 30
+    for outside in (-1.26, 11.26):
+        with pytest.raises(ArgumentError, match="between 0 and levels=10"):
+            logit(torch.tensor([[outside]]))
 
 
 def test_refusals_of_the_logit():

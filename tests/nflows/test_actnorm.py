@@ -46,7 +46,7 @@ def test_starts_on_constants_and_images():
     assert norm.log_scale[0] == 0
     assert torch.allclose(norm.inverse(out)[0], x, atol=1e-12)
     images = PatientActNorm(3)
-    pictures = torch.randn(4, 3, 5, 5) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 1
+    pictures = torch.randn(16, 3, 5, 5) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 1
     out, _ = images(pictures)
     assert torch.allclose(out.std((0, 2, 3)), torch.ones(3), atol=1e-12)
 

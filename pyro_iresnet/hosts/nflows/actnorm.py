@@ -14,9 +14,9 @@ class PatientActNorm(DataDependentInit, Transform):
 
     nflows' own starts from any first batch. After two rows, which some trainers send through to
     look at shapes, the scales are huge, and so are the losses that follow. This class stays the
-    identity until a batch with 16 finite rows or more comes; each pixel of an image is a row. A
-    constant coordinate keeps scale 1. Parameters that are not 0 by then are kept: those of a load,
-    and those that training with smaller batches has moved, which a warning reports.
+    identity until a batch with 16 finite rows, or 16 images, comes. A constant coordinate keeps
+    scale 1. Parameters that are not 0 by then are kept: those of a load, and those that training
+    with smaller batches has moved, which a warning reports.
 
     Under torch.distributed the rows of all ranks count together, as in ``SyncBatchNorm``: every
     rank has to make the calls before the start. Inside ``nn.DataParallel``, under torch.func and

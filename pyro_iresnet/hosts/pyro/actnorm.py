@@ -31,8 +31,8 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
         input_dim: the number of coordinates, or of channels of images, at least 1. Another value,
             and an input of another shape, dtype or device, raise :class:`ArgumentError` or
             :class:`ArgumentTypeError`.
-        event_dim: 1 for vectors; 3 for images, shape ``(channels, height, width)``, whose pixels
-            count as rows.
+        event_dim: 1 for vectors; 3 for images, shape ``(channels, height, width)``; an image
+            counts as one row.
         cache_size: 1 to remember the last call, 0 for no memory.
 
     Raises:
