@@ -271,7 +271,6 @@ WITHOUT = {
     "Wrapped": "made by wrap",
     "Reconstruction": RECORD,
     "ImageTransform": "made by iresnet_image_transform",
-    "PathDistribution": "Pyro's TransformedDistribution with another gradient",
     "BlockKeywords": "a type for annotations",
     "DENSE": "a number",
     **dict.fromkeys(

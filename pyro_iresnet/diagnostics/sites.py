@@ -9,7 +9,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..hosts.pyro.guide.look import masks, plate_size
+from ..hosts.pyro.guide.sites import masks, plate_size
 
 
 def check_match(model: Any, guide: Any) -> None:

@@ -140,7 +140,7 @@ def test_plain_when_subsampling():
 
     guide = AutoIResNet(model)
     guide()
-    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, torch.eye(1))
+    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, 0.1 * torch.eye(1))
     assert math.isfinite(SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step())
 
 
@@ -154,9 +154,64 @@ def mixture():
 def test_plain_with_hidden_draws():
     guide = AutoIResNet(poutine.block(mixture, hide=["z"]), 2)
     guide()
-    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, torch.eye(2))
+    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, 0.1 * torch.eye(2))
     with pytest.raises(LaplaceError, match="differs from call to call"):
         AutoIResNet(poutine.block(mixture, hide=["z"]), 2, init="laplace")()
+
+
+def precise():
+    z = pyro.sample("z", dist.Normal(0.0, 10.0))
+    pyro.sample("y", dist.Normal(z, 0.01), obs=torch.tensor(5.0))
+
+
+@pytest.mark.parametrize("hidden", [{"expose": ["z"]}, {"hide": ["y"]}])
+def test_plain_with_hidden_observations(hidden):
+    # The Laplace approximation of what is left would be the prior.
+    model = poutine.block(precise, **hidden)
+    guide = AutoIResNet(model)
+    guide()
+    torch.testing.assert_close(guide.transform.parts[-1].start_scale_tril, 0.1 * torch.eye(1))
+    with pytest.raises(LaplaceError, match="a part of a model"):
+        AutoIResNet(model, init="laplace")()
+
+
+def short():
+    z = pyro.sample("z", dist.Normal(0.0, 0.1))
+    assert abs(float(z.detach())) < 1, "z too far"
+    pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.1))
+
+
+def tabled():
+    z = pyro.sample("z", dist.Normal(0.5, 0.1))
+    pyro.sample("y", dist.Normal([1.0, 2.0][int(z.detach())] * z, 1.0), obs=torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("model", [short, tabled])
+@pytest.mark.parametrize("init", ["auto", "plain"])
+def test_model_that_fails_far_out(model, init):
+    guide = AutoIResNet(model, 1, hidden_dims=[8], init=init)
+    assert abs(guide()["z"]) < 2
+
+
+class Holder:
+    """An object that is no module, and holds one in an attribute and one in a dict."""
+
+    def __init__(self):
+        self.net = torch.nn.BatchNorm1d(1)
+        self.nets = {"other": torch.nn.BatchNorm1d(1)}
+
+    def model(self, y):
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        mean = self.net(z[:, None]) + self.nets["other"](z[:, None])
+        pyro.sample("obs", dist.Normal(mean.sum(), 1.0), obs=y)
+
+
+def test_search_is_no_training():
+    holder = Holder()
+    AutoIResNet(holder.model, 1, hidden_dims=[8])(torch.zeros(()))
+    # The first run, in which Pyro looks at the sites.
+    assert int(holder.net.num_batches_tracked) == 1
+    assert int(holder.nets["other"].num_batches_tracked) == 1
 
 
 def without_second_derivatives():

@@ -9,7 +9,7 @@ from .builders import (
 )
 from .conditional import ConditionalIResNet, ConditionedIResNet
 from .conditional_stack import ConditionalStack
-from .guide import AutoIResNet, PathDistribution
+from .guide import AutoIResNet
 from .linear_autoregressive import LinearAutoregressive
 from .stack import Stack
 from .transform import InverseIResNet, IResNet
@@ -23,7 +23,6 @@ __all__ = [
     "IResNet",
     "InverseIResNet",
     "LinearAutoregressive",
-    "PathDistribution",
     "Stack",
     "actnorm",
     "conditional_iresnet",

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import numpy as np
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow, init_to_feasible
 from torch import Tensor
 from torch.distributions import biject_to
@@ -30,8 +31,8 @@ from ..cached_transform import drawn_density
 from ..linear_autoregressive import LinearAutoregressive
 from ..stack import Stack
 from .log_joint import LogJoint
-from .look import Look, latent_sites
 from .path_gradients import PathDistribution
+from .sites import check_sites, latent_sites
 from .start import STARTS, find_start
 from .store import keep_in_store, take_from_store
 
@@ -67,19 +68,19 @@ class AutoIResNet(AutoNormalizingFlow):
         init_loc_fn: gives the start of a site, one of Pyro's ``init_to_...``.
         init: ``"plain"`` starts at the point of ``init_loc_fn`` with ``init_scale``; ``"laplace"``
             from the Laplace approximation at a mode, searched for from the same point; ``"auto"``
-            from the start with the larger ELBO (and plainly above 200 coordinates, or if the model
-            subsamples its data), so that only ``"plain"`` is sure to keep the point.
+            from the start with the larger ELBO (and plainly above 200 coordinates, if the model
+            subsamples its data, or inside ``poutine.block``), so that only ``"plain"`` is sure to
+            keep the point.
         init_scale: the standard deviation of the plain start, on the unconstrained scale; by
-            default 1.0 or 0.1, the one with the larger ELBO (1.0 if the model subsamples its data).
+            default 1.0 or 0.1, the one with the larger ELBO (0.1 if the model subsamples its data).
         path_gradients: True for a gradient of the ELBO without the part of the log-density that is
-            zero on average, as in :class:`PathDistribution`.
+            zero on average (Roeder, Wu and Duvenaud, 2017).
         options: of each block, as in :func:`iresnet_stack`: ``block``, ``lipschitz``,
             ``activation``, ``norm``, ``coordinates``, ``logdet``, ``solver``, ``options``.
 
     Raises:
-        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type. In a call:
-            a latent site is masked or in a plate that subsamples, or its plates, shape or support
-            differ from those of the first call.
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type. In the
+            first call: a latent site is masked, or in a plate that subsamples.
         LaplaceError: ``init="laplace"``, and the posterior has no usable mode.
 
     References:
@@ -94,7 +95,8 @@ class AutoIResNet(AutoNormalizingFlow):
         ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(x**2, 0.3))
         >>> guide = AutoIResNet(model)
-        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+        >>> elbo = Trace_ELBO(num_particles=16, vectorize_particles=True)
+        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), elbo)
         >>> losses = [svi.step() for _ in range(3)]
         >>> sorted(guide.median())
         ['x', 'y']
@@ -132,7 +134,6 @@ class AutoIResNet(AutoNormalizingFlow):
         if init_scale is not None:
             init_scale = check_positive(init_scale, "init_scale")
         self.init, self.init_scale = init, init_scale
-        self._look = Look()
         self.path_gradients = path_gradients
         self.num_draws = 10_000
         self.transform: Stack | None = None
@@ -159,13 +160,10 @@ class AutoIResNet(AutoNormalizingFlow):
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
         """Return the distribution over the unconstrained scale.
 
-        ``args`` and ``kwargs`` are those of the model, which runs once more if they, or the data
-        behind the model, are of another kind than before.
+        ``args`` and ``kwargs`` are those of the model, which runs in the first call only.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        like, sites = self._outer().shift, latent_sites(self.prototype_trace)
-        self._look.again(self._users_model[0], args, kwargs, sites, like)
         kind = PathDistribution if self.path_gradients else dist.TransformedDistribution
         base = self.get_base_dist()
         keep_in_store(self._stack(), f"{self._pyro_name}.transform")
@@ -199,7 +197,9 @@ class AutoIResNet(AutoNormalizingFlow):
         latent = self.get_posterior(*args, **kwargs).sample((self.num_draws,))
         levels = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
         if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
-            raise ArgumentError(f"Expected quantiles to be numbers in [0, 1]; got {quantiles!r}.")
+            raise ArgumentError(
+                f"Expected quantiles to be a list of numbers in [0, 1]; got {quantiles!r}."
+            )
         found, begin = {}, 0
         trace: Any = self.prototype_trace
         for name, site in trace.iter_stochastic_nodes():
@@ -214,18 +214,24 @@ class AutoIResNet(AutoNormalizingFlow):
             found[name] = torch.cat(parts, dim=1).reshape(-1, *value.shape[1:])
         return found
 
+    def _create_plates(self, *args: Any, **kwargs: Any) -> Any:
+        # Replayed in the model, the indices of a full plate would hide that its size has changed.
+        with poutine.block():
+            return super()._create_plates(*args, **kwargs)
+
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            super()._setup_prototype(*args, **kwargs)
-            self._set_up(args, kwargs)
+            # Parameters that are made under inference_mode would never train.
+            with torch.inference_mode(False):
+                super()._setup_prototype(*args, **kwargs)
+                self._set_up(args, kwargs)
         except Exception:
             # The next call begins anew.
             self.prototype_trace = self.transform = None
             raise
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sites = latent_sites(self.prototype_trace)
-        self._look = Look.first(self._users_model[0], args, kwargs, sites)
+        check_sites(latent_sites(self.prototype_trace))
         loc = self._init_loc()
         stack = Stack([*self._blocks(self.latent_dim), LinearAutoregressive(len(loc))])
         if not bool(loc.isfinite().all()):

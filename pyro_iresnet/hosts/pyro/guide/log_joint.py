@@ -11,10 +11,15 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoContinuous
+from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ...._modules import evaluating
+
+CONTAINERS = (dict, list, tuple)
+# Longer containers are data.
+LONG = 1000
 
 
 class LogJoint:
@@ -58,13 +63,16 @@ class LogJoint:
         """Return True if a few calls at one point near ``z`` give the same value.
 
         The values differ if the model draws something unknown to the guide (data in a subsampling
-        plate, hidden sites). The answer is False too if the model fails.
+        plate, hidden sites). The answer is False too if the model fails, and if a
+        ``poutine.block`` stands around the model: hidden observations are missing in the density.
         """
+        if any(isinstance(thing, BlockMessenger) for thing in things_behind(self.model)):
+            return False
         # At a symmetric point a draw of the model may make no difference.
         z = z + 0.01 * torch.randn_like(z)
         try:
             first, *others = (self(z) for _ in range(5))
-        except (RuntimeError, ValueError, ArithmeticError):
+        except Exception:
             return False
         return all(torch.equal(first.nan_to_num(), other.nan_to_num()) for other in others)
 
@@ -82,9 +90,23 @@ def _without_validation() -> Iterator[None]:
 
 
 def modules_behind(function: object) -> list[nn.Module]:
-    """List the modules that a callable leads to, as by :func:`things_behind`, and their parts."""
-    tops = [thing for thing in things_behind(function) if isinstance(thing, nn.Module)]
+    """List the modules that a callable leads to, with those in attributes and containers."""
+    near = things_behind(function)
+    held = [value for thing in near for value in _held(thing)]
+    inner = [value for each in held if isinstance(each, CONTAINERS) for value in _held(each)]
+    tops = [thing for thing in (*near, *held, *inner) if isinstance(thing, nn.Module)]
     return list({id(m): m for top in tops for m in top.modules()}.values())
+
+
+def _held(thing: object) -> list[Any]:
+    """List the entries of a container, unless they are data, or the attributes of an object."""
+    if isinstance(thing, nn.Module | type):
+        return []
+    if not isinstance(thing, CONTAINERS):
+        # Not getattr, which may call code of the user's.
+        thing = vars(thing) if "__dict__" in dir(type(thing)) else {}
+    held = thing.values() if isinstance(thing, dict) else thing
+    return list(held) if len(held) <= LONG else []
 
 
 def things_behind(function: object) -> list[object]:

@@ -5,12 +5,13 @@ from torch import Tensor
 from ....errors import LaplaceError
 from .laplace import Normal, better, laplace, laplace_or, plain
 from .log_joint import LogJoint
-from .look import keeping_seeds
+from .sites import keeping_seeds
 
 STARTS = ("auto", "laplace", "plain")
 # Standard deviations that a plain start tries: of a posterior whose sites scale each other the
-# unit scale may lie far outside. The first one stays if nothing can be compared.
-SCALES = (1.0, 0.1)
+# unit scale may lie far outside. The first one, that of Pyro's guides, stays if nothing can be
+# compared.
+SCALES = (0.1, 1.0)
 
 
 def find_start(init: str, scale: float | None, loc: Tensor, log_joint: LogJoint | None) -> Normal:
@@ -43,5 +44,5 @@ def find_start(init: str, scale: float | None, loc: Tensor, log_joint: LogJoint 
 def _plain(scale: float | None, loc: Tensor, log_joint: LogJoint | None) -> Normal:
     if scale is not None or log_joint is None:
         return plain(loc, scale or SCALES[0])
-    wide, narrow = (plain(loc, scale) for scale in SCALES)
-    return better(log_joint, narrow, wide)
+    narrow, wide = (plain(loc, scale) for scale in SCALES)
+    return better(log_joint, wide, narrow)

@@ -28,7 +28,10 @@ def take_from_store(stack: Stack, prefix: str) -> None:
     # The state dict has the names that a store has of an older version, block by block.
     found = {**stack.state_dict(keep_vars=True), **dict(stack.named_parameters())}
     targets = {param_with_module_name(prefix, name): p for name, p in found.items()}
-    remedy = "Call pyro.clear_param_store() first, or give the guides names of their own."
+    remedy = (
+        "Call pyro.clear_param_store() first. For several guides at once call "
+        "pyro.settings.set(module_local_params=True) before."
+    )
     for full in store.keys():  # noqa: SIM118  (Pyro's store is no mapping)
         if full.startswith(param_with_module_name(prefix, "")) and full not in targets:
             raise ArgumentError(
