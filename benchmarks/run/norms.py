@@ -247,8 +247,8 @@ Held-out nats, the mean of {seeds} seeds with their standard deviation; batches 
 average of the last tenth, 0.99 for each layer; one learning rate for all, chosen for Gram() when \
 Gram() was the default. A run fails where a Jacobian is beyond its bound, or with NaN. `Equal \
 time` gives each strategy as many steps as fit in the time of those of Cholesky(), the default. \
-Times are those of the processor, threads: {threads}. Digits: 4 blocks of 128-128; checkerboard: 8 blocks of \
-64-64, of which 3.466 nats are the entropy."""
+Times are those of the processor, threads: {threads}. Digits: 4 blocks of 128-128; \
+checkerboard: 8 blocks of 64-64, of which 3.466 nats are the entropy."""
     body.insert(0, table(["held-out nats", "measured", "goal"], goals) + f"\n\n{note}")
     publish("norms", "Norm strategies", "\n\n".join(body), fast=fast, write=write)
 
