@@ -19,6 +19,7 @@ from torch.distributions.transforms import _InverseTransform
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from .errors import ArgumentTypeError, HigherOrderError, TracingError
 
@@ -40,6 +41,8 @@ is_compiling = torch.compiler.is_compiling
 InverseTransform = _InverseTransform
 # The base classes of batch norms, of norms that may track statistics, and of dropouts.
 BatchNorm, TrackingNorm, AnyDropout = _BatchNorm, _NormBase, _DropoutNd
+# The parametrization of a weight that torch.nn.utils.parametrizations.spectral_norm adds.
+SpectralParametrization = _SpectralNorm
 # True inside vmap, grad, jvp and the other transforms of torch.func.
 in_torch_func = torch._C._are_functorch_transforms_active
 # Called with True: the hooks on the tensors that autograd saves, as in torch.utils.checkpoint, or
