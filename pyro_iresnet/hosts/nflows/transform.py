@@ -123,9 +123,16 @@ class IResNetTransform(SavedSettings, Transform):
 
 
 def _batch_error(inputs: Tensor, event_dim: int) -> ArgumentError:
+    flat = f"inputs.flatten(0, -{event_dim + 1})"
+    remedy = f"Flatten the batch: {flat}."
+    if inputs.dim() == event_dim:
+        remedy = "For a batch of one event, pass inputs[None]."
+    elif event_dim == 1:
+        # Rows of pixels look like vectors.
+        remedy = f"If each row is an event, pass {flat}. An image takes a block of ConvContraction."
     return ArgumentError(
         "Expected inputs with one batch dimension before the event, as nflows has it; got shape "
-        f"{tuple(inputs.shape)}. Flatten the batch: inputs.flatten(0, -{event_dim + 1})."
+        f"{tuple(inputs.shape)}. {remedy}"
     )
 
 
