@@ -252,11 +252,11 @@ def no_forward_mode(what: str, otherwise: str = "") -> HigherOrderError:
     )
 
 
-def refuse_transforms(what: str, tensor: Tensor) -> None:
+def refuse_transforms(what: str, tensor: Tensor, otherwise: str = "") -> None:
     """Raise under ``torch.jit.trace``, ``torch.func.vmap`` and on meta; a compiler refuses itself.
 
     A trace would record one run as if every run were the same. ``vmap`` knows no loop whose length
-    depends on the data, and a tensor on meta has no data.
+    depends on the data, and a tensor on meta has no data. ``otherwise`` ends the advice.
     """
     if is_compiling():
         return
@@ -264,14 +264,12 @@ def refuse_transforms(what: str, tensor: Tensor) -> None:
         raise ArgumentTypeError(
             f"{what} needs the values of its tensors; got a tensor on the device meta, which has a "
             "shape and no values. Move flow and tensors to another device: "
-            "flow.to_empty(device='cpu'), and load the parameters. Exact() gives the shape of a "
-            "log-determinant on meta."
+            f"flow.to_empty(device='cpu'), and load the parameters{otherwise}."
         )
     if is_tracing():
         raise TracingError(
             f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
-            "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
-            "inverse out of the trace."
+            f"be frozen at those of the example. Keep it out of the trace{otherwise}."
         )
     if functorch.is_legacy_batchedtensor(tensor):
         raise TracingError(
@@ -283,6 +281,6 @@ def refuse_transforms(what: str, tensor: Tensor) -> None:
             raise TracingError(
                 f"{what} cannot run under torch.func.vmap, nor under what is made of it (jacrev, "
                 "hessian) where that runs it again: its steps depend on the data. It takes a batch "
-                "as it is: call it without vmap, or use Exact() for the log-determinant."
+                f"as it is: call it without vmap{otherwise}."
             )
         tensor = functorch.get_unwrapped(tensor)

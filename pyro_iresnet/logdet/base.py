@@ -115,6 +115,10 @@ class ByMode(LogDet):
         return replace(self, train=train, evaluate=evaluate)
 
 
+# The end of advice where an estimator cannot run.
+USE_EXACT = ", or use Exact() for the log-determinant"
+
+
 def refuse_call(linearization: object, series: object) -> None:
     """Raise unless an estimator was called with a linearization and a series."""
     example = "contraction.linearize(x)"
