@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_iresnet import Exact, IResNetTransform, conditional_iresnet_flow, iresnet_flow
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
 from pyro_iresnet.hosts.nflows import PatientActNorm
+from pyro_iresnet.images import iresnet_image_flow
 
 from .test_stacks import trained
 
@@ -133,6 +134,13 @@ def test_samples_in_parts(batch_size):
     assert iresnet_flow(2, 2).eval().sample(10, batch_size=batch_size).shape == (10, 2)
 
 
+@pytest.mark.parametrize("method", ["sample", "sample_and_log_prob"])
+@pytest.mark.parametrize(("count", "error"), [(0, ArgumentError), (2.5, ArgumentTypeError)])
+def test_refuses_wrong_number_of_samples(method, count, error):
+    with pytest.raises(error, match=f"Expected num_samples to be .*got {count}"):
+        getattr(iresnet_flow(2, 1), method)(count)
+
+
 # ---------------------------------------------------------------------------- processes and dtypes
 
 
@@ -218,6 +226,20 @@ def test_samples_own_dtype(default, dtype, context, between):
 def test_error_names_argument(options, name):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=f"Expected {name} "):
         IResNetTransform(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda **own: iresnet_flow(2, hidden_features=8, **own), "hidden_features"),
+        (lambda **own: conditional_iresnet_flow(2, 3, hidden_features=8, **own), "hidden_features"),
+        (lambda **own: IResNetTransform(2, 8, **own), "hidden_features"),
+        (lambda **own: iresnet_image_flow((1, 8, 8), hidden_channels=8, **own), "hidden_channels"),
+    ],
+)
+def test_refuses_widths_of_two_names(make, name):
+    with pytest.raises(ArgumentError, match=f"Expected {name} without hidden_dims, .*; got both"):
+        make(hidden_dims=[8])
 
 
 @pytest.mark.parametrize("between", [lambda _: 3, lambda size: torch.nn.Linear(size, size)])

@@ -56,7 +56,7 @@ class IResNetTransform(SavedSettings, Transform):
         if context_features is not None:
             context_features = check_positive_int(context_features, "context_features")
         hidden = widths(hidden_features)
-        record = BlockOptions.of(options, type(self), hidden_dims=hidden)
+        record = BlockOptions.of(options, type(self), hidden_features=hidden)
         self.block = record.build(size, context_features)
 
     @classmethod
