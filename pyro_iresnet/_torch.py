@@ -25,6 +25,7 @@ from .errors import ArgumentTypeError, HigherOrderError, TracingError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # One for all calls, since most calls need no other.
 NULL = nullcontext()
@@ -203,6 +204,15 @@ def precisely(backward: Callable[P, R]) -> Callable[P, R]:
 def autocasts(like: Tensor) -> bool:
     """Return True if autocast acts on the device of a tensor."""
     return not like.is_meta and torch.is_autocast_enabled(like.device.type)
+
+
+def unrounded(value: T, like: Tensor | None) -> T:
+    """Return a tensor that autocast has rounded in the dtype of ``like``, and all else as it is."""
+    # Most calls end at the dtype, without a call more into torch.
+    if getattr(value, "dtype", None) not in COARSE or like is None:
+        return value
+    tensor: Any = value
+    return tensor.to(like.dtype) if autocasts(tensor) else value
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ from nflows.transforms.base import Transform
 from torch import Tensor
 
 from ..._settings import SavedSettings
-from ..._torch import disable_compiler
+from ..._torch import COARSE, disable_compiler, unrounded
 from ...blocks import Block
 from ...errors import ArgumentError, check_dims, check_instance, check_positive_int
 from ...options import BlockKeywords, BlockOptions
@@ -86,6 +86,8 @@ class IResNetTransform(SavedSettings, Transform):
         # The body of _checked: a training step pays for each call.
         block = self.block
         context = None if block.contraction.context_dim is None else context
+        if getattr(inputs, "dtype", None) in COARSE or getattr(context, "dtype", None) in COARSE:
+            inputs, context = self._unrounded(inputs, context)
         checked = block.check(inputs, context, "inputs")
         if inputs.dim() != 1 + len(block.contraction.event_shape):
             raise _batch_error(inputs, block.contraction.event_dim)
@@ -116,10 +118,16 @@ class IResNetTransform(SavedSettings, Transform):
         # nflows hands a context to every transform.
         contraction = self.block.contraction
         context = None if contraction.context_dim is None else context
+        inputs, context = self._unrounded(inputs, context)
         checked = self.block.check(inputs, context, "inputs")
         if inputs.dim() != 1 + len(contraction.event_shape):
             raise _batch_error(inputs, contraction.event_dim)
         return checked
+
+    def _unrounded(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # Autocast rounds the results of other transforms, and a block has full precision.
+        like = next(self.block.parameters(), None)
+        return unrounded(inputs, like), unrounded(context, like)
 
 
 def _batch_error(inputs: Tensor, event_dim: int) -> ArgumentError:
