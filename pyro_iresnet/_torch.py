@@ -19,11 +19,13 @@ from torch.distributions.transforms import _InverseTransform
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from .errors import ArgumentTypeError, HigherOrderError, TracingError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # One for all calls, since most calls need no other.
 NULL = nullcontext()
@@ -40,6 +42,8 @@ is_compiling = torch.compiler.is_compiling
 InverseTransform = _InverseTransform
 # The base classes of batch norms, of norms that may track statistics, and of dropouts.
 BatchNorm, TrackingNorm, AnyDropout = _BatchNorm, _NormBase, _DropoutNd
+# The parametrization of a weight that torch.nn.utils.parametrizations.spectral_norm adds.
+SpectralParametrization = _SpectralNorm
 # True inside vmap, grad, jvp and the other transforms of torch.func.
 in_torch_func = torch._C._are_functorch_transforms_active
 # Called with True: the hooks on the tensors that autograd saves, as in torch.utils.checkpoint, or
@@ -202,6 +206,15 @@ def autocasts(like: Tensor) -> bool:
     return not like.is_meta and torch.is_autocast_enabled(like.device.type)
 
 
+def unrounded(value: T, like: Tensor | None) -> T:
+    """Return a tensor that autocast has rounded in the dtype of ``like``, and all else as it is."""
+    # Most calls end at the dtype, without a call more into torch.
+    if getattr(value, "dtype", None) not in COARSE or like is None:
+        return value
+    tensor: Any = value
+    return tensor.to(like.dtype) if autocasts(tensor) else value
+
+
 def has_values(tensor: Tensor) -> bool:
     """Return True if the values of a tensor can be read: no recorder or transform is at work."""
     if tensor.is_meta or is_compiling() or is_tracing() or in_torch_func():
@@ -249,11 +262,11 @@ def no_forward_mode(what: str, otherwise: str = "") -> HigherOrderError:
     )
 
 
-def refuse_transforms(what: str, tensor: Tensor) -> None:
+def refuse_transforms(what: str, tensor: Tensor, otherwise: str = "") -> None:
     """Raise under ``torch.jit.trace``, ``torch.func.vmap`` and on meta; a compiler refuses itself.
 
     A trace would record one run as if every run were the same. ``vmap`` knows no loop whose length
-    depends on the data, and a tensor on meta has no data.
+    depends on the data, and a tensor on meta has no data. ``otherwise`` ends the advice.
     """
     if is_compiling():
         return
@@ -261,14 +274,12 @@ def refuse_transforms(what: str, tensor: Tensor) -> None:
         raise ArgumentTypeError(
             f"{what} needs the values of its tensors; got a tensor on the device meta, which has a "
             "shape and no values. Move flow and tensors to another device: "
-            "flow.to_empty(device='cpu'), and load the parameters. Exact() gives the shape of a "
-            "log-determinant on meta."
+            f"flow.to_empty(device='cpu'), and load the parameters{otherwise}."
         )
     if is_tracing():
         raise TracingError(
             f"{what} cannot be traced by torch.jit: its random draws or its number of steps would "
-            "be frozen at those of the example. Use Exact() for the log-determinant and keep the "
-            "inverse out of the trace."
+            f"be frozen at those of the example. Keep it out of the trace{otherwise}."
         )
     if functorch.is_legacy_batchedtensor(tensor):
         raise TracingError(
@@ -280,6 +291,6 @@ def refuse_transforms(what: str, tensor: Tensor) -> None:
             raise TracingError(
                 f"{what} cannot run under torch.func.vmap, nor under what is made of it (jacrev, "
                 "hessian) where that runs it again: its steps depend on the data. It takes a batch "
-                "as it is: call it without vmap, or use Exact() for the log-determinant."
+                f"as it is: call it without vmap{otherwise}."
             )
         tensor = functorch.get_unwrapped(tensor)

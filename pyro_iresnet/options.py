@@ -30,6 +30,8 @@ from .logdet import LogDet
 from .norms import Cholesky, Norm
 
 BLOCKS: dict[str, Callable[..., Block]] = {"residual": ResidualBlock, "cayley": CayleyBlock}
+# Options by the names that builders give them.
+ALIASES = {"hidden_features": "hidden_dims", "hidden_channels": "hidden_dims"}
 
 
 class BlockKeywords(TypedDict, total=False):
@@ -137,9 +139,9 @@ class BlockOptions:
     ) -> "BlockOptions":
         """Make the record of a builder's keywords.
 
-        ``own`` are options that the builder has as arguments; None for the default. A keyword that
-        is neither an option nor an argument of ``builder`` raises :class:`ArgumentTypeError`, which
-        suggests a near one.
+        ``own`` are options that the builder has as arguments, by the builder's names; None for the
+        default. A keyword that is neither an option nor an argument of ``builder`` raises
+        :class:`ArgumentTypeError`, which suggests a near one.
         """
         keywords = dict(keywords)
         base = keywords.pop("options", None)
@@ -150,10 +152,14 @@ class BlockOptions:
             of = BlockOptions if builder is None else builder
             listed = dict.fromkeys([*inspect.signature(of).parameters, *known, "options"])
             check_keywords(keywords, listed, of.__name__)
-        for name, value in own.items():
+        for argument, value in own.items():
+            name = ALIASES.get(argument, argument)
             if value is not None:
                 if name in keywords:
-                    raise ArgumentError(f"Expected {name} once; got it twice, by two arguments.")
+                    raise ArgumentError(
+                        f"Expected {argument} without {name}, another name of the same option; got "
+                        f"both. Leave out {name}."
+                    )
                 keywords[name] = value
         return cls(**keywords) if base is None else replace(base, **keywords)
 

@@ -6,8 +6,8 @@ from typing import Unpack, final
 import torch
 from torch import Tensor
 
-from .._torch import full_precision, refuse_transforms
-from ..errors import ContractionError, InversionError, TracingError, check_keywords
+from .._torch import full_precision, in_torch_func, refuse_forward_mode, refuse_transforms
+from ..errors import ContractionError, InversionError, check_keywords
 from ..inverse import SolveKeywords, implicit_inverse, solve_in
 from ..logdet import Series
 from ..logdet.series import log_det_one_plus
@@ -109,7 +109,7 @@ class CayleyBlock(Block):
             g = self.contraction_map()
             try:
                 w, solution = self._solve(g, x, context, sign=sign, x0=x0)
-            except (InversionError, ContractionError, TracingError) as error:
+            except (InversionError, ContractionError) as error:
                 if sign < 0:
                     raise
                 seen = f"The forward pass of CayleyBlock solves w + g(w) = x, and failed. {error}"
@@ -138,7 +138,10 @@ class CayleyBlock(Block):
         **options: Unpack[SolveKeywords],
     ) -> tuple[Tensor, Solution]:
         """Return w, and ``w - sign g(w)`` with its figures in the coordinates of ``x``."""
-        refuse_transforms("The inverse", x)
+        solve = "The solve of CayleyBlock's forward pass" if sign > 0 else "The inverse"
+        refuse_transforms(solve, x)
+        if in_torch_func():
+            refuse_forward_mode(solve, x)
         return solve_in(
             self.coordinates,
             g if sign > 0 else NegatedMap(g),

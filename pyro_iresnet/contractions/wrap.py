@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
-from .._torch import AnyDropout, BatchNorm, TrackingNorm
+from .._torch import AnyDropout, BatchNorm, SpectralParametrization, TrackingNorm
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -74,6 +75,15 @@ def _check_pure(part: nn.Module, name: str) -> None:
     elif isinstance(part, TrackingNorm) and part.track_running_stats:
         cause = "changes its statistics in each call, so that the inverse meets another function"
         remedy = "Build it with track_running_stats=False."
+    elif _moves_norm(part):
+        cause = (
+            "moves the estimate of spectral_norm in each call of train mode, so that the inverse "
+            "meets another function"
+        )
+        remedy = (
+            "Take DenseContraction, which bounds its weights itself, or remove the norm: "
+            "torch.nn.utils.remove_spectral_norm, or parametrize.remove_parametrizations."
+        )
     elif _draws(part):
         cause = "draws anew in each call, so that the inverse meets another function"
         remedy = "Leave it out."
@@ -82,6 +92,14 @@ def _check_pure(part: nn.Module, name: str) -> None:
     raise ArgumentError(
         f"Expected {name} to compute each sample by itself, the same in every call; got a "
         f"{type(part).__name__}, which {cause}. {remedy}"
+    )
+
+
+def _moves_norm(part: nn.Module) -> bool:
+    """Return True for the spectral_norm of torch, a hook on a layer or a parametrization."""
+    hooks = part._forward_pre_hooks.values()
+    return isinstance(part, SpectralParametrization) or any(
+        isinstance(hook, SpectralNorm) for hook in hooks
     )
 
 
@@ -113,7 +131,8 @@ def wrap(
 
     Raises:
         ArgumentError, ArgumentTypeError: ``lipschitz`` outside (0, 1), or ``module`` is no
-            ``Module``, or holds a batch norm or dropout, which mix samples or draw.
+            ``Module``, or holds a batch norm, a dropout or torch's ``spectral_norm``, which mix
+            samples, draw or move a buffer.
 
     Example:
         >>> import torch

@@ -197,7 +197,7 @@ def iresnet_image_transform(
     hidden = widths(hidden_channels, "hidden_channels")
     # Channels without a scale of their own train better: docs/expressive-power.md.
     given = options if "options" in options else {"coordinates": None, **options}
-    records = BlockOptions.records(given, iresnet_image_transform, hidden_dims=hidden)
+    records = BlockOptions.records(given, iresnet_image_transform, hidden_channels=hidden)
     counts = counts_of(blocks_per_scale, image)
     scales: list[tuple[Transform, tuple[int, int, int], int]] = []
     for i, count in enumerate(counts):

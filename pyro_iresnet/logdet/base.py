@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from torch import Tensor
 
-from ..errors import check_instance
+from ..errors import ArgumentError, check_instance
 from ..operators import Linearization
 from .series import LogOnePlus, Series
 
@@ -71,7 +71,7 @@ class ByMode(LogDet):
     """One estimator in train mode, another in eval mode of the block that holds it.
 
     Training needs a cheap unbiased estimate. Evaluation, MCMC and importance weights need a
-    deterministic value.
+    deterministic value. The pair itself takes no call: :meth:`for_mode` returns one estimator.
 
     Arguments:
         train, evaluate: the :class:`LogDet` of each mode; else :class:`ArgumentTypeError`.
@@ -100,8 +100,11 @@ class ByMode(LogDet):
         *,
         lipschitz: float,
         series: Series = LogOnePlus(),  # noqa: B008
-    ) -> Tensor:
-        return self.evaluate(linearization, lipschitz=lipschitz, series=series)
+    ) -> NoReturn:
+        raise ArgumentError(
+            f"Expected logdet to be the estimator of one mode; got {type(self).__name__}, of two "
+            "modes. Call logdet.for_mode(True) or logdet.for_mode(False)."
+        )
 
     def for_mode(self, training: bool) -> LogDet:
         return self.train if training else self.evaluate
@@ -113,6 +116,10 @@ class ByMode(LogDet):
     def with_seed(self, seed: int) -> "ByMode":
         train, evaluate = self.train.with_seed(seed), self.evaluate.with_seed(seed)
         return replace(self, train=train, evaluate=evaluate)
+
+
+# The end of advice where an estimator cannot run.
+USE_EXACT = ", or use Exact() for the log-determinant"
 
 
 def refuse_call(linearization: object, series: object) -> None:

@@ -23,7 +23,7 @@ from ..errors import (
 from ..operators import Chain, Linearization, LinearMap, unpack
 from ..operators.convolutional import ConvolutionalJacobian
 from ..operators.perceptron import PerceptronJacobian
-from .base import LogDet, refuse_call
+from .base import USE_EXACT, LogDet, refuse_call
 from .control_variate import ControlVariate, Expansion, MeanJacobian
 from .factored import FactoredDraws
 from .packing import pack, qualified_name, subclass_named, unpack_truncation
@@ -113,9 +113,8 @@ class Roulette(LogDet):
     ) -> Tensor:
         if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
             refuse_call(linearization, series)
-        refuse_transforms("Roulette", linearization.value)
-        instead = ", or Exact() for the log-determinant"
-        refuse_forward_mode("Roulette", linearization.value, instead)
+        refuse_transforms("Roulette", linearization.value, USE_EXACT)
+        refuse_forward_mode("Roulette", linearization.value, USE_EXACT)
         check_lipschitz(lipschitz)
         if self.probes == 1 and self.control_variate is None and in_plain_autograd():
             a = linearization.jacobian

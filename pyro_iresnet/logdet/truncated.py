@@ -25,7 +25,7 @@ from ..errors import (
     store_checked,
 )
 from ..operators import Linearization
-from .base import LogDet, refuse_call
+from .base import USE_EXACT, LogDet, refuse_call
 from .series import LogOnePlus, Series
 
 
@@ -158,7 +158,7 @@ class ConvergedSeries(LogDet):
     ) -> Tensor:
         if not (isinstance(linearization, Linearization) and isinstance(series, Series)):
             refuse_call(linearization, series)
-        refuse_transforms("ConvergedSeries", linearization.value)
+        refuse_transforms("ConvergedSeries", linearization.value, USE_EXACT)
         check_lipschitz(lipschitz)
         trace = linearization.trace()
         u = _probes(linearization, self.probes, self.seed)

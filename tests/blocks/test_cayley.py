@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, jacfwd, jacrev, vmap
 
 from pyro_iresnet import (
     AutoIResNet,
@@ -378,8 +378,11 @@ def test_transforms_of_torch():
     x = torch.randn(3)
     expected = torch.autograd.functional.jacobian(block, x)
     torch.testing.assert_close(jacrev(block)(x), expected)
-    with pytest.raises(TracingError, match=r"cannot run under torch.func.vmap"):
+    solve = "The solve of CayleyBlock's forward pass"
+    with pytest.raises(TracingError, match=rf"^{solve} cannot run under .* without vmap\.$"):
         vmap(block)(torch.randn(4, 3))
+    with pytest.raises(HigherOrderError, match=f"^{solve} has no forward-mode derivative"):
+        jacfwd(block)(torch.randn(4, 3))
     with pytest.raises(HigherOrderError, match="no forward-mode derivative"):
         torch.func.jvp(block, (x,), (x,))
 

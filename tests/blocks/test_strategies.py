@@ -76,7 +76,7 @@ def test_keeps_number(kind, field):
     assert type(getattr(made, field.name)) is (int if integral else float)
 
 
-ESTIMATORS = [Exact(), PowerSeries(), ConvergedSeries(), Roulette(), ByMode(Roulette(), Exact())]
+ESTIMATORS = [Exact(), PowerSeries(), ConvergedSeries(), Roulette()]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
@@ -120,12 +120,11 @@ def test_seed_keeps_subclass(kind):
     assert Own(factor=3.0).with_seed(5) == Own(factor=3.0, seed=5)
 
 
-def test_mode_of_plain_call():
-    train, evaluate = PowerSeries(4, probes=2, seed=1), ConvergedSeries(1e-2, probes=3, seed=2)
-    both = ByMode(train, evaluate)
-    # Without a mode, the value is that of evaluation.
+def test_two_modes_take_no_call():
     at = DenseContraction(3).linearize(torch.randn(4, 3))
-    torch.testing.assert_close(both(at, lipschitz=0.9), evaluate(at, lipschitz=0.9))
+    words = r"^Expected logdet to be the estimator of one mode; got ByMode.*for_mode\(True\)"
+    with pytest.raises(ArgumentError, match=words):
+        ByMode(PowerSeries(), Exact())(at, lipschitz=0.9)
 
 
 @pytest.mark.parametrize(("lipschitz", "warns"), [(0.70, False), (0.71, True), (0.8, True)])

@@ -270,6 +270,14 @@ def test_refuses_impure_network(part):
         wrap(part, lipschitz=0.9)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, parametrizations.spectral_norm])
+def test_refuses_moving_norm(norm, training):
+    module = nn.Sequential(norm(nn.Linear(2, 2)), nn.Tanh()).train(training)
+    with pytest.raises(ArgumentError, match=r"Expected module\.0.*spectral_norm"):
+        wrap(module, lipschitz=0.9)
+
+
 @pytest.mark.parametrize("part", [nn.Dropout(0.0), nn.InstanceNorm1d(2), nn.LayerNorm(2)])
 def test_wraps_pure_network(part):
     module, x = nn.Sequential(nn.Linear(2, 2), part).double(), torch.randn(5, 2)

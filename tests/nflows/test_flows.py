@@ -5,12 +5,15 @@ import pickle
 
 import pytest
 import torch
-from nflows.transforms import Transform
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+from nflows.transforms import CompositeTransform, LULinear, Transform
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_iresnet import Exact, IResNetTransform, conditional_iresnet_flow, iresnet_flow
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
-from pyro_iresnet.hosts.nflows import PatientActNorm
+from pyro_iresnet.hosts.nflows import IResNetComposite, PatientActNorm
+from pyro_iresnet.images import iresnet_image_flow
 
 from .test_stacks import trained
 
@@ -133,6 +136,13 @@ def test_samples_in_parts(batch_size):
     assert iresnet_flow(2, 2).eval().sample(10, batch_size=batch_size).shape == (10, 2)
 
 
+@pytest.mark.parametrize("method", ["sample", "sample_and_log_prob"])
+@pytest.mark.parametrize(("count", "error"), [(0, ArgumentError), (2.5, ArgumentTypeError)])
+def test_refuses_wrong_number_of_samples(method, count, error):
+    with pytest.raises(error, match=f"Expected num_samples to be .*got {count}"):
+        getattr(iresnet_flow(2, 1), method)(count)
+
+
 # ---------------------------------------------------------------------------- processes and dtypes
 
 
@@ -220,6 +230,20 @@ def test_error_names_argument(options, name):
         IResNetTransform(**options)
 
 
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda **own: iresnet_flow(2, hidden_features=8, **own), "hidden_features"),
+        (lambda **own: conditional_iresnet_flow(2, 3, hidden_features=8, **own), "hidden_features"),
+        (lambda **own: IResNetTransform(2, 8, **own), "hidden_features"),
+        (lambda **own: iresnet_image_flow((1, 8, 8), hidden_channels=8, **own), "hidden_channels"),
+    ],
+)
+def test_refuses_widths_of_two_names(make, name):
+    with pytest.raises(ArgumentError, match=f"Expected {name} without hidden_dims, .*; got both"):
+        make(hidden_dims=[8])
+
+
 @pytest.mark.parametrize("between", [lambda _: 3, lambda size: torch.nn.Linear(size, size)])
 def test_refuses_foreign_between(between):
     with pytest.raises(ArgumentTypeError, match="the result of between"):
@@ -251,3 +275,59 @@ def test_noise_refuses_another_size():
 def test_samples_under_the_compiler():
     flow = iresnet_flow(2, 2, hidden_features=8).eval()
     assert torch.compile(flow.sample, backend="eager")(4).shape == (4, 2)
+
+
+# ---------------------------------------------------------------------------- autocast
+
+
+def conditional_flow_of_nflows():
+    parts = [PatientActNorm(3), IResNetTransform(3, 8, context_features=2)]
+    net = torch.nn.Linear(4, 2)
+    return Flow(IResNetComposite([*parts, *parts[:1]]), StandardNormal([3]), net)
+
+
+MIXED = {
+    "linear": (lambda: iresnet_flow(3, 2, between=LULinear), []),
+    "actnorm": (
+        lambda: iresnet_flow(
+            3, 2, between=lambda n: CompositeTransform([LULinear(n), PatientActNorm(n)])
+        ),
+        [],
+    ),
+    "net of nflows": (conditional_flow_of_nflows, [4]),
+    "net": (lambda: conditional_iresnet_flow(3, 2, 2, embedding_net=torch.nn.Linear(4, 2)), [4]),
+    "labels": (
+        lambda: conditional_iresnet_flow(3, 2, 2, embedding_net=torch.nn.Embedding(7, 2)),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_takes_dtype_of_autocast(name):
+    torch.set_default_dtype(torch.float32)
+    make, size = MIXED[name]
+    flow, x = make(), torch.randn(32, 3)
+    given = [torch.randn(32, *size)] if size else []
+    given = [torch.arange(32) % 7] if name == "labels" else given
+    expected = flow.log_prob(x, *given)
+    flow.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flow.log_prob(x, *given)
+        noise = flow.eval().transform_to_noise(x, *given)
+        back, _ = flow._transform.inverse(noise, *map(flow._embedding_net, given))
+    found.mean().backward()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.2, check_dtype=False)
+    torch.testing.assert_close(back, x, rtol=0, atol=0.1, check_dtype=False)
+    assert all(p.grad.isfinite().all() for p in flow.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("make", [lambda: IResNetTransform(3), lambda: PatientActNorm(3)])
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_autocast_opens_for_half_alone(make, method):
+    torch.set_default_dtype(torch.float32)
+    call, x = getattr(make(), method), torch.randn(4, 3)
+    with pytest.raises(ArgumentTypeError, match="dtype"):
+        call(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ArgumentTypeError, match="dtype"):
+        call(x.double())

@@ -15,8 +15,16 @@ from nflows.transforms import (
     RandomPermutation,
 )
 
-from pyro_iresnet import InversionError, IResNetTransform, ResidualBlock, Roulette
+from pyro_iresnet import (
+    ConvContraction,
+    DenseContraction,
+    InversionError,
+    IResNetTransform,
+    ResidualBlock,
+    Roulette,
+)
 from pyro_iresnet.errors import ArgumentError, ArgumentTypeError
+from pyro_iresnet.hosts.nflows import IResNetComposite
 
 from .. import zoo
 
@@ -170,10 +178,26 @@ def test_errors_name_inputs(direction, inputs, error):
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse", "encode", "decode"])
-@pytest.mark.parametrize("shape", [(zoo.DIM,), (2, 3, zoo.DIM)])
-def test_takes_one_batch_dimension(direction, shape):
-    with pytest.raises(ArgumentError, match="one batch dimension"):
-        getattr(IResNetTransform(zoo.DIM), direction)(torch.randn(shape))
+@pytest.mark.parametrize(
+    ("event", "shape", "remedy"),
+    [
+        ((4,), (4,), r"inputs\[None\]\.$"),
+        ((4,), (2, 3, 4), r"each row is an event, pass inputs\.flatten\(0, -2\).* ConvContraction"),
+        ((2, 4, 4), (2, 4, 4), r"inputs\[None\]\.$"),
+        ((2, 4, 4), (5, 3, 2, 4, 4), r"the batch: inputs\.flatten\(0, -4\)\.$"),
+    ],
+)
+def test_takes_one_batch_dimension(direction, event, shape, remedy):
+    g = ConvContraction(event, [4]) if len(event) == 3 else DenseContraction(*event)
+    transform = IResNetTransform.from_block(ResidualBlock(g))
+    with pytest.raises(ArgumentError, match=f"one batch dimension.*{remedy}"):
+        getattr(transform, direction)(torch.randn(shape))
+
+
+def test_tells_rows_from_images():
+    stack = IResNetComposite([IResNetTransform(4)])
+    with pytest.raises(ArgumentError, match="An image takes a block of ConvContraction"):
+        stack(torch.randn(5, 2, 4, 4))
 
 
 def test_encoding_takes_no_jacobian(monkeypatch):

@@ -5,6 +5,7 @@ import math
 from nflows.transforms import Transform
 from torch import Tensor
 
+from ..._torch import unrounded
 from ...errors import ArgumentError, check_dense, check_positive_int, check_tensor
 from ..data_dependent_init import DataDependentInit
 
@@ -54,7 +55,7 @@ class PatientActNorm(DataDependentInit, Transform):
         ``inputs`` have the shape ``(batch, features)`` or ``(batch, channels, height, width)``.
         Another shape, dtype or device raises :class:`ArgumentError` or :class:`ArgumentTypeError`.
         """
-        self._check(inputs)
+        inputs = self._checked(inputs)
         self.start_from(inputs, dim=1)
         log_scale, shift = self._broadcastable(inputs)
         return inputs * log_scale.exp() + shift, self._logabsdet(inputs)
@@ -63,20 +64,23 @@ class PatientActNorm(DataDependentInit, Transform):
         self, inputs: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`, and return the result with its ``log|det|``."""
-        self._check(inputs)
+        inputs = self._checked(inputs)
         log_scale, shift = self._broadcastable(inputs)
         return (inputs - shift) * (-log_scale).exp(), -self._logabsdet(inputs)
 
-    def _check(self, inputs: Tensor) -> None:
+    def _checked(self, inputs: Tensor) -> Tensor:
         check_dense(inputs, "inputs")
-        features = len(self.log_scale)
+        log_scale = self.log_scale
+        inputs = unrounded(inputs, log_scale)
+        features = len(log_scale)
         shape = (features,) if inputs.ndim == 2 else (features, -1, -1)
         if inputs.ndim not in (2, 4):
             raise ArgumentError(
                 f"Expected inputs of shape (batch, {features}) or (batch, {features}, height, "
                 f"width); got {tuple(inputs.shape)}."
             )
-        check_tensor(inputs, shape, self.log_scale, "inputs")
+        check_tensor(inputs, shape, log_scale, "inputs")
+        return inputs
 
     def _broadcastable(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1,) + (1,) * (inputs.ndim - 2)

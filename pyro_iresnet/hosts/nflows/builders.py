@@ -53,7 +53,7 @@ def iresnet_flow(
         >>> flow.eval().sample(10).shape
         torch.Size([10, 2])
     """
-    records = BlockOptions.records(options, iresnet_flow, hidden_dims=widths(hidden_features))
+    records = BlockOptions.records(options, iresnet_flow, hidden_features=widths(hidden_features))
     return _flow(features, None, num_blocks, between, None, records)
 
 
@@ -92,7 +92,7 @@ def conditional_iresnet_flow(
     """
     context_features = check_positive_int(context_features, "context_features")
     records = BlockOptions.records(
-        options, conditional_iresnet_flow, hidden_dims=widths(hidden_features)
+        options, conditional_iresnet_flow, hidden_features=widths(hidden_features)
     )
     return _flow(features, context_features, num_blocks, between, embedding_net, records)
 

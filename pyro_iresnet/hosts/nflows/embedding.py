@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from ..._torch import autocasts
 from ...errors import ArgumentError
 
 
@@ -18,6 +17,4 @@ class Embedding(nn.Sequential):
                 "Expected a context for this conditional flow; got none. Pass it, as in "
                 "flow.log_prob(inputs, context)."
             )
-        embedded = super().forward(context)
-        # Autocast rounds the network's result, and a block takes the dtype of its parameters.
-        return embedded.to(context.dtype) if autocasts(context) else embedded
+        return super().forward(context)

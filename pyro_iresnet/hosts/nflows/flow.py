@@ -67,6 +67,13 @@ class IResNetFlow(Flow):
         ]
         return torch.cat(parts, dim=-2)
 
+    def sample_and_log_prob(
+        self, num_samples: int, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples as :meth:`sample`, and return them with their log-densities."""
+        count = check_positive_int(num_samples, "num_samples")
+        return super().sample_and_log_prob(count, context)
+
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the noise of data, shape ``(batch, features)``."""
         return self.transform.encode(inputs, self._embedding_net(context))

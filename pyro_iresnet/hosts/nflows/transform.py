@@ -7,7 +7,7 @@ from nflows.transforms.base import Transform
 from torch import Tensor
 
 from ..._settings import SavedSettings
-from ..._torch import disable_compiler
+from ..._torch import COARSE, disable_compiler, unrounded
 from ...blocks import Block
 from ...errors import ArgumentError, check_dims, check_instance, check_positive_int
 from ...options import BlockKeywords, BlockOptions
@@ -56,7 +56,7 @@ class IResNetTransform(SavedSettings, Transform):
         if context_features is not None:
             context_features = check_positive_int(context_features, "context_features")
         hidden = widths(hidden_features)
-        record = BlockOptions.of(options, type(self), hidden_dims=hidden)
+        record = BlockOptions.of(options, type(self), hidden_features=hidden)
         self.block = record.build(size, context_features)
 
     @classmethod
@@ -86,6 +86,8 @@ class IResNetTransform(SavedSettings, Transform):
         # The body of _checked: a training step pays for each call.
         block = self.block
         context = None if block.contraction.context_dim is None else context
+        if getattr(inputs, "dtype", None) in COARSE or getattr(context, "dtype", None) in COARSE:
+            inputs, context = self._unrounded(inputs, context)
         checked = block.check(inputs, context, "inputs")
         if inputs.dim() != 1 + len(block.contraction.event_shape):
             raise _batch_error(inputs, block.contraction.event_dim)
@@ -116,16 +118,29 @@ class IResNetTransform(SavedSettings, Transform):
         # nflows hands a context to every transform.
         contraction = self.block.contraction
         context = None if contraction.context_dim is None else context
+        inputs, context = self._unrounded(inputs, context)
         checked = self.block.check(inputs, context, "inputs")
         if inputs.dim() != 1 + len(contraction.event_shape):
             raise _batch_error(inputs, contraction.event_dim)
         return checked
 
+    def _unrounded(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # Autocast rounds the results of other transforms, and a block has full precision.
+        like = next(self.block.parameters(), None)
+        return unrounded(inputs, like), unrounded(context, like)
+
 
 def _batch_error(inputs: Tensor, event_dim: int) -> ArgumentError:
+    flat = f"inputs.flatten(0, -{event_dim + 1})"
+    remedy = f"Flatten the batch: {flat}."
+    if inputs.dim() == event_dim:
+        remedy = "For a batch of one event, pass inputs[None]."
+    elif event_dim == 1:
+        # Rows of pixels look like vectors.
+        remedy = f"If each row is an event, pass {flat}. An image takes a block of ConvContraction."
     return ArgumentError(
         "Expected inputs with one batch dimension before the event, as nflows has it; got shape "
-        f"{tuple(inputs.shape)}. Flatten the batch: inputs.flatten(0, -{event_dim + 1})."
+        f"{tuple(inputs.shape)}. {remedy}"
     )
 
 
