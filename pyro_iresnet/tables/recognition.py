@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
+import torch
 
 from ..errors import ArgumentError
 from .cells import EXACT, some
 from .columns import Category, Column, HeavyTailed, Integer, Real, Values
-from .encoding import FittedColumn
+from .encoding import FittedColumn, TableEncoding
 from .rows import Rows
 
 # Rows by which kinds are recognised and moments are taken.
@@ -176,17 +177,20 @@ def _warn_of_point_mass(values: Values, name: str) -> None:
 
 
 def _check_independent(columns: list[FittedColumn], values: Values) -> None:
-    """Raise if a column of real numbers is a linear function of others."""
+    """Raise if a column of real numbers is a linear function of others, as it is or encoded."""
     real = [i for i, c in enumerate(columns) if not c.kind.is_integer]
     if len(real) < 2 or len(values) <= len(real):
         return
-    x = values[:, real]
-    x = (x - x.mean(0)) / x.std(0)
-    sizes, directions = np.linalg.eigh(x.T @ x / len(x))
-    if sizes[0] > RANK * sizes[-1]:
-        return
-    names = [columns[i].name for i, w in zip(real, directions[:, 0], strict=True) if abs(w) > 1e-3]
-    raise ArgumentError(
-        f"Expected columns without a linear relation; {some(names)} have one, as copies, sums and "
-        "shares do, and the density is infinite. Drop one of them."
-    )
+    found = [columns[i] for i in real]
+    x = torch.from_numpy(values[:, real])
+    for t in (x, TableEncoding(found).encode(x, torch.zeros(1))[0]):
+        t = (t - t.mean(0)) / t.std(0)
+        sizes, directions = torch.linalg.eigh(t.T @ t / len(t))
+        if sizes[0] > RANK * sizes[-1]:
+            continue
+        names = [c.name for c, w in zip(found, directions[:, 0], strict=True) if abs(w) > 1e-3]
+        raise ArgumentError(
+            f"Expected columns without a linear relation, as they are or encoded; {some(names)} "
+            "have one, as copies, sums, products and shares do, and the density is infinite. Drop "
+            "one of them."
+        )

@@ -329,3 +329,20 @@ def test_categories_without_rows_stay(ordered, tmp_path):
         assert drawn["size"].dtype == table["size"].dtype
         assert set(drawn["size"]) == {"S", "L"}
         assert pd.concat([table, drawn])["size"].dtype == table["size"].dtype
+
+
+@pytest.mark.parametrize("rounded", [np.float64, np.float32])
+def test_relation_behind_the_encoding_is_refused(rounded):
+    w, h, other = np.exp(np.random.default_rng(0).normal(size=(3, 200)))
+    table = pd.DataFrame({"width": w, "height": h, "other": other, "area": (w * h).astype(rounded)})
+    with pytest.raises(ArgumentError, match=r"; width, height, area have one.*Drop one of them"):
+        fitted(table)
+    with pytest.raises(ArgumentError, match="; p, log p have one"):
+        fitted(pd.DataFrame({"p": w, "log p": np.log(w)}))
+
+
+def test_near_relation_behind_the_encoding_is_learned():
+    rng = np.random.default_rng(0)
+    w, h, noise = np.exp(rng.normal(size=(3, 200)) * [[1.0], [1.0], [0.01]])
+    made = fitted(pd.DataFrame({"width": w, "height": h, "area": w * h * noise}))
+    assert np.isfinite(made.held_out_scores_).all()
