@@ -28,6 +28,9 @@ MARGIN = 0.05
 POINT, ODD_POINT, ODD = 0.3, 0.05, 5
 # The share of such a number that is the smallest or the largest.
 END_POINT = 0.01
+# The most values of a column that holds few, and its least rows, in all and for each value. In 1500
+# steps the score of 1000 rows gains 0.8 nats with 10 values, and 0.2 with 40; iris has 22 or more.
+FEW, FEW_ROWS, REPEATS = 20, 50, 5
 # The values of the longest scale of which several columns may be items.
 SCALE = 12
 # Nats a row by which a normal fits better behind asinh than without, or without a logarithm.
@@ -162,6 +165,14 @@ def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> 
 
 def _warn_of_point_mass(values: Values, name: str) -> None:
     points, counts = np.unique(values, return_counts=True)
+    if len(points) <= FEW and len(values) >= max(FEW_ROWS, REPEATS * len(points)):
+        warnings.warn(
+            f"The column {name!r} holds {len(points)} numbers alone in {len(values)} rows, where a "
+            "density of real numbers grows without limit. Multiply the column to integers, such as "
+            "halves by 2, and declare Integer(); or declare Category().",
+            stacklevel=2,
+        )
+        return
     most = int(counts.argmax())
     is_odd = counts[most] > ODD * np.delete(counts, most).max(initial=0)
     at_end = most in (0, len(points) - 1) and counts[most] >= ROWS

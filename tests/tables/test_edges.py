@@ -36,7 +36,8 @@ def test_narrow_dtypes(dtype):
 
 def test_real_column_of_integers_is_not_cut():
     kinds = {"a": Real(low=0.0)}
-    drawn = fitted(pd.DataFrame({"a": RNG.integers(1, 6, N)}), kinds).sample(500)["a"]
+    with pytest.warns(UserWarning, match="holds 5 numbers alone"):
+        drawn = fitted(pd.DataFrame({"a": RNG.integers(1, 6, N)}), kinds).sample(500)["a"]
     assert drawn.dtype == np.float64
     assert (drawn > 0).all()
 
@@ -346,3 +347,24 @@ def test_near_relation_behind_the_encoding_is_learned():
     w, h, noise = np.exp(rng.normal(size=(3, 200)) * [[1.0], [1.0], [0.01]])
     made = fitted(pd.DataFrame({"width": w, "height": h, "area": w * h * noise}))
     assert np.isfinite(made.held_out_scores_).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "rows", "kinds", "warns"),
+    [
+        (10, 60, None, True),
+        (20, 100, None, True),
+        (21, 200, None, False),
+        (10, 49, None, False),
+        (20, 99, None, False),
+        (10, 60, {"stars": Category()}, False),
+    ],
+)
+def test_lattice_of_real_numbers_is_told(points, rows, kinds, warns):
+    stars = 0.5 + 0.5 * (np.arange(rows) % points)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(pd.DataFrame({"stars": stars}), kinds)
+    words = f"'stars' holds {points} numbers alone in {rows} rows"
+    assert any(words in str(w.message) for w in caught) is warns
+    assert len(caught) == warns
