@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Timer
 
 from pyro_iresnet.errors import ArgumentError, IResNetError
 from pyro_iresnet.tables import Category, DensityEstimator, Integer, Real, files
+from pyro_iresnet.tables.model import check_order
 from pyro_iresnet.tables.recognition import recognised
 
 SHORT = {"num_blocks": 1, "hidden_features": 8, "max_steps": 20, "progress": False}
@@ -368,3 +369,38 @@ def test_lattice_of_real_numbers_is_told(points, rows, kinds, warns):
     words = f"'stars' holds {points} numbers alone in {rows} rows"
     assert any(words in str(w.message) for w in caught) is warns
     assert len(caught) == warns
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_context_that_is_misaligned_is_refused(shift):
+    table = pd.DataFrame(RNG.normal(size=(50, 2)), columns=["a", "b"])
+    ours, theirs = (table.iloc[:-1], table.iloc[1:])[::shift]
+    with pytest.raises(ArgumentError, match=r"context\.loc\[X\.index\]"):
+        DensityEstimator(**SHORT).fit(ours[["a"]], context=theirs[["b"]])
+    with pytest.raises(ArgumentError, match=r"context\.loc\[X\.index\]"):
+        check_order(ours["a"], theirs["b"])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (range(6), range(6)),
+        (range(6), list("abcdef")),
+        (range(6), range(6, 12)),
+        (list("fbdace"), list("fbdace")),
+        ([0, 1, 2, 0, 1, 2], range(6)),
+        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 13, 14, 15]),
+        ([(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "a"), (2, "b")], range(6)),
+        (pd.date_range("2020", periods=6), pd.date_range("2020", periods=6, tz="UTC")),
+        (pd.Categorical(list("abcdef")), pd.Categorical(list("uvwxyz"))),
+        (range(6), range(5)),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, np.nan], [1.0, 2.0, 3.0, 4.0, 6.0, np.nan]),
+    ],
+)
+def test_context_without_a_label_elsewhere_is_taken(ours, theirs):
+    indices = [
+        pd.MultiIndex.from_tuples(i) if isinstance(i, list) and isinstance(i[0], tuple) else i
+        for i in (ours, theirs)
+    ]
+    check_order(*(pd.DataFrame({"a": np.arange(len(i))}, index=i) for i in indices))
+    check_order(*(pd.DataFrame({"a": np.arange(len(i))}, index=i) for i in indices[::-1]))
