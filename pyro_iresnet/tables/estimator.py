@@ -148,7 +148,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 stacklevel=2,
             )
         check_order(X, context)
-        with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:
             kinds = {str(name): kind for name, kind in (self.columns or {}).items()}
             rows = read(source_of(X), kinds, Path(folder) / "rows")
             given = None

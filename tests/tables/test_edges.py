@@ -404,3 +404,11 @@ def test_context_without_a_label_elsewhere_is_taken(ours, theirs):
     ]
     check_order(*(pd.DataFrame({"a": np.arange(len(i))}, index=i) for i in indices))
     check_order(*(pd.DataFrame({"a": np.arange(len(i))}, index=i) for i in indices[::-1]))
+
+
+def test_fits_in_inference_mode():
+    x = RNG.normal(size=(N, 2))
+    with torch.inference_mode():
+        inside = fitted(x)
+        assert torch.is_inference_mode_enabled()
+    assert inside.score(x) == fitted(x).score(x)
