@@ -412,3 +412,10 @@ def test_fits_in_inference_mode():
         inside = fitted(x)
         assert torch.is_inference_mode_enabled()
     assert inside.score(x) == fitted(x).score(x)
+
+
+def test_takes_bfloat16():
+    x = torch.randn(N, 2, dtype=torch.bfloat16)
+    estimator = fitted(x)
+    assert estimator.sample(3).dtype == np.float32
+    assert (estimator.score_samples(x) == estimator.score_samples(x.float())).all()
