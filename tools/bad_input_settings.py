@@ -87,7 +87,7 @@ class Halved(nn.Module):
 def estimator(**given: Any) -> tables.DensityEstimator:
     """Make a density estimator, and check the arguments as ``fit`` does."""
     made = tables.DensityEstimator(**given)
-    made.check_parameters()
+    made._check_parameters()
     return made
 
 

@@ -140,7 +140,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 that depends on others, values outside the limits of a declared kind, too few rows.
             NonFiniteLossError: the loss became NaN or infinite.
         """
-        self.check_parameters()
+        self._check_parameters()
         if np.ndim(y) > 1:
             warnings.warn(
                 f"The fit ignores y; got one of shape {np.shape(y)}. For the density given other "
@@ -148,7 +148,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 stacklevel=2,
             )
         check_order(X, context)
-        with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:
             kinds = {str(name): kind for name, kind in (self.columns or {}).items()}
             rows = read(source_of(X), kinds, Path(folder) / "rows")
             given = None
@@ -254,8 +254,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         return self.history_.plot(ax)
 
-    def check_parameters(self) -> None:
-        """Raise unless all arguments are right; ``fit`` calls it, as scikit-learn expects."""
+    def _check_parameters(self) -> None:
+        """Raise unless all arguments are right, in ``fit`` as scikit-learn expects."""
         for name in ("num_blocks", "max_steps", "batch_size"):
             check_positive_int(getattr(self, name), name)
         for name in ("learning_rate", "patience"):

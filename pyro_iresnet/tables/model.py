@@ -176,12 +176,18 @@ def check_as_many(rows: int, context: int) -> None:
 
 
 def check_order(table: Any, context: Any) -> None:
-    """Raise if the rows of two frames have the same labels in another order."""
-    if not (isinstance(table, pd.DataFrame) and isinstance(context, pd.DataFrame)):
+    """Raise if a label of one index stands at another row of the other index."""
+    kinds = pd.DataFrame | pd.Series
+    if not (isinstance(table, kinds) and isinstance(context, kinds)) or len(table) != len(context):
         return
-    ours, theirs = table.index, context.index
-    if len(ours) == len(theirs) and not ours.equals(theirs) and not len(ours.difference(theirs)):
+    if table.index.equals(context.index):
+        return
+    labels, _ = table.index.append(context.index).factorize()
+    ours, theirs = np.split(labels, 2)
+    differ = ours != theirs
+    if np.isin(ours[differ], theirs[differ]).any():
         raise ArgumentError(
             "Expected the rows of context in the order of X, row by row; their indices have the "
-            "same labels in another order. Pass context.loc[X.index], or reset both indices."
+            "same labels at other rows. Pass context.loc[X.index]; or reset both indices, if the "
+            "rows agree."
         )

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
+import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
@@ -67,6 +68,8 @@ def source_of(table: Any, name: str = "X") -> Source:
     if isinstance(table, np.ma.MaskedArray):
         table = np.ma.filled(table.astype(float), np.nan)
     if isinstance(table, Tensor):
+        # NumPy has no bfloat16.
+        table = table.float() if table.dtype == torch.bfloat16 else table
         table = table.detach().cpu().numpy()
     if hasattr(table, "toarray"):
         raise ArgumentTypeError(

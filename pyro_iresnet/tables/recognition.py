@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
+import torch
 
 from ..errors import ArgumentError
 from .cells import EXACT, some
 from .columns import Category, Column, HeavyTailed, Integer, Real, Values
-from .encoding import FittedColumn
+from .encoding import FittedColumn, TableEncoding
 from .rows import Rows
 
 # Rows by which kinds are recognised and moments are taken.
@@ -27,6 +28,9 @@ MARGIN = 0.05
 POINT, ODD_POINT, ODD = 0.3, 0.05, 5
 # The share of such a number that is the smallest or the largest.
 END_POINT = 0.01
+# The most values of a column that holds few, and its least rows, in all and for each value. In 1500
+# steps the score of 1000 rows gains 0.8 nats with 10 values, and 0.2 with 40; iris has 22 or more.
+FEW, FEW_ROWS, REPEATS = 20, 50, 5
 # The values of the longest scale of which several columns may be items.
 SCALE = 12
 # Nats a row by which a normal fits better behind asinh than without, or without a logarithm.
@@ -161,6 +165,14 @@ def _check_varies(least: float, most: float, name: str, *, is_integer: bool) -> 
 
 def _warn_of_point_mass(values: Values, name: str) -> None:
     points, counts = np.unique(values, return_counts=True)
+    if len(points) <= FEW and len(values) >= max(FEW_ROWS, REPEATS * len(points)):
+        warnings.warn(
+            f"The column {name!r} holds {len(points)} numbers alone in {len(values)} rows, where a "
+            "density of real numbers grows without limit. Multiply the column to integers, such as "
+            "halves by 2, and declare Integer(); or declare Category().",
+            stacklevel=2,
+        )
+        return
     most = int(counts.argmax())
     is_odd = counts[most] > ODD * np.delete(counts, most).max(initial=0)
     at_end = most in (0, len(points) - 1) and counts[most] >= ROWS
@@ -176,17 +188,20 @@ def _warn_of_point_mass(values: Values, name: str) -> None:
 
 
 def _check_independent(columns: list[FittedColumn], values: Values) -> None:
-    """Raise if a column of real numbers is a linear function of others."""
+    """Raise if a column of real numbers is a linear function of others, as it is or encoded."""
     real = [i for i, c in enumerate(columns) if not c.kind.is_integer]
     if len(real) < 2 or len(values) <= len(real):
         return
-    x = values[:, real]
-    x = (x - x.mean(0)) / x.std(0)
-    sizes, directions = np.linalg.eigh(x.T @ x / len(x))
-    if sizes[0] > RANK * sizes[-1]:
-        return
-    names = [columns[i].name for i, w in zip(real, directions[:, 0], strict=True) if abs(w) > 1e-3]
-    raise ArgumentError(
-        f"Expected columns without a linear relation; {some(names)} have one, as copies, sums and "
-        "shares do, and the density is infinite. Drop one of them."
-    )
+    found = [columns[i] for i in real]
+    x = torch.from_numpy(values[:, real])
+    for t in (x, TableEncoding(found).encode(x, torch.zeros(1))[0]):
+        t = (t - t.mean(0)) / t.std(0)
+        sizes, directions = torch.linalg.eigh(t.T @ t / len(t))
+        if sizes[0] > RANK * sizes[-1]:
+            continue
+        names = [c.name for c, w in zip(found, directions[:, 0], strict=True) if abs(w) > 1e-3]
+        raise ArgumentError(
+            f"Expected columns without a linear relation, as they are or encoded; {some(names)} "
+            "have one, as copies, sums, products and shares do, and the density is infinite. Drop "
+            "one of them."
+        )

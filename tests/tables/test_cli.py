@@ -64,7 +64,7 @@ def test_inspect(folder):
 
 def test_context(folder):
     n = 60
-    pd.DataFrame({"y": np.arange(n) % 7 + 0.5}).to_csv(folder / "y.csv", index=False)
+    pd.DataFrame({"y": np.arange(n) ** 0.5}).to_csv(folder / "y.csv", index=False)
     pd.DataFrame({"c": np.arange(n) % 3}).to_csv(folder / "c.csv", index=False)
     words = ("--context", folder / "c.csv", "-q")
     assert run("fit", folder / "y.csv", "-o", folder / "c.pt", "--steps", 2, *words).exit_code == 0
