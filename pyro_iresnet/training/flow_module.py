@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
 
 from .._modules import modules_of, outermost
-from ..blocks import pack_blocks
 from ..errors import ArgumentError, ArgumentTypeError, check_int, check_positive
 from .non_finite import check_loss
 from .randomness import FollowsTorchSeed
@@ -28,7 +27,9 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
     or ``(x, context)``. ``train_loss``, ``val_loss`` and ``test_loss`` are logged, in nats;
     ``trainer.predict`` returns the log-density of each row.
 
-    Blocks of one shape are packed, which makes a step faster and leaves the state dict as it is.
+    The flow keeps its parameters, so blocks freeze one by one. ``pack_blocks(flow)`` before makes a
+    step faster; packed blocks freeze together. A checkpoint loads into a flow packed or not; a
+    training resumes with a flow packed as at the start, because of the state of Adam.
 
     Arguments:
         flow: an nflows ``Flow`` or another module with a ``log_prob``, or a
@@ -73,7 +74,6 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
                 "Expected flow to be a module with a log_prob, such as iresnet_flow(2), or a "
                 f"TransformedDistribution of Pyro; got {type(flow).__name__}."
             )
-        pack_blocks(flow)
         self.learning_rate = check_positive(learning_rate, "learning_rate")
         self.warmup = check_warmup(warmup)
         # A distribution is no module: its parameters live in its transforms.

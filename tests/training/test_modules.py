@@ -1,5 +1,6 @@
 """Lightning modules: flows and guides train, stop at faults, and resume."""
 
+import copy
 import json
 import math
 import pickle
@@ -26,6 +27,8 @@ from pyro_iresnet import (
     iresnet_flow,
     iresnet_stack,
 )
+from pyro_iresnet._modules import modules_of_kind
+from pyro_iresnet.blocks import Block, pack_blocks
 from pyro_iresnet.errors import ArgumentTypeError
 from pyro_iresnet.training import FlowModule, GuideModule, NonFiniteLossError, TenthAverage
 
@@ -184,6 +187,31 @@ def test_loads_without_a_trainer(tmp_path):
     loaded = FlowModule.load_from_checkpoint(tmp_path / "last.ckpt", flow=flow, weights_only=False)
     for one, two in zip(module.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_keeps_parameters_apart(tmp_path):
+    flow = iresnet_flow(2, 3, hidden_features=4)
+    before = list(flow.parameters())
+    module = FlowModule(flow, learning_rate=0.1, warmup=1)
+    assert all(one is other for one, other in zip(before, module.parameters(), strict=True))
+    frozen, trained, _ = modules_of_kind(flow, Block)
+    frozen.requires_grad_(False)
+    start = copy.deepcopy([frozen.state_dict(), trained.state_dict()])
+    trainer(tmp_path, max_steps=2).fit(module, DataLoader(points(), batch_size=32))
+    weight = "contraction.layers.0.weight"
+    assert torch.equal(frozen.state_dict()[weight], start[0][weight])
+    assert not torch.equal(trained.state_dict()[weight], start[1][weight])
+
+
+def test_loads_a_packed_flow(tmp_path):
+    made = [iresnet_flow(2, 3, hidden_features=4) for _ in range(2)]
+    pack_blocks(made[0])
+    fit = trainer(tmp_path, max_steps=2, enable_checkpointing=True, callbacks=[TenthAverage()])
+    fit.fit(FlowModule(made[0]), DataLoader(points(), batch_size=32))
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    FlowModule.load_from_checkpoint(tmp_path / "last.ckpt", flow=made[1], weights_only=True)
+    x = points()
+    torch.testing.assert_close(*[flow.eval().log_prob(x) for flow in made])
 
 
 @pytest.mark.parametrize("name", densities())
