@@ -28,7 +28,8 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
     ``trainer.predict`` returns the log-density of each row.
 
     The flow keeps its parameters, so blocks freeze one by one. ``pack_blocks(flow)`` before makes a
-    step faster; packed blocks freeze together. A checkpoint loads into a flow packed or not; a
+    step faster; packed blocks freeze together. A checkpoint keeps ``learning_rate`` and ``warmup``,
+    for ``FlowModule.load_from_checkpoint(path, flow=flow)``, and loads into a flow packed or not; a
     training resumes with a flow packed as at the start, because of the state of Adam.
 
     Arguments:
@@ -74,8 +75,10 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
                 "Expected flow to be a module with a log_prob, such as iresnet_flow(2), or a "
                 f"TransformedDistribution of Pyro; got {type(flow).__name__}."
             )
-        self.learning_rate = check_positive(learning_rate, "learning_rate")
-        self.warmup = check_warmup(warmup)
+        self.learning_rate = learning_rate = check_positive(learning_rate, "learning_rate")
+        self.warmup = warmup = check_warmup(warmup)
+        # Lightning reads the names from the frame of this call.
+        self.save_hyperparameters("learning_rate", "warmup")
         # A distribution is no module: its parameters live in its transforms.
         self.density: tuple[Any] = (flow,)
         self.parts = nn.ModuleList(outermost(modules_of(flow)))

@@ -21,7 +21,8 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
 
     A batch holds the arguments of the model: a tensor, a tuple or list of arguments, or a dict of
     keywords. For a model without arguments take batches of ``()``, such as
-    ``DataLoader([()] * steps, batch_size=None)``. ``train_loss`` is logged, in nats.
+    ``DataLoader([()] * steps, batch_size=None)``. ``train_loss`` is logged, in nats. A
+    checkpoint keeps ``learning_rate`` and ``warmup``; give ``load_from_checkpoint`` the rest.
 
     Arguments:
         model: the model.
@@ -85,8 +86,10 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
         # A model that is a module is trained too, as pyro.infer.SVI does.
         self.model, self.guide = model, guide
         self.loss: Any = Trace_ELBO() if loss is None else loss
-        self.learning_rate = check_positive(learning_rate, "learning_rate")
-        self.warmup = check_warmup(warmup)
+        self.learning_rate = learning_rate = check_positive(learning_rate, "learning_rate")
+        self.warmup = warmup = check_warmup(warmup)
+        # Lightning reads the names from the frame of this call.
+        self.save_hyperparameters("learning_rate", "warmup")
         try:
             guide(*example)
         except TypeError as error:

@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,6 +213,44 @@ def test_loads_a_packed_flow(tmp_path):
     FlowModule.load_from_checkpoint(tmp_path / "last.ckpt", flow=made[1], weights_only=True)
     x = points()
     torch.testing.assert_close(*[flow.eval().log_prob(x) for flow in made])
+
+
+@pytest.mark.parametrize("kind", ["flow", "guide"])
+def test_checkpoint_keeps_options(tmp_path, kind):
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def parts():
+        if kind == "flow":
+            return FlowModule, {"flow": iresnet_flow(2, 1, hidden_features=4)}, points()
+        guide = AutoDiagonalNormal(model, init_scale=0.1)
+        return GuideModule, {"model": model, "guide": guide}, [()] * 2
+
+    given = {"learning_rate": np.float64(1e-3), "warmup": 7}
+    make, built, rows = parts()
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=True)
+    fit.fit(make(**built, **given), DataLoader(rows, batch_size=32 if kind == "flow" else None))
+    path = tmp_path / "last.ckpt"
+    fit.save_checkpoint(path)
+    make, built, _ = parts()
+    loaded = make.load_from_checkpoint(path, **built, weights_only=True)
+    assert (loaded.learning_rate, loaded.warmup) == (1e-3, 7)
+    loaded = make.load_from_checkpoint(path, **built, learning_rate=0.5, weights_only=True)
+    assert (loaded.learning_rate, loaded.warmup) == (0.5, 7)
+
+
+def test_subclass_keeps_options(tmp_path):
+    class Slow(FlowModule):
+        def __init__(self, flow, extra=None):
+            super().__init__(flow, learning_rate=1e-4)
+            self.extra = extra
+
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=True)
+    fit.fit(Slow(iresnet_flow(2, 1), torch.nn.Linear(1, 1)), DataLoader(points(), batch_size=32))
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    given = {"flow": iresnet_flow(2, 1), "extra": torch.nn.Linear(1, 1)}
+    loaded = Slow.load_from_checkpoint(tmp_path / "last.ckpt", **given, weights_only=True)
+    assert loaded.hparams == {"learning_rate": 1e-4, "warmup": 100}
 
 
 @pytest.mark.parametrize("name", densities())
