@@ -14,6 +14,7 @@ pytest.importorskip("lightning", reason="needs the extra train")
 import pyro
 import pyro.distributions as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from pyro.infer import JitTrace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule
 from torch import nn
@@ -51,6 +52,23 @@ def test_density_improves(name, tmp_path):
     trainer(tmp_path, max_steps=20, callbacks=[losses]).fit(module, DataLoader(data, batch_size=64))
     assert module.log_prob(data.tensors).mean() > before + 0.2
     assert losses.found[-1] < losses.found[0]
+
+
+LOSSES = [JitTrace_ELBO(), TraceEnum_ELBO(), TraceMeanField_ELBO(), TraceTMC_ELBO()]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_guide_takes_losses_and_keywords(tmp_path, loss):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = points()[0]
+    module = GuideModule(model, AutoDiagonalNormal(model), {"x": x}, loss=loss)
+    start = copy.deepcopy(list(module.parameters()))
+    rows = DataLoader([(x,) if "Jit" in type(loss).__name__ else {"x": x}] * 2, batch_size=None)
+    trainer(tmp_path, max_steps=2).fit(module, rows)
+    assert not any(map(torch.equal, start, module.parameters()))
 
 
 def test_guide_improves(tmp_path):

@@ -12,7 +12,10 @@ import pyro.distributions as dist
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import CompositeTransform, LULinear, MaskedAffineAutoregressiveTransform
-from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro import poutine
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, TraceGraph_ELBO, TraceTailAdaptive_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormalMessenger
+from pyro.nn import PyroModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -121,6 +124,71 @@ def test_refuses_other_batches(name, batch, got):
 def test_refuses_other_things(flow):
     with pytest.raises(ArgumentTypeError, match="flow"):
         FlowModule(flow)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        RenyiELBO(num_particles=2),
+        TraceGraph_ELBO(),
+        ReweightedWakeSleep(num_particles=2),
+        TraceTailAdaptive_ELBO(num_particles=2),
+    ],
+)
+def test_refuses_losses_without_a_gradient_of_their_own(loss):
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    name = type(loss).__name__
+    with pytest.raises(ArgumentTypeError, match=rf"loss to be .*Trace_ELBO\(\).* got {name}"):
+        GuideModule(model, AutoDiagonalNormal(model), loss=loss)
+
+
+@pytest.mark.parametrize("example", [(X,), {"x": X}])
+def test_passes_on_an_error_of_the_model(example):
+    def model(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        raise TypeError("broken within")
+
+    with pytest.raises(TypeError, match=r"^broken within$") as caught:
+        GuideModule(model, AutoDiagonalNormal(model), example)
+    assert not isinstance(caught.value, ArgumentTypeError)
+
+
+@pytest.mark.parametrize("example", [(), (X, X), {"y": X}, {}])
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_refuses_an_example_that_does_not_fit(example, kind):
+    def function(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    class Model(PyroModule):
+        def forward(self, x):
+            return function(x)
+
+    model = function if kind == "function" else Model()
+    with pytest.raises(ArgumentTypeError, match=r"example to hold arguments that the model takes"):
+        GuideModule(model, AutoDiagonalNormal(model), example)
+
+
+def test_refuses_an_example_that_the_guide_does_not_take():
+    class Guide(PyroModule):
+        def forward(self):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ArgumentTypeError, match=r"arguments that the guide takes"):
+        GuideModule(lambda x: pyro.sample("z", dist.Normal(x, 1.0)), Guide(), (0.0,))
+
+
+@pytest.mark.parametrize("kind", [AutoDiagonalNormal, AutoNormalMessenger])
+@pytest.mark.parametrize("example", [(torch.ones(()),), {"x": torch.ones(())}])
+def test_takes_models_without_signature(kind, example):
+    def model(x):
+        pyro.sample("z", dist.Normal(x, 1.0))
+
+    hidden = poutine.block(hide=["a"])(model)
+    assert list(GuideModule(hidden, kind(hidden), example).parameters())
+    with pytest.raises(TypeError, match="missing 1 required"):
+        GuideModule(hidden, kind(hidden))
 
 
 def test_refuses_a_guide_that_is_no_module():
