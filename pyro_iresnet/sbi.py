@@ -1,4 +1,4 @@
-"""A density estimator for sbi's ``NPE``: needs the extra ``sbi``."""
+"""A density estimator for sbi's ``NPE`` and ``NLE``: needs the extra ``sbi``."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,15 @@ from sbi.utils.sbiutils import standardizing_net  # pyright: ignore[reportMissin
 from torch import Tensor, nn
 
 from .activations import Sine
-from .errors import ArgumentError, check_keywords
-from .hosts.nflows import conditional_iresnet_flow
+from .errors import (
+    ArgumentError,
+    check_flag,
+    check_instance,
+    check_keywords,
+    check_positive_int,
+)
+from .hosts.nflows import IResNetFlow, conditional_iresnet_flow
+from .hosts.nflows.transform import widths
 from .options import BlockKeywords, BlockOptions
 
 KEYWORDS = BlockKeywords.__annotations__
@@ -21,26 +28,33 @@ ACTIVATION = partial(Sine, frequencies=(0.1, 3.0))
 
 
 def iresnet_builder(
-    num_blocks: int = 4, *, embedding_net: nn.Module | None = None, **options: Any
+    num_blocks: int = 4,
+    *,
+    embedding_net: nn.Module | None = None,
+    likelihood: bool = False,
+    **options: Any,
 ) -> Callable[[Tensor, Tensor], NFlowsFlow]:
-    """Return the function that sbi's ``NPE`` takes as ``density_estimator``.
+    """Return the function that sbi's ``NPE`` or ``NLE`` takes as ``density_estimator``.
 
     The flow of the parameters given the data is a :func:`conditional_iresnet_flow`. Data are
     standardised, parameters by the first layer, which waits for a batch of 16 rows: let
-    ``training_batch_size`` be 16 or more.
+    ``training_batch_size`` be 16 or more. With ``likelihood=True`` data and parameters change
+    places.
 
     Arguments:
         num_blocks: the number of residual blocks; 3 for posteriors near a Gaussian, 6 or more for
             thin or separate ones.
         embedding_net: makes a vector of the standardised data of a row; None for data that are
             vectors.
+        likelihood: True for the flow of the data given the parameters, as ``NLE`` needs it;
+            ``embedding_net`` then takes the parameters.
         options: of :func:`conditional_iresnet_flow`, such as ``hidden_features``. The default
             activation is :class:`Sine` with frequencies from 0.1 to 3.
 
     Raises:
-        ArgumentTypeError: an unknown keyword.
-        ArgumentError: when the function is called, for data of more than one axis without an
-            ``embedding_net``.
+        ArgumentError, ArgumentTypeError: an argument out of range or of the wrong type, or an
+            unknown keyword; when the function is called, data of more than one axis without an
+            ``embedding_net``; in training, data in the place of parameters of the same shape.
 
     References:
         sbi: A toolkit for simulation-based inference (Tejero-Cantero et al., 2020).
@@ -55,7 +69,15 @@ def iresnet_builder(
     """
 
     check_keywords(options, ["hidden_features", "between", *KEYWORDS], "iresnet_builder")
-    return partial(_built, num_blocks, embedding_net, _with_activation(options))
+    count = check_positive_int(num_blocks, "num_blocks")
+    if embedding_net is not None:
+        check_instance(embedding_net, nn.Module, "embedding_net", "nn.Flatten()")
+    options = _with_activation(options)
+    # sbi calls the function deep inside its training, too late for these errors.
+    of_blocks = {name: value for name, value in options.items() if name in KEYWORDS}
+    BlockOptions.records(of_blocks, hidden_dims=widths(options.get("hidden_features")))
+    is_likelihood = check_flag(likelihood, "likelihood")
+    return partial(_built, count, embedding_net, options, is_likelihood)
 
 
 def _with_activation(options: dict[str, Any]) -> dict[str, Any]:
@@ -77,18 +99,51 @@ def _built(
     num_blocks: int,
     embedding_net: nn.Module | None,
     options: dict[str, Any],
+    is_likelihood: bool,
     batch_theta: Tensor,
     batch_x: Tensor,
 ) -> NFlowsFlow:
-    """Make the estimator for parameters and data of these shapes."""
-    if embedding_net is None and batch_x.dim() != 2:
+    """Make the estimator for parameters and data of these shapes, which come in this order."""
+    inputs, given = (batch_x, batch_theta) if is_likelihood else (batch_theta, batch_x)
+    if embedding_net is None and given.dim() != 2:
         raise ArgumentError(
-            f"Expected data of shape (batch, features); got {tuple(batch_x.shape)}. Pass an "
+            f"Expected data of shape (batch, features); got {tuple(given.shape)}. Pass an "
             "embedding_net, such as nn.Flatten()."
         )
-    embedding = nn.Sequential(standardizing_net(batch_x), embedding_net or nn.Identity())
-    size = get_numel(batch_x, embedding)
+    embedding = nn.Sequential(standardizing_net(given), embedding_net or nn.Identity())
+    size = get_numel(given, embedding)
     flow = conditional_iresnet_flow(
-        batch_theta[0].numel(), size, num_blocks, embedding_net=embedding, **options
+        inputs[0].numel(), size, num_blocks, embedding_net=embedding, **options
     )
-    return NFlowsFlow(flow, input_shape=batch_theta[0].shape, condition_shape=batch_x[0].shape)
+    return _Estimator(flow, inputs, given, is_likelihood)
+
+
+class _Estimator(NFlowsFlow):
+    """Estimator that refuses to train on data in the place of parameters, or the reverse.
+
+    ``NPE`` and ``NLE`` make an estimator by the same call, and tell its inputs only in training.
+    """
+
+    def __init__(
+        self, net: IResNetFlow, inputs: Tensor, given: Tensor, is_likelihood: bool
+    ) -> None:
+        super().__init__(net, input_shape=inputs[0].shape, condition_shape=given[0].shape)
+        self._is_likelihood = is_likelihood
+        self._first = (inputs, given) if inputs.shape == given.shape else None
+
+    def loss(self, input: Tensor, condition: Tensor) -> Tensor:  # noqa: A002  (sbi's name)
+        """Return the loss of each row, behind a look at the first batch."""
+        first, self._first = self._first, None
+        if first is not None and not _has(first[0], input[0]) and _has(first[1], input[0]):
+            right, wrong, trainer = "parameters", "data", "NLE"
+            if self._is_likelihood:
+                right, wrong, trainer = "data", "parameters", "NPE"
+            raise ArgumentError(
+                f"Expected {right} as the input of this estimator; got {wrong}, as sbi's {trainer} "
+                f"has it. Pass iresnet_builder(likelihood={not self._is_likelihood}) to {trainer}."
+            )
+        return super().loss(input, condition)
+
+
+def _has(rows: Tensor, row: Tensor) -> bool:
+    return bool((rows == row.to(rows.device)).flatten(1).all(1).any())

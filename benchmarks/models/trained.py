@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_iresnet import IResNetTransform
+from pyro_iresnet.blocks import pack_blocks
 from pyro_iresnet.demo.checkerboard import checkerboard
 from pyro_iresnet.hosts.nflows import IResNetComposite
 from pyro_iresnet.training import FlowModule, TenthAverage
@@ -37,6 +38,7 @@ def train(flow: Flow, batch: Callable[[int], Tensor], *, steps: int, rate: float
         enable_model_summary=False,
     )
     batches = DataLoader(Batches(batch), batch_size=None)
+    pack_blocks(flow)
     trainer.fit(FlowModule(flow, learning_rate=rate), batches)
     flow.eval()
 

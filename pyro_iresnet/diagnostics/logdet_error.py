@@ -114,6 +114,12 @@ def logdets_of(flow: Any, has_context: bool) -> Callable[[Tensor, Tensor | None,
                 f"Expected a context for a {type(flow).__name__}; got none. Pass context=..."
             )
         return lambda x, context, n: _of_conditional(flow, x, context, n)
+    if not isinstance(flow, Transform | TransformedDistribution):
+        raise ArgumentTypeError(
+            "Expected flow to be a Block, a torch or Pyro transform or "
+            "TransformedDistribution, conditional or not, or an nflows Transform or Flow; got "
+            f"{type(flow).__name__}. The flow of a guide is guide.transform."
+        )
     if has_context:
         raise ArgumentError(
             "Expected no context for a torch or Pyro transform or distribution that is not "
@@ -121,13 +127,7 @@ def logdets_of(flow: Any, has_context: bool) -> Callable[[Tensor, Tensor | None,
         )
     if isinstance(flow, Transform):
         return lambda x, context, n: _of_transform(flow, _copies(x, n))
-    if isinstance(flow, TransformedDistribution):
-        return lambda x, context, n: _of_distribution(flow, _copies(x, n))
-    raise ArgumentTypeError(
-        "Expected flow to be a Block, a torch or Pyro transform or "
-        "TransformedDistribution, conditional or not, or an nflows Transform or Flow; got "
-        f"{type(flow).__name__}. The flow of a guide is guide.transform."
-    )
+    return lambda x, context, n: _of_distribution(flow, _copies(x, n))
 
 
 @contextmanager

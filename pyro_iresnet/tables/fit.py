@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
+from ..blocks import pack_blocks
 from ..errors import ArgumentError
 from ..norms import Cholesky
 from ..options import BlockOptions
@@ -184,6 +185,7 @@ def train(
         **options,
         "callbacks": [*callbacks, *_listed(options.get("callbacks"))],
     }
+    pack_blocks(flow)
     module = FlowModule(flow, learning_rate=learning_rate)
     with _in_silence():
         trainer = lightning.Trainer(**settings)

@@ -1,5 +1,6 @@
 """Lightning module of a density estimator."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,8 +11,7 @@ from pyro.distributions import ConditionalTransformedDistribution
 from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
 
-from .._modules import modules_of, outermost
-from ..blocks import pack_blocks
+from .._modules import evaluating, modules_of, outermost
 from ..errors import ArgumentError, ArgumentTypeError, check_int, check_positive
 from .non_finite import check_loss
 from .randomness import FollowsTorchSeed
@@ -28,7 +28,10 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
     or ``(x, context)``. ``train_loss``, ``val_loss`` and ``test_loss`` are logged, in nats;
     ``trainer.predict`` returns the log-density of each row.
 
-    Blocks of one shape are packed, which makes a step faster and leaves the state dict as it is.
+    The flow keeps its parameters, so blocks freeze one by one. ``pack_blocks(flow)`` before makes a
+    step faster; packed blocks freeze together. A checkpoint keeps ``learning_rate`` and ``warmup``,
+    for ``FlowModule.load_from_checkpoint(path, flow=flow)``, and loads into a flow packed or not; a
+    training resumes with a flow packed as at the start, because of the state of Adam.
 
     Arguments:
         flow: an nflows ``Flow`` or another module with a ``log_prob``, or a
@@ -73,25 +76,29 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
                 "Expected flow to be a module with a log_prob, such as iresnet_flow(2), or a "
                 f"TransformedDistribution of Pyro; got {type(flow).__name__}."
             )
-        pack_blocks(flow)
-        self.learning_rate = check_positive(learning_rate, "learning_rate")
-        self.warmup = check_warmup(warmup)
+        self.learning_rate = learning_rate = check_positive(learning_rate, "learning_rate")
+        self.warmup = warmup = check_warmup(warmup)
+        # Lightning reads the names from the frame of this call.
+        self.save_hyperparameters("learning_rate", "warmup")
         # A distribution is no module: its parameters live in its transforms.
         self.density: tuple[Any] = (flow,)
+        self._reads_context: bool | None = None
         self.parts = nn.ModuleList(outermost(modules_of(flow)))
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Return the log-density of each row of a batch, nats."""
-        x, *context = [batch] if isinstance(batch, Tensor) else batch
+        x, *context = _tensors(batch)
         (flow,) = self.density
+        is_conditional = isinstance(flow, ConditionalTransformedDistribution)
+        if is_conditional and not context:
+            raise ArgumentError("Expected batches of (x, context) for this flow; got x alone.")
+        if context and not is_conditional and not self._reads(x, *context):
+            raise ArgumentError(
+                "Expected batches of x or (x,) for this flow, which reads no context; got 2 "
+                "tensors. Leave the second out, or make a conditional flow."
+            )
         if not isinstance(flow, OfPyro):
             return flow.log_prob(x, *context)
-        is_conditional = isinstance(flow, ConditionalTransformedDistribution)
-        if is_conditional != bool(context):
-            wanted = "(x, context)" if is_conditional else "x or (x,)"
-            raise ArgumentError(
-                f"Expected batches of {wanted} for this flow; got {1 + len(context)} tensors."
-            )
         if isinstance(flow, ConditionalTransformedDistribution):
             flow = flow.condition(*context)
         # The transforms remember their last call, with the parameters of then.
@@ -118,6 +125,23 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
         """Return the log-density of each row, nats."""
         return self.log_prob(batch)
 
+    def _reads(self, x: Tensor, context: Tensor) -> bool:
+        """Return False for a flow with a density under a context of NaN."""
+        (flow,) = self.density
+        if isinstance(flow, OfPyro):
+            return False
+        # The network of a user is there for a context, and may fill in for NaN.
+        embedding = getattr(flow, "_embedding_net", None)
+        if self._reads_context is None and isinstance(embedding, nn.Identity):
+            try:
+                with evaluating(modules_of(flow)), torch.no_grad():
+                    nan = x.new_full(context[:1].shape, math.nan)
+                    self._reads_context = not bool(flow.log_prob(x[:1], nan).isfinite().any())
+            except Exception:
+                # The call with the context itself says more.
+                return True
+        return self._reads_context is not False
+
     def _log_mean(self, name: str, batch: Batch) -> None:
         log_prob = self.log_prob(batch)
         self.log(name, -log_prob.mean(), prog_bar=True, sync_dist=True, batch_size=len(log_prob))
@@ -128,6 +152,22 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
         fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         adam = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
         return warmed_up(adam, self.warmup)
+
+
+def _tensors(batch: Batch) -> Sequence[Tensor]:
+    """Return the one or two tensors of a batch, or raise."""
+    parts = [batch] if isinstance(batch, Tensor) else batch
+    if not isinstance(parts, list | tuple) or len(parts) not in (1, 2):
+        size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        got = f"{type(batch).__name__}{size}"
+    elif all(isinstance(part, Tensor) for part in parts):
+        return parts
+    else:
+        got = f"{type(batch).__name__} of {', '.join(type(part).__name__ for part in parts)}"
+    raise ArgumentTypeError(
+        f"Expected batch to be x, (x,) or (x, context), of tensors; got a {got}. Let the "
+        "DataLoader return these tensors alone."
+    )
 
 
 def check_warmup(steps: int) -> int:

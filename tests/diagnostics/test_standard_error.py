@@ -101,6 +101,8 @@ def test_refuses_wrong_arguments():
         logdet_with_error(block, x, 1)
     with pytest.raises(ArgumentTypeError, match=r"flow to be a Block.* got Linear"):
         logdet_with_error(torch.nn.Linear(2, 2), x)
+    with pytest.raises(ArgumentTypeError, match=r"flow to be a Block.* got Linear"):
+        logdet_with_error(torch.nn.Linear(2, 2), x, context=torch.randn(4, 2))
     with pytest.raises(ArgumentError, match="Expected no context"):
         logdet_with_error(zoo.PYRO_TRANSFORMS["stack"](), x, context=torch.randn(4, 2))
 

@@ -61,6 +61,22 @@ def test_frequencies(options, highest):
     assert found == {highest}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"embedding_net": nn.Flatten}, "embedding_net to be an object"),
+        ({"num_blocks": 2.5}, "num_blocks"),
+        ({"lipschitz": 2}, "lipschitz"),
+        ({"hidden_features": "wide"}, "hidden_features"),
+        ({"norm": 3, "options": BlockOptions()}, "norm"),
+        ({"likelihood": 1}, "likelihood"),
+    ],
+)
+def test_refuses_at_the_call(wrong, name):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=name):
+        iresnet_builder(**wrong)
+
+
 def test_refuses_series_without_embedding():
     with pytest.raises(ArgumentError, match="embedding_net"):
         iresnet_builder()(torch.randn(20, 2), torch.randn(20, 3, 4))
