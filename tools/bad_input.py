@@ -87,10 +87,10 @@ RIGHT = {
         "temperature",
     ),
     "[]": ("flow",),
-    "{}": ("coords", "dims", "columns", "trainer"),
+    "{}": ("coords", "dims", "columns", "trainer", "example"),
     "tensor(1.5)": ("atol",),
 }
-BOUNDED = ("lipschitz", "p", "slope")
+BOUNDED = ("lipschitz", "p")
 # Arguments that a call takes and does not read.
 UNREAD = (("Exact()(...)", "lipschitz"), ("PowerSeries()(...)", "lipschitz"))
 

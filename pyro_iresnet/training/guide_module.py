@@ -31,7 +31,7 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
         example: arguments of the model, with which the guide is set up: ``(x,)`` for ``model(x)``,
             or a dict of keywords.
         loss: ``Trace_ELBO()``, the default, or another loss of Pyro with a ``differentiable_loss``,
-            such as ``TraceMeanField_ELBO()``, ``TraceEnum_ELBO()`` or ``TraceTMC_ELBO()``.
+            such as ``TraceEnum_ELBO()`` or ``TraceTMC_ELBO()``.
         learning_rate: the rate of Adam after the warm-up.
         warmup: the number of steps over which the rate grows.
 
@@ -86,7 +86,7 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
             if untold or not hasattr(loss, "differentiable_loss"):
                 raise ArgumentTypeError(
                     "Expected loss to be one with a value that torch differentiates: Trace_ELBO(), "
-                    "TraceMeanField_ELBO(), TraceEnum_ELBO() or TraceTMC_ELBO(); got "
+                    "TraceEnum_ELBO() or TraceTMC_ELBO(); got "
                     f"{type(loss).__name__}. Take pyro.infer.SVI for other losses."
                 )
         if not isinstance(guide, nn.Module):
