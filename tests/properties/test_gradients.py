@@ -1,6 +1,7 @@
 """Gradients of random blocks: those of differences, in points, parameters and context."""
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch.func import jacrev
 
@@ -76,6 +77,8 @@ def test_jacobian_of_inverse(flow):
         row = batch_of(context, i)
         size = x[i].numel()
         ahead = jacrev(lambda z, c=row: block(z, c))(x[i]).reshape(size, size)
+        # A matrix that sinh has stretched in one direction loses the digits of the others.
+        assume(torch.linalg.cond(ahead) < 1e8)
         back = jacrev(lambda z, c=row: block.inverse(z, c))(y[i]).reshape(size, size)
         torch.testing.assert_close(back @ ahead, torch.eye(size), rtol=1e-5, atol=1e-5)
         flat = w[i].flatten()
