@@ -75,7 +75,7 @@ def iresnet_builder(
     options = _with_activation(options)
     # sbi calls the function deep inside its training, too late for these errors.
     of_blocks = {name: value for name, value in options.items() if name in KEYWORDS}
-    BlockOptions.records(of_blocks, hidden_dims=widths(options.get("hidden_features")))
+    BlockOptions.records(of_blocks, hidden_features=widths(options.get("hidden_features")))
     is_likelihood = check_flag(likelihood, "likelihood")
     return partial(_built, count, embedding_net, options, is_likelihood)
 

@@ -71,9 +71,7 @@ def logdet_with_error(
         >>> mean.shape, bool((error > 0).all())
         (torch.Size([5]), True)
     """
-    draws = check_positive_int(draws, "draws")
-    if draws < 2:
-        raise ArgumentError(f"Expected draws to be at least 2; got {draws}.")
+    draws = check_positive_int(draws, "draws", 2)
     check_dense(x, "x")
     logdet = logdets_of(flow, context is not None)
     modules = modules_of(flow)

@@ -136,13 +136,13 @@ def _in_frames(array: np.ndarray, names: list[str]) -> Iterator[pd.DataFrame]:
 def _of_file(path: Path) -> Source:
     if not path.is_file():
         raise ArgumentError(f"Expected a file to read; there is none at {path}.")
-    compressed = path.suffix.lower() == ".gz"
-    match path.with_suffix("").suffix.lower() if compressed else path.suffix.lower():
-        case ".csv" | ".tsv":
+    ending = path.suffix.lower()
+    match "".join(path.suffixes[-2:]).lower() if ending == ".gz" else ending:
+        case ".csv" | ".tsv" | ".csv.gz" | ".tsv.gz":
             return Source(str(path), partial(_csv_parts, path), is_csv=True)
-        case ".parquet" if not compressed:
+        case ".parquet":
             return Source(str(path), lambda text: _parquet_parts(path))
-        case ".npy" if not compressed:
+        case ".npy":
             return _of_array(_array_in(path), str(path))
         case _:
             raise ArgumentError(
