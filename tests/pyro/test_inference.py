@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.transforms import iterated
-from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import HMC, MCMC, SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalizingFlow
+from pyro.ops.integrator import potential_grad
 
 from pyro_iresnet import (
     Exact,
@@ -18,6 +19,8 @@ from pyro_iresnet import (
     iresnet,
     iresnet_stack,
 )
+from pyro_iresnet.errors import InversionError
+from pyro_iresnet.solvers import FixedPoint
 
 from ..truth import normal
 
@@ -113,3 +116,25 @@ def test_follows_pyro_seed(estimator):
         return fitted(guide, 5)
 
     assert run() == run()
+
+
+@pytest.mark.parametrize("step_size", [50.0, 1e30])
+def test_rejects_trajectory_to_infinity(step_size):
+    # 40 steps of such a size end at 1e100 or beyond.
+    flow = dist.TransformedDistribution(normal(2), [iresnet_stack(2, 2, [8]).eval()])
+    kernel = HMC(
+        lambda: pyro.sample("z", flow), step_size=step_size, num_steps=40, adapt_step_size=False
+    )
+    chain = MCMC(kernel, 3, warmup_steps=0, disable_progbar=True)
+    chain.run()
+    z = chain.get_samples()["z"]
+    assert z.isfinite().all()
+    assert (z == z[0]).all()
+
+
+def test_missed_tolerance_stops_chain():
+    # A missed tolerance is no property of the point, and a chain must not hide the miss.
+    transform = iresnet(2, solver=FixedPoint(max_steps=1)).eval()
+    flow = dist.TransformedDistribution(normal(2), [transform])
+    with pytest.raises(InversionError, match="tolerance"):
+        potential_grad(lambda z: -flow.log_prob(z["z"]), {"z": torch.ones(2)})

@@ -4,7 +4,6 @@ Torch's own cache knows a call by the identity of its tensor. It returns a stale
 of the optimiser, and a ``y`` without gradients after a call under ``no_grad``.
 """
 
-import sys
 import weakref
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from ..._torch import (
 from ...blocks import Evaluation
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
+from .mcmc import refuse_in_mcmc
 
 # Why a transform takes no hooks.
 NO_CALL = "a transform of torch is called without the hooks of a module"
@@ -107,7 +107,7 @@ class CachedTransform:
             ends: Any = self
             x, y = _of_one_batch(x, y, ends.domain.event_dim, ends.codomain.event_dim)
         evaluation = self.evaluate_pair(x, y)
-        return _without_mcmc(evaluation) if evaluation.drawn_by else evaluation
+        return refuse_in_mcmc(evaluation) if evaluation.drawn_by else evaluation
 
     def with_cache(self, cache_size: int = 1) -> Self:
         """Return the transform, parameters shared, with another cache."""
@@ -169,7 +169,7 @@ class CachedTransform:
     def _remember(self, evaluation: Evaluation, made: Tensor) -> Evaluation:
         """Keep an evaluation until a gradient has passed ``made``, a tensor of its own making."""
         if evaluation.drawn_by:
-            evaluation = _without_mcmc(evaluation)
+            evaluation = refuse_in_mcmc(evaluation)
         # A compiler sees that a second call repeats the first, and computes it once by itself.
         if is_compiling() or saved_tensor_hooks(True) or not self.remembers:
             return evaluation
@@ -186,38 +186,6 @@ class CachedTransform:
         memory.watch_log_det()
         self._memory = memory
         return memory.evaluation
-
-
-def drawn_density(name: str, estimator: str) -> ArgumentError:
-    """Make the error for a density that is drawn anew in each call; ``name`` says of whom."""
-    return ArgumentError(
-        f"Expected the {name} in eval mode; in train mode its log-determinant is drawn by "
-        f"{estimator}, so that the density of one point differs from call to call, which HMC, NUTS "
-        f"and NeuTra cannot follow. Call {name}.eval() first, or make it with logdet=Exact()."
-    )
-
-
-def _without_mcmc(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation whose log-determinant raises when a sampler of Pyro asks for it."""
-    if is_compiling():
-        return evaluation
-
-    def log_det() -> Tensor:
-        if not is_compiling() and _in_mcmc():
-            raise drawn_density("transform", evaluation.drawn_by)
-        return evaluation.log_det()
-
-    return replace(evaluation, log_det=log_det)
-
-
-def _in_mcmc() -> bool:
-    """Return True if HMC, NUTS or another kernel of ``pyro.infer.mcmc`` is among the callers."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def forget_the_store(module: nn.Module) -> None:

@@ -27,8 +27,8 @@ from ....errors import (
 from ....logdet import Exact
 from ....options import BlockKeywords, BlockOptions
 from ..builders import iresnet_stack
-from ..cached_transform import drawn_density
 from ..linear_autoregressive import LinearAutoregressive
+from ..mcmc import drawn_density
 from ..stack import Stack
 from .log_joint import LogJoint
 from .path_gradients import PathDistribution
