@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/how-to/options.md",
     "docs/how-to/stack.md",
     "docs/how-to/table.md",
+    "docs/how-to/lightning.md",
     "docs/how-to/image.md",
     "docs/how-to/density.md",
     "docs/how-to/estimator.md",
