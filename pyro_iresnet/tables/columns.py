@@ -123,7 +123,7 @@ class _Limited(Column):
         end = None if self.high is None else self.high + self.is_integer
         match self.low, end:
             case None, None:
-                return 0.0, 1.0
+                return (math.floor(np.median(values)) if self.is_integer else 0.0), 1.0
             case low, None:
                 return low, 1.0
             case None, end:

@@ -78,7 +78,7 @@ class FittedColumn:
         # The moments of an integer are those of its interval, so a single value has a scale too.
         noise = INSIDE if kind.is_integer else torch.zeros(1, dtype=torch.float64)
         curve: Any = kind.curve()
-        encoded = curve((torch.as_tensor(values)[:, None] + noise - a) / b)
+        encoded = curve((torch.as_tensor(values - a)[:, None] + noise) / b)
         mean, std = float(encoded.mean()), float(encoded.std())
         if not (std > 0 and math.isfinite(std) and math.isfinite(mean)):
             raise ArgumentError(
@@ -91,7 +91,7 @@ class FittedColumn:
 class TableEncoding:
     r"""Map between rows of numbers and rows of uncorrelated real numbers of mean 0 and scale 1.
 
-    .. math:: z = W t, \quad t_i = \bigl(f_i((x_i + u_i - a_i) / b_i) - m_i\bigr) / s_i
+    .. math:: z = W t, \quad t_i = \bigl(f_i((x_i - a_i + u_i) / b_i) - m_i\bigr) / s_i
 
     with f of the kind of column i, noise :math:`u_i` uniform in [0, 1) for integers and 0 for
     others, and :math:`W = C^{-1/2}` of the covariance C of t. A flow that starts at the identity so
@@ -162,7 +162,8 @@ class TableEncoding:
         """
         if noise is None:
             noise = torch.rand_like(rows, dtype=torch.float64).clamp_(min=TINY)
-        t = (rows + noise * self._is_integer - self._a) / self._b
+        # Large integers would round the noise away.
+        t = (rows - self._a + noise * self._is_integer) / self._b
         z, slope = torch.empty_like(t), torch.empty_like(t)
         for curve, at in self._groups:
             z[:, at] = curve(t[:, at])
@@ -185,8 +186,9 @@ class TableEncoding:
         t = torch.empty_like(z)
         for curve, at in self._groups:
             t[:, at] = curve.inv(z[:, at])
-        rows = t * self._b + self._a
-        return torch.where(self._is_integer, rows.floor(), rows).clamp(self._least, self._most)
+        rows = t * self._b
+        rows = torch.where(self._is_integer, rows.floor(), rows) + self._a
+        return rows.clamp(self._least, self._most)
 
 
 def _series(column: FittedColumn, values: Values) -> pd.Series:

@@ -86,7 +86,7 @@ def source_of(table: Any, name: str = "X") -> Source:
 def _of_array(array: np.ndarray, label: str) -> Source:
     if array.ndim != 2 and array.dtype.names is None:
         # A dictionary of columns, or a list of dictionaries.
-        is_plain = array.dtype != object or not isinstance(array.flat[0], dict)
+        is_plain = not any(isinstance(value, dict) for value in array.flat[:1])
         hint = f" Reshape {label} to (n, 1) or (1, D)." if array.ndim == 1 else ""
         hint = hint if is_plain else f" Pass pandas.DataFrame({label})."
         raise ArgumentError(

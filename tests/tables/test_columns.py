@@ -44,6 +44,20 @@ def test_round_trip(kind):
     assert torch.allclose(made.decode(z), values, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("ends", [(None, None), (0, None), (None, 2), (0, 2)])
+def test_far_integers(ends):
+    # A double of the size of a time in milliseconds has no digits for the noise.
+    far = 1_700_000_000_000
+    values = torch.arange(3, dtype=torch.float64).repeat(1000)[:, None]
+    noise = torch.rand_like(values)
+    near = encoding(Integer(*ends), values[:, 0].numpy())
+    moved = Integer(*(None if end is None else end + far for end in ends))
+    made = encoding(moved, values[:, 0].numpy() + far)
+    z, slope = made.encode(values + far, noise)
+    torch.testing.assert_close((z, slope), near.encode(values, noise))
+    assert torch.equal(made.decode(z), values + far)
+
+
 @EVERY
 def test_log_slope(kind):
     values = torch.from_numpy(KINDS[kind])[:, None].requires_grad_()

@@ -222,6 +222,7 @@ def test_refuses_a_type_that_changes(tmp_path, monkeypatch):
         ("none.csv", ArgumentError, "there is none"),
         (np.zeros(3), ArgumentError, "Reshape"),
         (np.zeros((2, 2, 2)), ArgumentError, "shape"),
+        (np.array([], dtype=object), ArgumentError, "shape"),
         (np.zeros((2, 2), complex), ArgumentError, "Complex"),
         ([[1.0, 2.0], [3.0]], ArgumentTypeError, "a table"),
     ],
