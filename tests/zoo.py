@@ -47,7 +47,7 @@ from pyro_iresnet.norms import (
     PowerIteration,
     SingularValue,
 )
-from pyro_iresnet.operators import KrylovSolve, NeumannSolve
+from pyro_iresnet.operators import KrylovSolve
 
 DIM = 5
 PADDINGS = ("zeros", "circular")
@@ -215,7 +215,6 @@ SOLVERS = {
     "anderson_plain": Anderson(preconditioner=None),
     "newton": Newton(),
     "newton_krylov": Newton(linear_solve=KrylovSolve(rtol=1.0)),
-    "newton_neumann": Newton(linear_solve=NeumannSolve(rtol=1.0)),
 }
 
 CONDITIONAL = {

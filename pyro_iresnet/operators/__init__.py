@@ -4,7 +4,7 @@ from .composite import Chain, Negated, Sum
 from .contraction_map import ContractionMap, NegatedMap
 from .convolution import Convolution, convolve
 from .elementary import Dense, Diagonal, Matrices
-from .krylov import KrylovSolve, NeumannSolve, auto_linear_solve
+from .krylov import KrylovSolve, auto_linear_solve
 from .linear_map import LinearMap
 from .linearization import Linearization, linearize_by_autograd
 from .packing import unpack
@@ -25,7 +25,6 @@ __all__ = [
     "Matrices",
     "Negated",
     "NegatedMap",
-    "NeumannSolve",
     "Solved",
     "Sum",
     "auto_linear_solve",

@@ -1,7 +1,6 @@
 r"""Solves of ``(I + J) w = v`` by products with ``J`` alone."""
 
 import math
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,41 +52,48 @@ class Product:
 
 
 @dataclass(frozen=True)
-class IterativeSolve(LinearSolve):
-    r"""Base class of solves by products with ``J`` alone, one product for each step.
+class KrylovSolve(LinearSolve):
+    r"""Solve by generalized conjugate residuals: the least residual over the last directions.
+
+    A step takes one product with J, and looks along the residual and the ``directions`` before. So
+    the residual shrinks by the factor L at least, as with a term of the Neumann series
+    :math:`\sum_k (-J)^k v`. For a symmetric J the residual is the least that any polynomial in J
+    gives.
 
     A sample is done once its error is certified, :math:`\lVert v - (I + J) w \rVert / (1 - L) \le
     \text{rtol} \lVert v \rVert`. An error at the floor of the arithmetic is enough, :math:`8
     \epsilon / (1 - L)` relative to the larger of v and w. If rounding may have moved the residuals
     that the steps tell, they are computed anew, and the solve goes on where they are too large.
 
-    To write one, define :meth:`approximate`.
+    Arguments:
+        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
+        directions: the number of directions to keep, an integer of at least 1; each takes two
+            vectors.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``directions`` no integer of
+            at least 1.
+        LinearSolveError: in a call: a sample did not reach the tolerance.
+
+    References:
+        Variational Iterative Methods for Nonsymmetric Systems of Linear Equations (Eisenstat, Elman
+        and Schultz, 1983).
+
+    Example:
+        >>> from pyro_iresnet import Newton
+        >>> from pyro_iresnet.operators import KrylovSolve
+        >>> solver = Newton(linear_solve=KrylovSolve(rtol=0.1))
     """
 
     rtol: float | None = None
+    directions: int = 3
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
             store_checked(self, check_positive, "rtol")
             if self.rtol > 1:
                 raise ArgumentError(f"Expected rtol in (0, 1]; got {self.rtol}.")
-
-    @abstractmethod
-    def approximate(
-        self, product: Product, v: Tensor, enough: Tensor, limit: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``w`` and the number of products for each row.
-
-        A row ends when the norm of ``v - (I + J) w``, as far as the steps tell, is at most
-        ``enough``, or after ``limit`` products. It does not depend on the other rows, and a NaN in
-        ``v`` stays visible in ``w``.
-
-        Arguments:
-            product: multiplies rows by ``J``, or by its transpose.
-            v: the right-hand side, shape ``(n, D)``.
-            enough: shape ``(n,)``.
-            limit: the largest number of products.
-        """
+        store_checked(self, check_positive_int, "directions")
 
     def __call__(
         self,
@@ -139,86 +145,11 @@ class IterativeSolve(LinearSolve):
                 else f"found ||J w|| > {lipschitz:.3g} ||w||"
             )
             raise LinearSolveError(
-                f"{type(self).__name__} {seen} for {int(failed.sum())} of {len(failed)} samples, "
+                f"KrylovSolve {seen} for {int(failed.sum())} of {len(failed)} samples, "
                 f"so the Jacobian exceeds the bound {lipschitz:.3g}. Correct the bound given "
                 "with g."
             )
         return Solved((w * scale).reshape(v.shape), products.reshape(batch), failed.reshape(batch))
-
-
-def _limit(rtol: float, lipschitz: float) -> int:
-    """Return the number of products that the Neumann series needs, and ten more for rounding."""
-    if lipschitz == 0.0:
-        return 3
-    return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
-
-
-@dataclass(frozen=True)
-class NeumannSolve(IterativeSolve):
-    r"""Solve by the Neumann series :math:`w = \sum_k (-J)^k v`.
-
-    Arguments:
-        rtol: relative tolerance, in (0, 1]; by default 1e-6 in float32, 1e-10 in float64.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1].
-        LinearSolveError: in a call: a sample did not reach the tolerance.
-
-    Example:
-        >>> from pyro_iresnet import Newton
-        >>> from pyro_iresnet.operators import NeumannSolve
-        >>> solver = Newton(linear_solve=NeumannSolve(rtol=0.1))
-    """
-
-    def approximate(
-        self, product: Product, v: Tensor, enough: Tensor, limit: int
-    ) -> tuple[Tensor, Tensor]:
-        w, products = 0 * v, torch.zeros_like(enough, dtype=torch.int64)
-        for _ in range(limit):
-            waits = row_norm(v) > enough
-            if not bool(waits.any()):
-                break
-            wide = waits[:, None]
-            w = w + torch.where(wide, v, 0.0)
-            v = torch.where(wide, -product(v), v)
-            products += waits
-        # A NaN in the last residual, as of a series that diverged, stays visible.
-        return w + 0 * v, products
-
-
-@dataclass(frozen=True)
-class KrylovSolve(IterativeSolve):
-    """Solve by generalized conjugate residuals: the least residual over the last directions.
-
-    A step looks along the residual and the ``directions`` before. So the residual shrinks by the
-    factor L at least, as with a term of the Neumann series, whose polynomial is fixed.
-    For a symmetric J the residual is the least that any polynomial in J gives.
-
-    Arguments:
-        rtol: as in :class:`NeumannSolve`, with the same errors.
-        directions: the number of directions to keep, an integer of at least 1; each takes two
-            vectors.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: ``rtol`` outside (0, 1], or ``directions`` no integer of
-            at least 1.
-        LinearSolveError: in a call: a sample did not reach the tolerance.
-
-    References:
-        Variational Iterative Methods for Nonsymmetric Systems of Linear Equations (Eisenstat, Elman
-        and Schultz, 1983).
-
-    Example:
-        >>> from pyro_iresnet import Newton
-        >>> from pyro_iresnet.operators import KrylovSolve
-        >>> solver = Newton(linear_solve=KrylovSolve(rtol=0.1))
-    """
-
-    directions: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        store_checked(self, check_positive_int, "directions")
 
     def approximate(
         self,
@@ -228,9 +159,18 @@ class KrylovSolve(IterativeSolve):
         limit: int,
         precondition: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return as the base class says.
+        """Return ``w`` and the number of products for each row.
 
-        ``precondition`` applies one matrix near the inverse of ``I + J`` to rows.
+        A row ends when the norm of ``v - (I + J) w``, as far as the steps tell, is at most
+        ``enough``, or after ``limit`` products. A row does not depend on the others, and a NaN in
+        ``v`` stays visible in ``w``.
+
+        Arguments:
+            product: multiplies rows by ``J``, or by its transpose.
+            v: the right-hand side, shape ``(n, D)``.
+            enough: shape ``(n,)``.
+            limit: the largest number of products.
+            precondition: applies one matrix near the inverse of ``I + J`` to rows.
         """
         rows = torch.arange(len(v), device=v.device)
         w, products = 0 * v, torch.zeros_like(rows)
@@ -269,6 +209,13 @@ class KrylovSolve(IterativeSolve):
             v = torch.addcmul(v, share, image, value=-1)
             products = products + waits
         return value.index_copy(0, rows, w), total.index_copy(0, rows, products)
+
+
+def _limit(rtol: float, lipschitz: float) -> int:
+    """Return the number of products that the Neumann series needs, and ten more for rounding."""
+    if lipschitz == 0.0:
+        return 3
+    return math.ceil(math.log(rtol * (1 - lipschitz)) / math.log(lipschitz)) + 10
 
 
 def auto_linear_solve(event_size: int) -> LinearSolve:

@@ -29,9 +29,9 @@ class Anderson(Solver):
     one evaluation of ``g``. If a step does not bring the residual down enough, a fixed-point step
     from the same point replaces it, so Anderson acceleration converges for every contraction.
 
-    Anderson acceleration is the default of every block: in 2 and in 64 dimensions no other solver is
-    as exact in less time (``benchmarks/run/inverse.py``). :class:`Newton` is as fast for a handful
-    of samples, and takes the fewest steps if a block is close to Lipschitz 1.
+    Anderson acceleration is the default of every block: no other solver is as exact in less time,
+    in 2 and in 64 dimensions (``benchmarks/run/inverse.py``). :class:`Newton` is as fast for a
+    handful of samples, and takes the fewest steps if a block is close to Lipschitz 1.
 
     Arguments:
         history: the number of differences to combine, at least 1; never more than coordinates.
