@@ -7,7 +7,7 @@ from .exact import Exact
 from .roulette import Roulette
 from .series import LogOnePlus, Series
 from .truncated import ConvergedSeries, PowerSeries
-from .truncation import Adaptive, Geometric, Poisson, Subsample, Truncation
+from .truncation import Adaptive, Geometric, Subsample, Truncation
 
 __all__ = [
     "Adaptive",
@@ -19,7 +19,6 @@ __all__ = [
     "LogDet",
     "LogOnePlus",
     "MeanJacobian",
-    "Poisson",
     "PowerSeries",
     "Roulette",
     "Series",

@@ -233,55 +233,6 @@ class Geometric(Truncation):
             )
 
 
-@dataclass(frozen=True)
-class Poisson(Truncation):
-    """A Poisson number of further terms, a published choice whose variance is infinite.
-
-    The chance to reach term k falls like :math:`r^k / k!`, faster than any power of an eigenvalue
-    of J. So the variance is infinite for every J that is not nilpotent, and the class warns of it.
-    :class:`Adaptive` has finite variance for every contraction.
-
-    Arguments:
-        rate: the mean number of further terms, above 0.
-        exact_terms: as in :class:`Adaptive`, with the same errors.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: an argument out of range or no number.
-
-    References:
-        Residual Flows for Invertible Generative Modeling (Chen et al., 2019), Appendix.
-
-    Example:
-        >>> Poisson(rate=2.0, exact_terms=1).survival(1, torch.tensor([1.0]))
-        tensor([0.8647])
-    """
-
-    rate: float = 2.0
-    exact_terms: int = 2
-
-    def __post_init__(self) -> None:
-        store_checked(self, check_positive_int, "exact_terms")
-        store_checked(self, check_positive, "rate")
-
-    def survival(self, term: int, magnitude: Tensor) -> Tensor:
-        # P(N > n | N >= n) = 1 - 1 / h with h = P(N >= n) / P(N = n), summed from its tail.
-        taken = term - self.exact_terms
-        tail = 0.0
-        for i in range(taken + 1 + math.ceil(self.rate) + 40, taken, -1):
-            tail = (1 + tail) * self.rate / i
-        # The tail overflows at rates of some hundreds, where the chance to go on is 1.
-        return torch.full_like(magnitude, tail / (1 + tail) if tail < 1 else 1 / (1 + 1 / tail))
-
-    def warn(self, lipschitz: float) -> None:
-        warnings.warn(
-            f"Poisson(rate={self.rate}) has infinite variance for every J that is not nilpotent, "
-            f"here with ||J|| up to {lipschitz}: the chance to reach term k falls like "
-            f"{self.rate}^k / k!, faster than any power of an eigenvalue. Use Adaptive().",
-            VarianceWarning,
-            stacklevel=2,
-        )
-
-
 def endless(truncation: Truncation, alive: int, samples: int, lipschitz: float) -> ContractionError:
     """Make the error of a series that did not end within the most terms of a true contraction."""
     return ContractionError(

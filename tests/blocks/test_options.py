@@ -39,7 +39,6 @@ from pyro_iresnet.logdet import (
     ConvergedSeries,
     Geometric,
     LogDet,
-    Poisson,
     Truncation,
 )
 from pyro_iresnet.norms import Gram, Hard, SingularValue
@@ -180,7 +179,6 @@ RECORDS = {
     "converged": {"logdet": ConvergedSeries(1e-5)},
     "roulette": {"logdet": Roulette(Adaptive(0.5, exact_terms=3), probes=2)},
     "geometric": {"logdet": Roulette(Geometric(p=0.25), control_variate=None)},
-    "poisson": {"logdet": Roulette(Poisson(rate=3.0))},
     "by_mode": {"logdet": ByMode(train=Roulette(), evaluate=ByMode(Exact(), PowerSeries(2)))},
     "cayley": {"block": "cayley", "lipschitz": 0.5},
     "block_class": {"block": CayleyBlock},

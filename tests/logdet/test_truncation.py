@@ -12,7 +12,6 @@ from pyro_iresnet.logdet import (
     Adaptive,
     Geometric,
     MeanJacobian,
-    Poisson,
     Subsample,
     Truncation,
 )
@@ -21,18 +20,7 @@ from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
 
 from .. import zoo
 
-TRUNCATIONS = [Adaptive(), Adaptive(0.7, 3), Geometric(), Geometric(0.2, 1), Poisson(), Poisson(5)]
-
-
-@pytest.mark.parametrize("rate", [0.1, 2.0, 30.0])
-def test_poisson_survival(rate):
-    poisson = torch.distributions.Poisson(torch.tensor(rate))
-    counts = torch.arange(200.0)
-    tail = poisson.log_prob(counts).exp().flip(0).cumsum(0).flip(0)
-    truncation = Poisson(rate, exact_terms=3)
-    for taken in range(int(rate) + 8):
-        survival = truncation.survival(3 + taken, torch.ones(1))
-        torch.testing.assert_close(survival, tail[taken + 1 : taken + 2] / tail[taken])
+TRUNCATIONS = [Adaptive(), Adaptive(0.7, 3), Geometric(), Geometric(0.2, 1)]
 
 
 def test_geometric_survival():
@@ -52,11 +40,6 @@ def test_packs_and_unpacks(truncation):
 def draw(truncation, lipschitz):
     g = zoo.dense(3, lipschitz=lipschitz)
     Roulette(truncation)(g.linearize(torch.randn(4, 3)), lipschitz=lipschitz)
-
-
-def test_poisson_warns():
-    with pytest.warns(VarianceWarning, match=r"Poisson\(rate=2.0\) has infinite variance .* 0\.1:"):
-        draw(Poisson(2.0), 0.1)
 
 
 def test_geometric_warns():
@@ -86,7 +69,6 @@ def test_warns_once():
         (lambda: Geometric(0.0), r"p in \(0, 1\); got 0.0"),
         (lambda: Geometric(1.0), r"p in \(0, 1\); got 1.0"),
         (lambda: Geometric(exact_terms=0), "exact_terms to be at least 1; got 0"),
-        (lambda: Poisson(-1.0), "rate to be finite and above 0; got -1.0"),
         (lambda: Adaptive(0.0), "threshold to be finite and above 0; got 0.0"),
     ],
 )
@@ -136,12 +118,6 @@ def test_series_without_end():
             return torch.ones_like(magnitude)
 
     assert 10_000 < Endless().max_terms(0.1) < 11_000
-
-
-def test_poisson_at_any_rate():
-    survival = Poisson(750.0).survival(2, torch.ones(2))
-    assert survival.tolist() == [1.0, 1.0]
-    assert Poisson(1e-9).survival(9, torch.ones(1)).item() > 0
 
 
 class Eager(Geometric):

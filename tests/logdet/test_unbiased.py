@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_iresnet import Exact, Roulette, testing
-from pyro_iresnet.logdet import Adaptive, Geometric, MeanJacobian, Poisson
+from pyro_iresnet.logdet import Adaptive, Geometric, MeanJacobian
 from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
 
 from .. import zoo
@@ -80,13 +80,6 @@ def test_value_under_geometric(truncation):
     g = zoo.dense(4, (8, 7), lipschitz=0.6)
     linearization = g.linearize(torch.randn(3, 4))
     testing.check_logdet(Roulette(truncation), linearization, lipschitz=0.6, draws=DRAWS)
-
-
-@pytest.mark.filterwarnings("ignore::pyro_iresnet.errors.VarianceWarning")
-def test_value_under_poisson():
-    linearization = Linearization(torch.zeros(2, 3), Dense(NILPOTENT.double()))
-    roulette = Roulette(Poisson(rate=2.0, exact_terms=1), control_variate=None)
-    testing.check_logdet(roulette, linearization, lipschitz=0.9, draws=DRAWS)
 
 
 def weighted_gradient(estimator, linearize, variables, weights, repeat):
