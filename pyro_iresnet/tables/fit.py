@@ -131,12 +131,6 @@ class Patience(Callback):
         waited = step - self.best_step
         trainer.should_stop |= waited > LEAST_PATIENCE + self.share * self.best_step
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
-
 
 def train(
     flow: nn.Module,

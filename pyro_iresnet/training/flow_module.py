@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution
 
 from .._modules import evaluating, modules_of, outermost
-from ..errors import ArgumentError, ArgumentTypeError, check_int, check_positive
+from ..errors import ArgumentError, ArgumentTypeError, check_positive, check_positive_int
 from .non_finite import check_loss
 from .randomness import FollowsTorchSeed
 
@@ -77,7 +77,7 @@ class FlowModule(FollowsTorchSeed, lightning.LightningModule):
                 f"TransformedDistribution of Pyro; got {type(flow).__name__}."
             )
         self.learning_rate = learning_rate = check_positive(learning_rate, "learning_rate")
-        self.warmup = warmup = check_warmup(warmup)
+        self.warmup = warmup = check_positive_int(warmup, "warmup", 0)
         # Lightning reads the names from the frame of this call.
         self.save_hyperparameters("learning_rate", "warmup")
         # A distribution is no module: its parameters live in its transforms.
@@ -168,14 +168,6 @@ def _tensors(batch: Batch) -> Sequence[Tensor]:
         f"Expected batch to be x, (x,) or (x, context), of tensors; got a {got}. Let the "
         "DataLoader return these tensors alone."
     )
-
-
-def check_warmup(steps: int) -> int:
-    """Return the number of steps, or raise unless it is an integer of at least 0."""
-    number = check_int(steps, "warmup")
-    if number < 0:
-        raise ArgumentError(f"Expected warmup to be at least 0; got {number}.")
-    return number
 
 
 def warmed_up(optimizer: torch.optim.Optimizer, steps: int) -> Any:

@@ -11,8 +11,8 @@ from pyro.infer import Trace_ELBO, TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from ..errors import ArgumentTypeError, check_instance, check_positive
-from .flow_module import check_warmup, warmed_up
+from ..errors import ArgumentTypeError, check_instance, check_positive, check_positive_int
+from .flow_module import warmed_up
 from .non_finite import check_loss
 from .randomness import FollowsTorchSeed
 
@@ -98,7 +98,7 @@ class GuideModule(FollowsTorchSeed, lightning.LightningModule):
         self.model, self.guide = model, guide
         self.loss: Any = Trace_ELBO() if loss is None else loss
         self.learning_rate = learning_rate = check_positive(learning_rate, "learning_rate")
-        self.warmup = warmup = check_warmup(warmup)
+        self.warmup = warmup = check_positive_int(warmup, "warmup", 0)
         # Lightning reads the names from the frame of this call.
         self.save_hyperparameters("learning_rate", "warmup")
         args, keywords = _arguments(example)

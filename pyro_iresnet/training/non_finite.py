@@ -1,8 +1,6 @@
 """Steps that stop at a loss that is not finite."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -20,14 +18,11 @@ class NonFiniteLossError(IResNetError, RuntimeError):
         step: the number of optimiser steps before.
         rows: the positions in the batch at which the log-density is not finite; empty if the loss
             has no rows.
-        path: the file with ``step`` and ``rows`` as JSON; None if none was written.
     """
 
-    def __init__(
-        self, message: str, step: int = 0, rows: Sequence[int] = (), path: Path | None = None
-    ) -> None:
+    def __init__(self, message: str, step: int = 0, rows: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.step, self.rows, self.path = step, list(rows), path
+        self.step, self.rows = step, list(rows)
 
 
 def check_loss(module: lightning.LightningModule, loss: Tensor, rows: Tensor | None) -> None:
@@ -41,23 +36,15 @@ def check_loss(module: lightning.LightningModule, loss: Tensor, rows: Tensor | N
     if bool(torch.isfinite(loss)):
         return
     bad = [] if rows is None else torch.nonzero(~torch.isfinite(rows.detach())).flatten().tolist()
-    step, path = module.global_step, None
-    trainer = module.trainer
-    if trainer.default_root_dir and (trainer.loggers or trainer.checkpoint_callback):
-        path = (
-            Path(trainer.default_root_dir)
-            / f"non_finite_step_{step}_rank_{module.global_rank}.json"
-        )
-        path.write_text(json.dumps({"step": step, "rows": bad}) + "\n")
+    step = module.global_step
     where = f"; the rows of the batch are {bad[:10]}" if bad else ""
-    kept: Any = trainer.checkpoint_callback
+    kept: Any = module.trainer.checkpoint_callback
     kept = kept and (kept.last_model_path or kept.best_model_path)
     raise NonFiniteLossError(
         f"Expected a finite loss; got {float(loss.detach())} at step {step}{where}. "
         f"{remedy(bad, 'learning rate')}{f' The checkpoint {kept} is of before.' * bool(kept)}",
         step,
         bad,
-        path,
     )
 
 

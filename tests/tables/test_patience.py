@@ -36,14 +36,6 @@ def test_late_better_score_starts_the_wait_again():
     assert end(Patience(0.5), [-1.0, *worse, -2.0, *worse, -3.0, *worse]) is None
 
 
-def test_wait_goes_on_after_a_stop():
-    first = Patience(0.5)
-    assert end(first, [-1.0, 0.0, 0.0]) is None
-    second = Patience(0.5)
-    second.load_state_dict(first.state_dict())
-    assert end(second, 3 * [0.0], first=400) == end(Patience(0.5), [-1.0, *(9 * [0.0])]) == 400
-
-
 def test_keeps_a_stop_of_others():
     trainer = SimpleNamespace(callback_metrics={"val_loss": -1.0}, global_step=1, should_stop=True)
     Patience(0.5).on_validation_end(trainer, None)
