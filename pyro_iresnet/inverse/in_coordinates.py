@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from .._torch import disable_compiler, in_torch_func, refuse_forward_mode, refuse_transforms
+from ..coordinates import CoordinateMap
 from ..errors import InversionError, check_tensor
 from ..operators import ContractionMap, default_rtol
 from ..solution import Result, Solution, Stats
@@ -16,16 +16,6 @@ from .solvers import Solver
 
 # A radius is worth another solve if it is this much smaller than the last one.
 CLOSER = 0.9
-
-
-class CoordinateMap(Protocol):
-    """Coordinates ``z`` of ``x``, as far as the inverse needs coordinates."""
-
-    is_linear: ClassVar[bool]
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-    def inverse(self, z: Tensor) -> Tensor: ...
-    def stretch(self, z: Tensor, radius: Tensor) -> Tensor: ...
 
 
 @disable_compiler("its number of steps depends on the data")

@@ -1,7 +1,7 @@
 """The inverse of ``y = x + g(x)`` to a certified error: :func:`solve`."""
 
 import math
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .._torch import (
     refuse_forward_mode,
     refuse_transforms,
 )
+from ..contractions import Contraction
 from ..errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -33,18 +34,6 @@ from .solvers import Anderson, Problem, Solver
 from .stopping import Tolerance
 
 
-@runtime_checkable
-class Contractive(Protocol):
-    """A contraction, as far as the inverse needs a contraction."""
-
-    @property
-    def event_dim(self) -> int: ...
-    def materialize(self) -> ContractionMap: ...
-    def check(
-        self, x: Tensor, context: Tensor | None = ..., name: str = ...
-    ) -> tuple[Tensor, Tensor | None]: ...
-
-
 class SolveKeywords(TypedDict, total=False):
     """The keywords of a solve; see :func:`solve`."""
 
@@ -58,7 +47,7 @@ class SolveKeywords(TypedDict, total=False):
 @disable_compiler("its number of steps depends on the data")
 @torch.no_grad()
 def solve(
-    contraction: Contractive,
+    contraction: Contraction,
     y: Tensor,
     solver: Solver | None = None,
     *,
@@ -115,10 +104,11 @@ def solve(
         >>> bool((solution.stats.error_bound <= solution.stats.tolerance).all())
         True
     """
-    if isinstance(contraction, type) or not isinstance(contraction, Contractive):
+    if not isinstance(contraction, Contraction):
+        got = contraction.__name__ if isinstance(contraction, type) else type(contraction).__name__
         raise ArgumentTypeError(
             "Expected contraction to be a Contraction, such as DenseContraction(2); got "
-            f"{_named(contraction)}. For the inverse of a block or a transform call "
+            f"{got}. For the inverse of a block or a transform call "
             "block.solve(y) or transform.block.solve(y), in the coordinates of x."
         )
     y, context = contraction.check(y, context, "y")
@@ -241,10 +231,6 @@ def _batched(atol: float | Tensor, batch: torch.Size, like: Tensor) -> float | T
     if not bool(((atol >= 0) & (atol < torch.inf)).all()):
         raise ArgumentError("Expected atol to be finite and at least 0; got another entry.")
     return atol
-
-
-def _named(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _below_one(proven: Tensor) -> float:

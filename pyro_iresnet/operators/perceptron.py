@@ -6,7 +6,6 @@ a graph of small operations costs as much as the products.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from .._torch import (
     needs_plain_operations,
     precisely,
 )
+from ..activations.base import Curved
 from .composite import Chain
 from .elementary import Dense, Diagonal, Matrices
 from .factored import FactoredJacobian, alternating
@@ -89,18 +89,6 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two matrices, computed in the faster of two orders."""
     # A product with few columns takes up to six times as long as that of the transposes (MKL).
     return (b.T @ a.T).T if b.shape[1] < 16 or b.shape[1] % 8 else a @ b
-
-
-class Curved(Protocol):
-    """An activation of known curvature that acts on every entry by itself."""
-
-    def value_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value and the first derivative, differentiable."""
-        ...
-
-    def value_slope_curvature(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the value and the first two derivatives."""
-        ...
 
 
 def linearize_perceptron(
