@@ -153,8 +153,7 @@ def auto_activation(dim: int) -> Callable[[], Activation]:
     many columns.
 
     Arguments:
-        dim: the number of coordinates, an integer of at least 1; else :class:`ArgumentError` or
-            :class:`ArgumentTypeError`.
+        dim: the number of coordinates, an integer of at least 1.
 
     Raises:
         ArgumentError, ArgumentTypeError: not an integer of at least 1.

@@ -17,8 +17,7 @@ class LipSwish(Activation):
     needs an activation that is smooth and whose slope does not saturate; LipSwish is both.
 
     Arguments:
-        beta: the initial :math:`\beta`, above 0 (else :class:`ArgumentError` or
-            :class:`ArgumentTypeError`); stored as its inverse softplus.
+        beta: the initial :math:`\beta`, above 0; stored as its inverse softplus.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``beta`` is no number above 0.

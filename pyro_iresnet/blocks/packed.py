@@ -30,8 +30,10 @@ def pack_blocks(flow: object) -> None:
     shapes or settings that no other block has, stay as they are.
 
     Arguments:
-        flow: a stack, a flow or a guide of either framework, or a list of blocks or transforms;
-            else :class:`ArgumentTypeError`.
+        flow: a stack, a flow or a guide of either framework, or a list of blocks or transforms.
+
+    Raises:
+        ArgumentTypeError: ``flow`` is none of these.
 
     Example:
         >>> from pyro_iresnet import iresnet_stack

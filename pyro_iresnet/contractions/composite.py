@@ -72,8 +72,7 @@ class SequentialContraction(_Composed):
     r"""Contractions in turn, :math:`g = g_n \circ \cdots \circ g_1`, of bound :math:`\prod_i L_i`.
 
     Arguments:
-        parts: one or more, of one event shape (else :class:`ArgumentError`); a context goes to the
-            parts that take one.
+        parts: one or more, of one event shape; a context goes to the parts that take one.
 
     Raises:
         ArgumentError, ArgumentTypeError: no parts, or parts that do not fit each other.

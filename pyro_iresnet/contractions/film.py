@@ -33,8 +33,7 @@ class FiLM(HasSettings, nn.Module):
     Gates start near 0.95, shifts like the outputs of a linear layer.
 
     Arguments:
-        context_dim: the size of the context, an integer of at least 1; else :class:`ArgumentError`
-            or :class:`ArgumentTypeError`.
+        context_dim: the size of the context, an integer of at least 1.
         widths: the width of each layer, likewise.
         hidden_dims: the widths of the embedding network, likewise; none for the context itself.
 

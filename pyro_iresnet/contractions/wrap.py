@@ -125,7 +125,7 @@ def wrap(
     Arguments:
         module: called as ``module(x)``, or ``module(x, context)`` with a ``context_dim``. The
             module keeps the shape ``(*batch, *event)`` and does not mix samples.
-        lipschitz: the Lipschitz constant of the module, in (0, 1); else :class:`ArgumentError`.
+        lipschitz: the Lipschitz constant of the module, in (0, 1).
         event_dim: the number of trailing dimensions of one event: 1 for vectors, 3 for images.
         context_dim: the size of the context, or None for no context.
 

@@ -26,8 +26,7 @@ class Asinh(Coordinates):
     Linear well below s, a logarithm well above s. An image has one scale for each channel.
 
     Arguments:
-        scale: the start of s, in [1e-30, 1e30], which float32 holds; else :class:`ArgumentError` or
-            :class:`ArgumentTypeError`.
+        scale: the start of s, in [1e-30, 1e30], which float32 holds.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``scale`` is no number in this range.

@@ -24,7 +24,7 @@ class ImageStack(CachedTransform, TransformModule):
     numbers between 0 and ``levels``: dequantise integers by :func:`dequantize`.
 
     Arguments:
-        transform: the :class:`ImageTransform`; else :class:`ArgumentTypeError`.
+        transform: the :class:`ImageTransform`.
         cache_size: 1 to remember the last call, 0 for no memory.
 
     Raises:

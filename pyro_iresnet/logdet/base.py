@@ -74,7 +74,7 @@ class ByMode(LogDet):
     deterministic value. The pair itself takes no call: :meth:`for_mode` returns one estimator.
 
     Arguments:
-        train, evaluate: the :class:`LogDet` of each mode; else :class:`ArgumentTypeError`.
+        train, evaluate: the :class:`LogDet` of each mode.
 
     Raises:
         ArgumentTypeError: ``train`` or ``evaluate`` is no :class:`LogDet`.

@@ -246,8 +246,7 @@ class Hard(Norm):
     alone (Behrmann et al. 2019, Eq. 3).
 
     Arguments:
-        norm: a :class:`Norm` that scales a weight by a factor; else :class:`ArgumentError` or
-            :class:`ArgumentTypeError`.
+        norm: a :class:`Norm` that scales a weight by a factor.
 
     Raises:
         ArgumentTypeError: ``norm`` is no :class:`Norm`.

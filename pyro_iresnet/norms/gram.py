@@ -47,8 +47,7 @@ class Gram(Norm):
     product more for its gradient in closed form, :math:`\nabla S = Q\, (Q W) / S^{p-1}`.
 
     Arguments:
-        squarings: ``k``, an integer of at least 1; else :class:`ArgumentError` or
-            :class:`ArgumentTypeError`.
+        squarings: ``k``, an integer of at least 1.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``squarings`` is no integer of at least 1.

@@ -23,8 +23,7 @@ class PowerIteration(Norm):
     function of W. The gradient is :math:`u v^\top`, with ``u`` and ``v`` held fixed.
 
     Arguments:
-        steps: iterations, an integer of at least 1; else :class:`ArgumentError` or
-            :class:`ArgumentTypeError`.
+        steps: iterations, an integer of at least 1.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``steps`` is no integer of at least 1.

@@ -76,8 +76,7 @@ class ConditionalIResNet(SavedSettings, ConditionalTransformModule):
     ``(S, B, D)``. :func:`conditional_iresnet` makes a block and its transform.
 
     Arguments:
-        block: a :class:`Block` whose contraction has a ``context_dim``; else :class:`ArgumentError`
-            or :class:`ArgumentTypeError`.
+        block: a :class:`Block` whose contraction has a ``context_dim``.
 
     Raises:
         ArgumentError: the contraction takes no context.

@@ -40,8 +40,8 @@ class AffinePreconditioner:
     the points once, whatever its batch; :class:`Stats` does not count these evaluations.
 
     Arguments:
-        points: the number of points, at least 1 (else :class:`ArgumentError`); they are pairs of
-            opposites, so an odd number gets one more.
+        points: the number of points, at least 1; they are pairs of opposites, so an odd number gets
+            one more.
 
     Raises:
         ArgumentError: fewer than 1 point.
