@@ -181,7 +181,7 @@ def main(
             label = name if kind == OURS else f"{name}, 64 wide"
             goals.append([label, f"{ratio:.3f}", f"{floor:.3f}", f"<= {goal}"])
         body.append(f"## {name}\n\n{table_of(steps, {SPLINES: steps[SPLINES]})}")
-    head = [f"{OURS} over the spline guide", "processor", "floor", "goal"]
+    head = [f"{OURS} over the spline guide", "processor", "floor over its time", "goal"]
     body.insert(0, f"{table(head, goals)}\n\n{NOTE}")
     publish("guide_step", "Step of a guide", "\n\n".join(body), fast=fast, write=write)
     checkouts = {NEW: HERE} if against is None else {NEW: HERE, OLD: against}

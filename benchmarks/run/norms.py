@@ -244,7 +244,8 @@ def main(
         body.append(f"## {job.name}, {steps:,} steps\n\n{table(head, rows)}")
     note = f"""\
 Held-out nats, the mean of {seeds} seeds with their standard deviation; batches of {BATCH}, Adam, \
-average of the last tenth, 0.99 for each layer; one learning rate for all, chosen for Gram() when \
+average of the last tenth; each layer has the bound 0.99, and `Hard` scales every weight up to the \
+bound too. One learning rate for all, chosen for Gram() when \
 Gram() was the default. A run fails where a Jacobian is beyond its bound, or with NaN. `Equal \
 time` gives each strategy as many steps as fit in the time of those of Cholesky(), the default. \
 Times are those of the processor, threads: {threads}. Digits: 4 blocks of 128-128; \

@@ -55,7 +55,8 @@ AXES = {
     "width": ("width", (64, 128, 256, 512)),
 }
 NOTE = """\
-Blocks of `{base}` along its axes, else with all defaults of the package; float32, milliseconds of
+Four blocks of {base.dim} coordinates, hidden layers of {base.width}, batches of {base.batch}:
+one of these varies at a time. All else has the defaults of the package; float32, milliseconds of
 the processor. Products are multiply-adds of all matrix products of a call, with those of LAPACK by
 their leading power. A slope is that of the logarithm over the logarithm of the size, from the row
 above to its row. Small calls are bound by the number of operations, so their time often grows
@@ -171,9 +172,9 @@ def main(fast: Fast = False, write: Write = False, threads: Threads = 1) -> None
     peaks, large = memory(LARGE[:1] if fast else LARGE, (16,) if fast else (64, 512))
     body.append(f"## Peak memory of one call of 8 blocks beyond the imports, MiB\n\n{peaks}")
     found = [
-        f"Grows faster than its products by more than {MARGIN} in the slope: "
+        f"Slopes that exceed the slope of the matrix products by more than {MARGIN}: "
         + (" ".join(fast_growth) or "nothing."),
-        "Exceeds 4 GiB: " + (" ".join(large) or "nothing."),
+        "Calls that take more than 4 GiB: " + (" ".join(large) or "nothing."),
     ]
     note = NOTE.format(base=Size(), exact=EXACT_IN_EVALUATION)
     body.insert(0, "\n\n".join([*found, note.strip()]))

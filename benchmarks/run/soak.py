@@ -137,7 +137,7 @@ def of_training(found: dict[str, list[Reading]]) -> str:
             ]
         )
     heads = (
-        ["", "steps", "processes", "KiB / 1,000 steps", "MiB", "tensors", "objects"],
+        ["", "steps", "processes", "KiB / 1,000 steps", "MiB", "tensors", "Python objects"],
         [
             "",
             "loss",
@@ -145,7 +145,7 @@ def of_training(found: dict[str, list[Reading]]) -> str:
             "error / bound: start to end; largest",
             "round trip: start to end; largest",
             "losses of NaN",
-            "reported",
+            "marked as failed",
             "beyond the bound",
         ],
     )
@@ -175,7 +175,15 @@ def of_inversions(found: dict[Cell, dict[str, float]]) -> str:
         for value in dict.fromkeys(map(key, checked)):
             some = together(f for c, f in checked.items() if key(c) == value)
             rows.append([f"{label}{value}", *_cells(some)])
-    head = ["", "inversions", "reported", "no truth", "beyond the bound", "error / bound", "error"]
+    head = [
+        "",
+        "inversions",
+        "marked as failed",
+        "no reference",
+        "beyond the bound",
+        "error / bound",
+        "error",
+    ]
     series, total = [], 0.0
     for _, group in groupby(found.values(), lambda f: f["process"]):
         places, sizes = [], []
@@ -240,10 +248,10 @@ exceed by its rounding.""",
     "inversions": """\
 Norms of `y` run over six orders of magnitude. `random` blocks have enlarged weights, so that \
 every bound is active, 500 inversions each; `trained` blocks were fitted for 100 steps to a bent \
-density. The truth is a solve in float64 of the same parameters, to the floor of the arithmetic, \
-which the block has to carry back to `y` within 1e-8; its own bound is granted. `reported` \
-solutions say that they failed. The last columns are the largest error over its bound, and the \
-largest error over the larger of 1 and the norm of x.""",
+density. The reference is a solve in float64 of the same parameters, to the floor of the \
+arithmetic, which the block has to carry back to `y` within 1e-8; its own bound is granted. \
+Solutions that are marked as failed say so. The last columns are the largest error over its \
+bound, and the largest error over the larger of 1 and the norm of x.""",
     "files": f"""\
 A stack of Pyro and a flow of nflows, each saved as a state (read with `weights_only=True` and a \
 strict `load_state_dict`) and as a pickled module, in turn. Each file is read in a process of its \
