@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 
 from ..._torch import InverseTransform
 from ...blocks import Evaluation
 from ...operators.linearization import vjp_of
 from .cached_transform import CachedTransform
+from .provenance import evaluate_tracked
 
 
 def evaluate(transform: Any, x: Tensor) -> Evaluation:
     """Evaluate any bijective torch transform at ``x``."""
     if isinstance(transform, CachedTransform):
+        if isinstance(x, ProvenanceTensor):
+            return evaluate_tracked(transform.evaluate, x)
         return transform.evaluate(x)
     if isinstance(transform, InverseTransform):
         return evaluate_inverse(transform.inv, x).inverted()
@@ -33,6 +37,8 @@ def evaluate_each(transforms: Sequence[Any], x: Tensor) -> list[Evaluation]:
 def evaluate_inverse(transform: Any, y: Tensor) -> Evaluation:
     """Evaluate any bijective torch transform at the ``x`` of ``y``."""
     if isinstance(transform, CachedTransform):
+        if isinstance(y, ProvenanceTensor):
+            return evaluate_tracked(transform.evaluate_inverse, y)
         return transform.evaluate_inverse(y)
     if isinstance(transform, InverseTransform):
         return evaluate(transform.inv, y).inverted()

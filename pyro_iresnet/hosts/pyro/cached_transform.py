@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from pyro.nn import PyroModule
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
@@ -27,6 +28,7 @@ from ...blocks import Evaluation
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, ArgumentTypeError, check_cache_size, check_dense
 from .mcmc import refuse_in_mcmc
+from .provenance import evaluate_tracked
 
 # Why a transform takes no hooks.
 NO_CALL = "a transform of torch is called without the hooks of a module"
@@ -89,6 +91,8 @@ class CachedTransform:
         """Return the evaluation at ``x``, at ``y`` or at a pair: the last one, or a new one."""
         if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "transform", NO_CALL)  # pyright: ignore[reportArgumentType]
+        if isinstance(x, ProvenanceTensor) or isinstance(y, ProvenanceTensor):
+            return evaluate_tracked(self.evaluation, x, y)
         # A compiler and hooks on saved tensors need the operations of a call themselves.
         recorded = is_compiling() or saved_tensor_hooks(True)
         memory = None if recorded else self._memory
@@ -172,6 +176,9 @@ class CachedTransform:
             evaluation = refuse_in_mcmc(evaluation)
         # A compiler sees that a second call repeats the first, and computes it once by itself.
         if is_compiling() or saved_tensor_hooks(True) or not self.remembers:
+            return evaluation
+        # A context with a provenance: the tensors of the next call are others.
+        if isinstance(made, ProvenanceTensor):
             return evaluation
         by_value = not in_torch_func() and not evaluation.x.is_meta
         last = self._memory and self._memory.fingerprint

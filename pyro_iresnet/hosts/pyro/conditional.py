@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -13,6 +14,7 @@ from ...blocks import Block, Evaluation
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, check_instance
 from .cached_transform import NO_CALL, forget_the_store
+from .provenance import evaluate_tracked
 from .transform import BlockTransform, reals
 
 
@@ -35,12 +37,16 @@ class ConditionedIResNet(BlockTransform):
         self.register_buffer("context", context, persistent=False)
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        return self.block.check(x, self.context, name)[0]
+        return self.block.check(x, detach_provenance(self.context), name)[0]
 
     def evaluate(self, x: Tensor) -> Evaluation:
+        if isinstance(self.context, ProvenanceTensor):
+            return evaluate_tracked(self.block.evaluate, x, self._context_of(x))
         return self.block.evaluate(x, self._context_of(x))
 
     def evaluate_inverse(self, y: Tensor) -> Evaluation:
+        if isinstance(self.context, ProvenanceTensor):
+            return evaluate_tracked(self.block.evaluate_inverse, y, self._context_of(y))
         return self.block.evaluate_inverse(y, self._context_of(y))
 
     def _context_of(self, x: Tensor) -> Tensor:
@@ -51,7 +57,7 @@ class ConditionedIResNet(BlockTransform):
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return ``shape`` with the batch of the context, or raise."""
         like = self.context.new_empty(()).expand(tuple(shape))
-        return self.block.check(like, self.context, "shape")[0].shape
+        return self.block.check(like, detach_provenance(self.context), "shape")[0].shape
 
 
 def raise_unconditioned(transform: object) -> NoReturn:
@@ -135,7 +141,7 @@ class ConditionalIResNet(SavedSettings, ConditionalTransformModule):
         """
         if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "transform", NO_CALL)
-        self.block.contraction.check_context(context)
+        self.block.contraction.check_context(detach_provenance(context))
         conditioned = ConditionedIResNet(self.block, context)
         conditioned.training = self.training
         return conditioned

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pyro.distributions import ComposeTransformModule
 from pyro.distributions.util import sum_rightmost
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
@@ -158,7 +159,8 @@ class Stack(SavedSettings, CachedTransform, ComposeTransformModule):  # pyright:
                 run = parts[begin:end]
                 if ends.mixed:
                     x = _checked_behind(parts[:begin], run[0], x, "x")
-                at_once = evaluate_in_turn([p.block for p in run], x) if len(run) > 1 else None
+                several = len(run) > 1 and not isinstance(x, ProvenanceTensor)
+                at_once = evaluate_in_turn([p.block for p in run], x) if several else None
                 made = evaluate_each(run, x) if at_once is None else [at_once]
                 steps += made
                 extra_dims += ends.extra_dims[begin : begin + len(made)]
