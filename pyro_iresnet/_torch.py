@@ -163,15 +163,14 @@ def disable_compiler(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def gather_ranks(value: Tensor) -> Tensor:
-    """Return the values of all ranks of torch.distributed, shape ``(ranks, *shape)``.
+    """Return the values of all ranks that train together, shape ``(ranks, *shape)``.
 
-    The ranks are those of the ``DistributedDataParallel`` that runs, else of the default group. A
-    process alone is one rank.
+    The ranks are those of the ``DistributedDataParallel`` that runs. Elsewhere a process is alone.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value[None]
     wrapper = DistributedDataParallel._active_ddp_module
-    group = None if wrapper is None else wrapper.process_group
+    if wrapper is None:
+        return value[None]
+    group = wrapper.process_group
     ranks = distributed.get_world_size(group)
     if ranks == 1:
         return value[None]

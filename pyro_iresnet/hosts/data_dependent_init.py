@@ -118,7 +118,7 @@ class DataDependentInit(nn.Module):
 
 
 def moments(rows: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Return number, mean and deviation of the finite rows, those of all ranks together.
+    """Return number, mean and deviation of the finite rows, of all ranks that train together.
 
     Each rank sends its number, mean and sum of squares around the mean, and merges those of all
     (Chan, Golub and LeVeque, 1979), so every rank has the same result.

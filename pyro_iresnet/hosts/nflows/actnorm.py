@@ -19,10 +19,11 @@ class PatientActNorm(DataDependentInit, Transform):
     scale 1. Parameters that are not 0 by then are kept: those of a load, and those that training
     with smaller batches has moved, which a warning reports.
 
-    Under torch.distributed the rows of all ranks count together, as in ``SyncBatchNorm``: every
-    rank has to make the calls before the start. Inside ``nn.DataParallel``, under torch.func and
-    for a replaced parameter (``torch.func.functional_call``) nothing starts. A state dict of
-    nflows' ``ActNorm`` loads.
+    Inside ``DistributedDataParallel`` the rows of all ranks count together, as in
+    ``SyncBatchNorm``. Elsewhere each process starts from its own rows: if you average gradients by
+    yourself, call once on data before, and broadcast the parameters. Inside ``nn.DataParallel``,
+    under torch.func and for a replaced parameter (``torch.func.functional_call``) nothing starts. A
+    state dict of nflows' ``ActNorm`` loads.
 
     Arguments:
         features: the number of coordinates, or of channels of images.

@@ -23,9 +23,10 @@ class ActNorm(CachedTransform, DataDependentInit, TransformModule):
     with smaller batches a warning says that no data set the start. Call :meth:`eval` to look before
     you start.
 
-    Under torch.distributed the rows of all ranks count together, as in ``SyncBatchNorm``: every
-    rank has to make the calls before the start. Inside ``nn.DataParallel``, under torch.func and
-    for a replaced parameter (``torch.func.functional_call``) nothing starts.
+    Inside ``DistributedDataParallel`` the rows of all ranks count together, as in
+    ``SyncBatchNorm``. Elsewhere each process starts from its own rows: if you average gradients by
+    yourself, call once on data before, and broadcast the parameters. Inside ``nn.DataParallel``,
+    under torch.func and for a replaced parameter (``torch.func.functional_call``) nothing starts.
 
     Arguments:
         input_dim: the number of coordinates, or of channels of images, at least 1. Another value,
