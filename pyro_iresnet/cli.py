@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .diagnostics import certificate
-from .errors import ArgumentError, IResNetError
+from .errors import ArgumentError, IResNetError, check_probability
 from .tables import Category, Column, DensityEstimator, HeavyTailed, Integer, Real
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
@@ -68,6 +68,8 @@ def score(
     """Write the log-density of each row, nats in the units of the table."""
     with _errors_as_exit():
         _check_output(output)
+        if anomaly is not None:
+            check_probability(anomaly, "--anomaly")
         estimator = _loaded(model, context)
         least = -math.inf if anomaly is None else estimator.threshold(anomaly)
         scores = pd.DataFrame({"log_density": estimator.score_samples(table, context)})

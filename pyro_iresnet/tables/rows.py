@@ -253,7 +253,7 @@ def _fixed(
             "as input."
         )
     found = np.empty(part.shape)
-    for i, column in enumerate(columns):
+    for i, column in enumerate(columns if len(part) else ()):
         values = part.iloc[:, i]
         check_present(values, column.name, source.label, before)
         if column.labels is None:

@@ -345,3 +345,11 @@ def test_takes_bfloat16():
     estimator = fitted(x)
     assert estimator.sample(3).dtype == np.float32
     assert (estimator.score_samples(x) == estimator.score_samples(x.float())).all()
+
+
+def test_no_rows():
+    table = pd.DataFrame({"a": RNG.normal(size=N), "b": RNG.choice(["x", "y"], N)})
+    made = fitted(table)
+    for empty in (table.iloc[:0], table.to_numpy()[:0]):
+        with pytest.raises(ArgumentError, match="Expected rows in X; got 0"):
+            made.score_samples(empty)
