@@ -1,15 +1,26 @@
 """Checks of ``pyro_iresnet.testing``: each names the promise that a broken object breaks."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from pyro_iresnet import Exact, FixedPoint, testing
+from pyro_iresnet import (
+    CayleyBlock,
+    ConvContraction,
+    DenseContraction,
+    Exact,
+    FixedPoint,
+    ResidualBlock,
+    Roulette,
+    testing,
+)
 from pyro_iresnet.contractions import Contraction
+from pyro_iresnet.coordinates import Asinh, DiagonalScale
 from pyro_iresnet.errors import ArgumentError
 from pyro_iresnet.inverse import solve
-from pyro_iresnet.logdet import LogDet
+from pyro_iresnet.logdet import LogDet, PowerSeries
 from pyro_iresnet.operators import Chain, Dense, Diagonal, Linearization
 
 from . import zoo
@@ -108,11 +119,11 @@ def test_sound_contraction():
     [
         (testing.check_lipschitz_bound, HalvedBound, "exceeds the proven"),
         (testing.check_lipschitz_bound, LargeBound, "exceeds the promised"),
-        (testing.check_linearization, Transposed, "not close"),
-        (testing.check_linearization, WrongTrace, "not close"),
-        (testing.check_linearization, OtherValue, "not close"),
-        (testing.check_linearization, MixesSamples, "not close"),
-        (testing.check_purity, OtherValue, "not close"),
+        (testing.check_linearization, Transposed, "matrix of linearize differs from automatic"),
+        (testing.check_linearization, WrongTrace, "trace of linearize differs from automatic"),
+        (testing.check_linearization, OtherValue, "value of linearize differs from that of for"),
+        (testing.check_linearization, MixesSamples, "sample depends on the other samples"),
+        (testing.check_purity, OtherValue, "value of linearize differs from that of forward"),
         (testing.check_purity, WritesInput, "a call changed x"),
         (testing.check_purity, WritesParameter, "a call changed bias"),
         (testing.check_purity, DependsOnMode, "train and eval mode"),
@@ -140,10 +151,16 @@ class Biased(LogDet):
     """The exact log-determinant and noise, off by a small amount."""
 
     bias: float
+    stochastic: ClassVar[bool] = True
 
     def __call__(self, linearization, *, lipschitz):
         exact = Exact()(linearization, lipschitz=lipschitz)
         return exact + 0.1 * torch.randn_like(exact) + self.bias
+
+
+@dataclass(frozen=True)
+class Untold(Biased):
+    stochastic: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -160,10 +177,99 @@ def check_estimator(estimator):
 
 def test_estimators():
     check_estimator(Biased(0.0))
-    with pytest.raises(AssertionError, match="standard errors"):
+    with pytest.raises(AssertionError, match=r"off by 0\.0\d+ nats, with a standard error of 0"):
         check_estimator(Biased(0.03))
+    with pytest.raises(AssertionError, match="set stochastic = True"):
+        check_estimator(Untold(0.0))
+    with pytest.raises(AssertionError, match="nats, with a standard error of 0 and a tolerance"):
+        check_estimator(PowerSeries(terms=2))
     with pytest.raises(AssertionError, match="expected the batch shape"):
         check_estimator(WrongShape())
+
+
+def test_tolerance_of_a_series():
+    g = zoo.dense(lipschitz=0.5)
+    linearization = g.linearize(torch.randn(4, zoo.DIM))
+    series, bound = PowerSeries(terms=3), PowerSeries(terms=3).truncation_error(0.5, zoo.DIM)
+    exact = Exact()(linearization, lipschitz=0.5)
+    off = (series(linearization, lipschitz=0.5) - exact).abs().max()
+    testing.check_logdet(series, linearization, lipschitz=0.5, tolerance=float(off) + 1e-9)
+    assert off > 0
+    assert bound > 0
+
+
+BLOCKS = {
+    "residual": lambda: ResidualBlock(DenseContraction(3)),
+    "cayley": lambda: CayleyBlock(DenseContraction(3)),
+    "coordinates": lambda: ResidualBlock(
+        DenseContraction(3), coordinates=(Asinh(), DiagonalScale(0.5))
+    ),
+    "conditional": lambda: ResidualBlock(DenseContraction(3, context_dim=2)),
+    "image": lambda: ResidualBlock(ConvContraction((1, 3, 2), [4]), logdet=Exact()),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_sound_block(name):
+    block = BLOCKS[name]()
+    context = torch.randn(10, 2) if name == "conditional" else None
+    shape = (1, 3, 2) if name == "image" else (3,)
+    testing.check_block(block, torch.randn(10, *shape), context)
+
+
+def broken(**changes):
+    """Make a block class one function of whose evaluations is wrong."""
+
+    class Broken(ResidualBlock):
+        def evaluate(self, x, context=None):
+            return replace(super().evaluate(x, context), **changes)
+
+    return Broken(DenseContraction(3))
+
+
+class Shifted(ResidualBlock):
+    def evaluate_inverse(self, y, context=None, *, x0=None):
+        found = super().evaluate_inverse(y, context, x0=x0)
+        return replace(found, x=found.x + 1e-3)
+
+
+class Detached(ResidualBlock):
+    def evaluate_inverse(self, y, context=None, *, x0=None):
+        found = super().evaluate_inverse(y, context, x0=x0)
+        return replace(found, x=found.x.detach() + 0 * y)
+
+
+class Centred(ResidualBlock):
+    def evaluate(self, x, context=None):
+        return super().evaluate(x - 0.1 * x.mean(0), context)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (lambda: broken(log_det=lambda: torch.zeros(10)), "^log_det differs"),
+        (lambda: broken(vjp=lambda w: w), "^vjp differs"),
+        (lambda: broken(inverse_vjp=lambda w: w), "^inverse_vjp differs"),
+        (lambda: Shifted(DenseContraction(3)), "does not lead back"),
+        (lambda: Detached(DenseContraction(3)), "gradient through the inverse differs"),
+        (lambda: Centred(DenseContraction(3)), "sample depends on the other samples"),
+    ],
+)
+def test_broken_block(block, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_block(block(), torch.randn(10, 3))
+
+
+def test_refuses_drawn_block():
+    block = ResidualBlock(DenseContraction(3), logdet=Roulette())
+    with pytest.raises(ArgumentError, match="Roulette draws"):
+        testing.check_block(block, torch.randn(10, 3))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 3), (0, 3)])
+def test_refuses_other_batches(shape):
+    with pytest.raises(ArgumentError, match=r"Expected x of shape \(n, 3\)"):
+        testing.check_solver(FixedPoint(), zoo.dense(3), torch.zeros(shape))
 
 
 def test_solver(monkeypatch):
@@ -177,6 +283,6 @@ def test_solver(monkeypatch):
             "exceeds the tolerance",
         ),
     ):
-        monkeypatch.setattr(testing, "solve", lambda *arguments, found=changed: found)
+        monkeypatch.setattr(testing.solver, "solve", lambda *arguments, found=changed: found)
         with pytest.raises(AssertionError, match=message):
             testing.check_solver(FixedPoint(), g, x)

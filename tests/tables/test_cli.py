@@ -117,7 +117,10 @@ def test_declares_columns(folder, kind, told, monkeypatch):
         (("fit", "{t}", "-o", "{f}/no/folder/m.pt", "--steps", "1"), "no/folder"),
         (("score", "{t}", "{t}", "-o", "s.csv"), "another kind of file"),
         (("score", "{m}", "{t}", "-o", "s.txt"), ".csv or .parquet"),
-        (("score", "{m}", "{f}/new.parquet", "-o", "{f}/s.csv", "--anomaly", "2"), "Expected --anomaly in"),
+        (
+            ("score", "{m}", "{f}/new.parquet", "-o", "{f}/s.csv", "--anomaly", "2"),
+            "Expected --anomaly in",
+        ),
         (("sample", "{m}", "-o", "s.txt"), ".csv or .parquet"),
     ],
 )

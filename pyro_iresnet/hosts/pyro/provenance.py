@@ -17,8 +17,9 @@ from ...blocks import Evaluation
 
 def evaluate_tracked(evaluate: Callable[..., Evaluation], *inputs: Any) -> Evaluation:
     """Evaluate at plain inputs, and give the results the provenance of the inputs."""
-    inputs, sites = extract_provenance(inputs)
-    evaluation = evaluate(*inputs)
+    plain: Any
+    plain, sites = extract_provenance(inputs)
+    evaluation = evaluate(*plain)
 
     def log_det() -> Tensor:
         return track_provenance(evaluation.log_det(), sites)
