@@ -27,8 +27,11 @@ class cached:  # noqa: N801  (a context manager, named as torch names them)
     parameter that changes inside is noticed by its value, and the weights are computed anew.
 
     Arguments:
-        flow: a block, a stack, a flow or a guide of either framework, or a list of them; else
-            :class:`ArgumentTypeError`.
+        flow: a block, a stack, a flow or a guide of either framework, or a list of them. In other
+            modules there is nothing to share.
+
+    Raises:
+        ArgumentTypeError: ``flow`` is no module, transform or distribution, nor a list of them.
 
     Example:
         >>> import torch

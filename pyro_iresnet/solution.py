@@ -30,8 +30,9 @@ class Result(IntEnum):
     )
     NON_FINITE = (
         2,
-        "The inverse met NaN or infinity. y or the context holds one, or the network overflows on "
-        "the way. Check y, context, x0 and the parameters.",
+        "The inverse met NaN or infinity. y or the context holds one, is so large that its square "
+        "overflows, or the network overflows on the way. Check y, context, x0 and the parameters, "
+        "or take float64.",
     )
     NOT_A_CONTRACTION = (
         3,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from .._counter_rng import fixed_normals
@@ -23,7 +24,7 @@ from ..errors import ArgumentError, check_dense
 from ..hosts.pyro.transform import BlockTransform
 from ..norms import spectral_norm
 from ..operators import ContractionMap, Linearization
-from .logdet_error import logdets_of, naming, unchanged
+from .logdet_error import is_flow, logdets_of, naming, unchanged
 
 # Rows whose Jacobians are taken at once, the largest size of a Jacobian as a matrix, and the power
 # iterations for larger Jacobians.
@@ -130,13 +131,15 @@ def certificate(
     word, and the data may refute the bound. Print the result, or ask ``.holds``.
 
     Arguments:
-        flow: a block, a stack, a flow or a guide of either framework.
-        data: run through the flow as in :func:`logdet_with_error`; shape ``(*batch, *event)``.
+        flow: a block, a stack, a flow or a guide of either framework, or a network around blocks,
+            such as :class:`~pyro_iresnet.images.IResNetClassifier`.
+        data: run through the flow as in :func:`logdet_with_error`, or through the network; shape
+            ``(*batch, *event)``. The flow of a guide is ``guide.transform``.
         context: shape ``(*batch, size)``, for a conditional flow.
 
     Raises:
         ArgumentError, ArgumentTypeError: ``flow`` cannot hold a block or holds no contraction, or a
-            context without data.
+            context without data, or data that are not finite.
 
     Example:
         >>> import torch
@@ -150,6 +153,10 @@ def certificate(
         raise ArgumentError("Expected a context only together with data; got it alone.")
     if data is not None:
         check_dense(data, "data")
+        if not bool(data.isfinite().all()):
+            raise ArgumentError(
+                "Expected data without NaN or infinity, where g has no stretch. Drop such rows."
+            )
     if isinstance(flow, Contraction):
         flow = ResidualBlock(flow)
     if context is not None and isinstance(flow, BlockTransform):
@@ -233,9 +240,12 @@ def _stretches(flow: object, data: Tensor, context: Tensor | None) -> dict[int, 
     blocks = [m for m in modules if isinstance(m, Block)]
     maps = materialize_together(contractions)
     recorded = {id(c): _Recorded(g, []) for c, g in zip(contractions, maps, strict=True)}
-    run = logdets_of(flow, context is not None)
     with unchanged(modules, blocks), share(recorded, contractions), naming("data", data):
-        run(data, context, 1)
+        if isinstance(flow, nn.Module) and not is_flow(flow) and not isinstance(flow, AutoGuide):
+            # A network around blocks, such as a classifier, has no log-determinant.
+            flow(data) if context is None else flow(data, context)
+        else:
+            logdets_of(flow, context is not None)(data, context, 1)
     found = {
         id(c): [s for call in r.calls for s in _norms_of(r.g, c.event_dim, *call)]
         for c, r in zip(contractions, recorded.values(), strict=True)

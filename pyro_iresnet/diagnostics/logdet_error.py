@@ -96,6 +96,15 @@ def logdet_with_error(
     return LogDetEstimate(mean, (squares / (draws * (draws - 1))).sqrt())
 
 
+def is_flow(flow: object) -> bool:
+    """Return True for an object of which :func:`logdet_with_error` has a log-determinant."""
+    kinds = (
+        Block | Transform | TransformedDistribution | ConditionalTransform | ConditionalDistribution
+    )
+    of_nflows = ("flows", "Flow"), ("transforms", "Transform")
+    return isinstance(flow, kinds) or any(_is_of_nflows(flow, *name) for name in of_nflows)
+
+
 def logdets_of(flow: Any, has_context: bool) -> Callable[[Tensor, Tensor | None, int], Tensor]:
     """Return a function of x, context and a number of copies, shape ``(copies, *batch)``."""
     if isinstance(flow, Block):

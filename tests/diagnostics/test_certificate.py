@@ -127,6 +127,11 @@ def test_refuses_other_data(data):
         certificate(stack(), data)
 
 
+def test_refuses_data_without_numbers():
+    with pytest.raises(ArgumentError, match="Expected data without NaN"):
+        certificate(stack(), torch.full((3, zoo.DIM), torch.nan))
+
+
 def test_refuses_context_alone():
     with pytest.raises(ArgumentError, match="together with data"):
         certificate(stack(), context=torch.randn(3, 2))

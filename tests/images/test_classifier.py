@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from pyro_iresnet import CayleyBlock, FixedPoint, IResNetTransform, ResidualBlock
+from pyro_iresnet import CayleyBlock, FixedPoint, IResNetTransform, ResidualBlock, certificate
 from pyro_iresnet.blocks import Block
 from pyro_iresnet.coordinates import DiagonalScale
 from pyro_iresnet.errors import (
@@ -42,6 +42,16 @@ def test_hooks_act():
         block.register_forward_hook(lambda *_: seen.append(1))
     net(torch.randn(3, 1, 8, 8))
     assert len(seen) == len(blocks)
+
+
+def test_certificate_of_images():
+    net, images = started(small(lipschitz=0.5)), torch.randn(10, 1, 8, 8)
+    found = certificate(net.train(), images)
+    wholes = [row for row in found.rows if row.layer == "g"]
+    assert found.holds
+    assert len(wholes) == 2
+    assert all(0 < row.stretch <= 0.5 for row in wholes)
+    assert net.training
 
 
 @pytest.mark.parametrize("lipschitz", [0.5, 0.9, 0.97])
