@@ -176,8 +176,13 @@ PLACES = {
         ("normflows, default", "checkerboard, float32", 0),
         ("normflows, default", "checkerboard, float32", 4),
     ],
-    "a gradient through 256": [
+    "a gradient through 256 of": [
         (kind, "checkerboard: a gradient through the inverse", place)
+        for kind in ("implicit", "unrolled")
+        for place in (0, 2)
+    ],
+    "a gradient through 256 inversions": [
+        (kind, "digits: a gradient through the inverse", place)
         for kind in ("implicit", "unrolled")
         for place in (0, 2)
     ],
