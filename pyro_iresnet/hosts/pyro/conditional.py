@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
-from pyro.ops.provenance import ProvenanceTensor, detach_provenance
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -14,7 +14,7 @@ from ...blocks import Block, Evaluation
 from ...contractions.hooks import HOOKS, refuse_hooks
 from ...errors import ArgumentError, check_instance
 from .cached_transform import NO_CALL, forget_the_store
-from .provenance import evaluate_tracked
+from .provenance import evaluate_tracked, without_provenance
 from .transform import BlockTransform, reals
 
 
@@ -37,7 +37,7 @@ class ConditionedIResNet(BlockTransform):
         self.register_buffer("context", context, persistent=False)
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        return self.block.check(x, detach_provenance(self.context), name)[0]
+        return self.block.check(x, without_provenance(self.context), name)[0]
 
     def evaluate(self, x: Tensor) -> Evaluation:
         if isinstance(self.context, ProvenanceTensor):
@@ -57,7 +57,7 @@ class ConditionedIResNet(BlockTransform):
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return ``shape`` with the batch of the context, or raise."""
         like = self.context.new_empty(()).expand(tuple(shape))
-        return self.block.check(like, detach_provenance(self.context), "shape")[0].shape
+        return self.block.check(like, without_provenance(self.context), "shape")[0].shape
 
 
 def raise_unconditioned(transform: object) -> NoReturn:
@@ -141,7 +141,7 @@ class ConditionalIResNet(SavedSettings, ConditionalTransformModule):
         """
         if any(map(vars(self).get, HOOKS)):
             refuse_hooks(self, "transform", NO_CALL)
-        self.block.contraction.check_context(detach_provenance(context))
+        self.block.contraction.check_context(without_provenance(context))
         conditioned = ConditionedIResNet(self.block, context)
         conditioned.training = self.training
         return conditioned

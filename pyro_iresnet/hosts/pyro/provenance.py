@@ -9,7 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pyro.ops.provenance import extract_provenance, track_provenance
+from pyro.ops.provenance import (
+    ProvenanceTensor,
+    detach_provenance,
+    extract_provenance,
+    track_provenance,
+)
 from torch import Tensor
 
 from ...blocks import Evaluation
@@ -26,3 +31,9 @@ def evaluate_tracked(evaluate: Callable[..., Evaluation], *inputs: Any) -> Evalu
 
     x, y = (track_provenance(end, sites) for end in (evaluation.x, evaluation.y))
     return replace(evaluation, x=x, y=y, log_det=log_det)
+
+
+def without_provenance(x: Tensor) -> Tensor:
+    """Return a plain tensor."""
+    # A compiler does not follow Pyro's dispatch.
+    return detach_provenance(x) if isinstance(x, ProvenanceTensor) else x
