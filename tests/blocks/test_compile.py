@@ -18,10 +18,12 @@ from pyro_iresnet import (
     Roulette,
     actnorm,
     cached,
+    conditional_iresnet_stack,
 )
 from pyro_iresnet.logdet import Adaptive, Geometric, Truncation
 
 from .. import zoo
+from ..truth import normal
 
 pytestmark = pytest.mark.compiled
 
@@ -99,6 +101,13 @@ def test_loss_of_flow(make, name, share, backend):
         return -flow.log_prob(x).mean()
 
     check_compiled(loss, module, torch.randn(6, zoo.DIM), backend)
+
+
+def test_conditioned_flow():
+    family = conditional_iresnet_stack(zoo.DIM, 3, 2, hidden_dims=[8], between=None)
+    transform = family.condition(torch.randn(3))
+    flow = dist.TransformedDistribution(normal(zoo.DIM), [transform.inv], validate_args=False)
+    check_compiled(lambda x: -flow.log_prob(x).mean(), family, torch.randn(6, zoo.DIM), "aot_eager")
 
 
 @pytest.mark.slow
