@@ -37,9 +37,14 @@ def over_symbol(kernel: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
     half = columns // 2 + 1
     by_row = _waves(height, rows, rows, kernel)
     by_column = _waves(width, columns, half, kernel)
-    symbol = torch.einsum("...oihw,ha,wb->...aboi", kernel.to(by_row.dtype), by_row, by_column)
-    slack = _slack(height, rows) * _slack(width, columns)
-    return norm(symbol).flatten(-2).amax(-1) * slack
+    kernel = kernel.to(by_row.dtype)
+    with torch.no_grad():
+        symbols = torch.einsum("...oihw,ha,wb->...aboi", kernel, by_row, by_column)
+        largest = norm(symbols).flatten(-2).argmax(-1)
+    # The gradient of a maximum is that of one frequency, so the others need no graph.
+    row, column = by_row.mT[largest // half], by_column.mT[largest % half]
+    symbol = torch.einsum("...oihw,...h,...w->...oi", kernel, row, column)
+    return norm(symbol) * (_slack(height, rows) * _slack(width, columns))
 
 
 def spectral_norm(weight: Tensor) -> Tensor:

@@ -69,10 +69,12 @@ class Gram(Norm):
 
     def __call__(self, weight: Tensor) -> Tensor:
         check_weight(weight)
-        if is_tracing() or in_forward_mode():
+        if is_tracing() or in_forward_mode() or not torch.is_grad_enabled():
             # A tracer cannot record an autograd function written in Python, and an autograd
             # function with a forward-mode rule does not compile: both need the plain operations.
-            return _gram(weight, self.squarings)[0]
+            w = wide(weight)
+            scale = _scale(w)
+            return (scale * _schatten(w / scale, self.squarings)[0])[..., 0, 0]
         return _GramNorm.apply(weight, self.squarings)[0]
 
     def rule(self) -> Rule | None:
@@ -92,7 +94,7 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
     root, power, product, _ = _schatten(unit, squarings)
     direction = power @ product
     # <W, dS/dW> = S for a norm (Euler): this gives the factor that the rescalings dropped.
-    euler = (unit.conj() * direction).real.sum((-2, -1), keepdim=True)
+    euler = (_real(unit) * _real(direction)).sum((-2, -1), keepdim=True)
     direction = direction * (root / euler.clamp(min=torch.finfo(weight.dtype).tiny))
     if weight.shape[-2] > weight.shape[-1]:
         direction = direction.mT
@@ -100,9 +102,18 @@ def _gram(weight: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
 
 
 def _scale(weight: Tensor) -> Tensor:
-    """Return the largest entry: squares in a norm under- or overflow where entries do not."""
+    """Return the largest part of an entry: squares may under- or overflow where entries do not."""
     tiny = torch.finfo(weight.dtype).tiny
-    return weight.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+    return _real(weight).abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+
+
+def _frobenius(matrix: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(_real(matrix), dim=(-2, -1), keepdim=True)
+
+
+def _real(matrix: Tensor) -> Tensor:
+    """Return the parts of complex entries, whose norm torch takes 30 times faster."""
+    return torch.view_as_real(matrix).flatten(-2) if matrix.is_complex() else matrix
 
 
 def _schatten(unit: Tensor, squarings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,14 +124,14 @@ def _schatten(unit: Tensor, squarings: int) -> tuple[Tensor, Tensor, Tensor, Ten
     log_norm = 0.0
     for done in range(squarings + 1):
         if done % RESCALE_EVERY == 0 or done == squarings:
-            size = torch.linalg.vector_norm(power, dim=(-2, -1), keepdim=True).clamp(min=tiny)
+            size = _frobenius(power).clamp(min=tiny)
             # Every later squaring squares this factor once more.
             log_norm = log_norm + size.log() * (2.0 ** (squarings - done + 1) / order)
             power = power / size
         if done < squarings:
             power = power @ power
     product = power @ unit
-    size = torch.linalg.vector_norm(product, dim=(-2, -1), keepdim=True).clamp(min=tiny)
+    size = _frobenius(product).clamp(min=tiny)
     root = torch.exp(log_norm + size.log() * (2.0 / order))
     return root, power, product, size
 
