@@ -29,7 +29,7 @@ those of the papers: the rows of dense flows tell what this size costs them, not
 can do. Reconstructions are of the first 500 test images, of CIFAR-10 the first 100; their errors \
 are in standard deviations of the grey levels. CIFAR-10 is a part of 10,000 training and 2,000 \
 test images that had been stored as JPEG: its rows compare with each other, not with published \
-figures.
+figures. They have half of the 20 minutes of their goal, and errors with a standard error of 1.1 %.
 
 The learning rate of each row is the best of two or more after 3 minutes (FFJORD: 2) with the seed \
 of the row, measured on training images that were held out; all classifiers with a bound take the \

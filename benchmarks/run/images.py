@@ -225,7 +225,8 @@ def picture(images: Tensor, levels: int, path: Path) -> None:
     for axis in axes.flat:
         axis.axis("off")
     plt.subplots_adjust(0, 0, 1, 1, 0.05, 0.05)
-    plt.savefig(path, dpi=80)
+    # Colours take three times the bytes of grey levels.
+    plt.savefig(path, dpi=80 if images.shape[1] == 1 else 50)
     plt.close()
 
 
