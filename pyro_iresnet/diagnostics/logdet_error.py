@@ -107,6 +107,12 @@ def is_flow(flow: object) -> bool:
 
 def logdets_of(flow: Any, has_context: bool) -> Callable[[Tensor, Tensor | None, int], Tensor]:
     """Return a function of x, context and a number of copies, shape ``(copies, *batch)``."""
+    if not is_flow(flow):
+        raise ArgumentTypeError(
+            "Expected flow to be a Block, a torch or Pyro transform or "
+            "TransformedDistribution, conditional or not, or an nflows Transform or Flow; got "
+            f"{type(flow).__name__}. The flow of a guide is guide.transform."
+        )
     if isinstance(flow, Block):
         return lambda x, context, n: _of_block(flow, x, context, n)
     if _is_of_nflows(flow, "flows", "Flow"):
@@ -121,12 +127,6 @@ def logdets_of(flow: Any, has_context: bool) -> Callable[[Tensor, Tensor | None,
                 f"Expected a context for a {type(flow).__name__}; got none. Pass context=..."
             )
         return lambda x, context, n: _of_conditional(flow, x, context, n)
-    if not isinstance(flow, Transform | TransformedDistribution):
-        raise ArgumentTypeError(
-            "Expected flow to be a Block, a torch or Pyro transform or "
-            "TransformedDistribution, conditional or not, or an nflows Transform or Flow; got "
-            f"{type(flow).__name__}. The flow of a guide is guide.transform."
-        )
     if has_context:
         raise ArgumentError(
             "Expected no context for a torch or Pyro transform or distribution that is not "

@@ -72,6 +72,7 @@ class Gram(Norm):
         if is_tracing() or in_forward_mode() or not torch.is_grad_enabled():
             # A tracer cannot record an autograd function written in Python, and an autograd
             # function with a forward-mode rule does not compile: both need the plain operations.
+            # Without gradients there is no direction to compute.
             w = wide(weight)
             scale = _scale(w)
             return (scale * _schatten(w / scale, self.squarings)[0])[..., 0, 0]

@@ -20,7 +20,7 @@ def check_logdet(
     *,
     lipschitz: float,
     draws: int = 2000,
-    tolerance: float = 5e-5,
+    tolerance: float = MOST * ROUNDING,
 ) -> None:
     """Check that the mean of an estimator is the log-determinant, within its standard error.
 

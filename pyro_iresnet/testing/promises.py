@@ -24,9 +24,6 @@ def check_batch(contraction: Contraction, x: Tensor) -> None:
     """Raise unless a contraction is complete, and ``x`` is one batch of its points."""
     example = "DenseContraction(2)"
     check_instance(contraction, Contraction, "contraction", example).check_complete()
-    contraction.check(
-        x, None if contraction.context_dim is None else x.new_zeros(contraction.context_dim)
-    )
     event = ", ".join(map(str, contraction.event_shape))
     if x.dim() != 1 + contraction.event_dim or not len(x):
         raise ArgumentError(
